@@ -1,0 +1,1 @@
+"""tfquant: from any Keras 3 model to a small, fast, verified integer model."""
