@@ -100,10 +100,9 @@ def best_range(
         The best `(low, high)`.
     """
     exact = np.array([min(low, 0.0), max(high, 0.0)])
-    coarse, fine = 2.0 ** -np.arange(0, 12, 0.5), 2.0 ** np.linspace(0.5, -0.5, 17)
+    coarse, fine = 2.0 ** -np.arange(0, 12, 0.5), 2.0 ** np.linspace(0.5, -0.5, 15)
     single_ends = () if spec.symmetric or not exact.all() else ((1, 0), (0, 1))
     moves = [(ends, factors) for ends in ((1, 1), *single_ends) for factors in (coarse, fine)]
-    moves += [(ends, fine) for ends in single_ends]
 
     best, least = exact, loss(exact[:1], exact[1:])[0]
     for ends, factors in moves:
