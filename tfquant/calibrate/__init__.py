@@ -1,0 +1,5 @@
+"""Post-training quantization: grids from data."""
+
+from tfquant.calibrate.calibrate import calibrate
+
+__all__ = ["calibrate"]

@@ -1,0 +1,108 @@
+"""Setting activation grids from data."""
+
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import tree
+from rich.progress import Progress
+
+from tfquant.calibrate.data import batches
+from tfquant.numerics import choose_params
+from tfquant.quantizers import RecordingScope, Static, observers
+from tfquant.wrappers import Quantize, QuantizeWrapper
+
+
+# Rows kept at the model's inputs, so that a converted file can be compared on real data.
+SAMPLE_ROWS = 256
+SAMPLE_BYTES = 64 * 2**20
+
+
+def calibrate(model, data, *, batch_size=32, steps=None, observer="min_max", progress=True):
+    """Runs `data` through `model` and sets the grid of every activation.
+
+    Weights are quantized and activations are not while observers watch. Interrupting it leaves the
+    model as it was.
+
+    Args:
+        model: Model from `quantize_model` or `quantize_apply`. Changed in place.
+        data: Array, list of arrays or dict of arrays (several inputs), generator of batches, or
+            `tf.data.Dataset`. A hundred rows are usually enough.
+        batch_size: Rows in a batch, where `data` is not batched already.
+        steps: Number of batches to take; `None` takes all.
+        observer: `"min_max"`, `"moving_average"`, `"percentile"`, `"mean_squared_error"` or
+            `"entropy"`, an `Observer` class, or a function that returns an observer.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: If the model is not quantized, or the data are empty, of the wrong shape or
+            dtype, or not finite.
+    """
+    if not any(isinstance(layer, (QuantizeWrapper, Quantize)) for layer in _layers(model)):
+        raise ValueError(
+            f"A model from tfq.quantize_model is expected. Received: '{model.name}', which has no "
+            "quantized layers."
+        )
+    summarizer = observers.get(observer)
+    watched = {}
+    rows = []
+
+    @tf.function(input_signature=[[tf.TensorSpec(x.shape, x.dtype) for x in model.inputs]])
+    def run(arrays):
+        with RecordingScope() as scope:
+            model(tree.pack_sequence_as(model.input, arrays), training=False)
+        found = [(q, x) for q, x in scope.records if isinstance(q, Static)]
+        run.quantizers = [q for q, _ in found]
+        return [summarizer.summarize(x) for _, x in found]
+
+    source = batches(data, model.inputs, batch_size, steps)
+    with Progress(transient=True, disable=not progress) as bar:
+        task = bar.add_task("Calibrating", total=source.total)
+        for arrays in source:
+            summaries = run(arrays)
+            for quantizer, vector in zip(run.quantizers, summaries, strict=True):
+                key = quantizer.group or id(quantizer)
+                if key not in watched:
+                    watched[key] = observers.get(observer), []
+                member_observer, members = watched[key]
+                member_observer.update(summarizer.unpack(vector.numpy()))
+                if not any(quantizer is member for member in members):
+                    members.append(quantizer)
+            _keep(rows, arrays)
+            bar.advance(task)
+    for member_observer, members in watched.values():
+        for quantizer in members:
+            quantizer.set_params(
+                choose_params(*member_observer.range(quantizer.spec), quantizer.spec)
+            )
+    _leave_samples(model, rows)
+    _forget_traces(model)
+    return model
+
+
+def _layers(model):
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from _layers(layer)
+
+
+def _keep(rows, arrays):
+    """Appends the first rows of a batch while there is room."""
+    have = sum(len(batch[0]) for batch in rows)
+    size = sum(array[:1].nbytes for array in arrays)
+    room = min(SAMPLE_ROWS, max(1, SAMPLE_BYTES // max(size, 1))) - have
+    if room > 0:
+        rows.append([np.array(array[:room]) for array in arrays])
+
+
+def _leave_samples(model, rows):
+    model.calibration_samples = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+
+
+def _forget_traces(model):
+    """Makes Keras trace `predict` and its like again: the grids are known now."""
+    model.predict_function = model.test_function = model.train_function = None

@@ -1,0 +1,55 @@
+"""Which tensor of the float file is which activation of the Keras model.
+
+A tensor and an activation belong together when they have the same values on a sample input. Names
+settle the rest: a tensor's name carries the names of the layers that it was computed by.
+"""
+
+import numpy as np
+
+from tfquant.convert.tflite.flatbuffer import File
+from tfquant.rewrite.lower import Lowered, Point
+
+# Two float implementations of one layer differ by rounding, which grows along the network.
+RELATIVE_TOLERANCE = 2e-3
+
+
+def anchor(
+    file: File, values: dict[int, np.ndarray], lowered: Lowered, point_values: list[np.ndarray]
+) -> dict[int, Point]:
+    """Finds the tensors of each point.
+
+    Args:
+        file: The float file.
+        values: Values of the file's computed tensors on a sample.
+        lowered: From `tfquant.rewrite.lower`.
+        point_values: Values of `lowered.points` on the same sample.
+
+    Returns:
+        Dict from tensor index to `Point`. A point may have several tensors (before and behind a
+        reshape), or none when the converter computed it away.
+    """
+    floats = {i: v.reshape(-1) for i, v in values.items() if v.dtype == np.float32}
+    found: dict[int, list[Point]] = {}
+    for point, expected in zip(lowered.points, point_values, strict=True):
+        expected = expected.reshape(-1)
+        tolerance = RELATIVE_TOLERANCE * float(np.abs(expected).max(initial=0.0))
+        for index, value in floats.items():
+            if value.size == expected.size and np.abs(value - expected).max() <= tolerance:
+                found.setdefault(index, []).append(point)
+    return {index: _settle(file, index, points, lowered) for index, points in found.items()}
+
+
+def _settle(file, index, points, lowered):
+    """Chooses among points of equal values."""
+    if len({(p.grid.params.scale.item(), p.grid.params.zero_point) for p in points}) == 1:
+        return points[0]
+    name = file.name(index)
+    named = [p for p in points if f"/{_layer_name(p, lowered)}" in name]
+    return (named or points)[-1]
+
+
+def _layer_name(point, lowered):
+    for unit in lowered.units:
+        if any(x is point.tensor for x in unit.outputs):
+            return unit.name
+    return point.name

@@ -1,0 +1,248 @@
+"""Parameters for every tensor of the file."""
+
+import dataclasses
+
+import numpy as np
+
+from tfquant.convert.tflite import rules
+from tfquant.convert.tflite.flatbuffer import File, Op
+from tfquant.numerics import QuantSpec, choose_params
+from tfquant.rewrite.lower import Lowered, LoweredUnit, Point
+
+# A weight that is off its grid by more than this part of a step was not what we wrote.
+OFF_GRID = 0.01
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TensorParams:
+    """What a tensor of the file becomes.
+
+    Attributes:
+        num_bits: Width; 16 with `scale` `None` means half-precision floats.
+        scale: Float32 array, one for each channel or one in all.
+        zero_point: Integers of the same length.
+        axis: Axis that numbers the channels, or `None`.
+        data: Integers (or half-precision floats) of a stored tensor.
+        dequantize: Whether the file turns a stored tensor back to float before it is read.
+    """
+
+    num_bits: int
+    scale: np.ndarray | None
+    zero_point: np.ndarray | None
+    axis: int | None = None
+    data: np.ndarray | None = None
+    dequantize: bool = False
+
+
+@dataclasses.dataclass
+class Assignment:
+    """Parameters of tensors, and what could not be computed in integers.
+
+    Attributes:
+        computed: Dict from index of a computed tensor to `TensorParams`.
+        stored: Dict from `(operator index, tensor index)` to `TensorParams` of a stored tensor.
+        integer: Indices of operators that run in integers.
+        float_reasons: Dict from index of an operator that stays float to why.
+        units: Dict from index of an operator with a kernel to its `LoweredUnit`.
+    """
+
+    computed: dict[int, TensorParams]
+    stored: dict[tuple[int, int], TensorParams]
+    integer: set[int]
+    float_reasons: dict[int, str]
+    units: dict[int, LoweredUnit]
+
+
+def assign(file: File, anchors: dict[int, Point], lowered: Lowered) -> Assignment:
+    """Gives every tensor of the float file its parameters.
+
+    Anchored tensors have those of their points. From there grids spread through operators that
+    keep them; an operator whose inputs and outputs all have a grid runs in integers.
+
+    Args:
+        file: The float file.
+        anchors: From `anchor`.
+        lowered: From `tfquant.rewrite.lower`.
+
+    Returns:
+        `Assignment`.
+
+    Raises:
+        RuntimeError: If a stored kernel is not on the grid that the model says it is on.
+    """
+    unit_of = {id(x): unit for unit in lowered.units for x in unit.outputs}
+    computed = {index: _from_grid(point.grid) for index, point in anchors.items()}
+    _spread(file, computed)
+    result = Assignment(computed, {}, set(), {}, {})
+    by_kernel = _kernels(file, anchors, lowered, unit_of)
+    for op in file.ops:
+        unit = by_kernel.get(op.index)
+        if unit is not None:
+            result.units[op.index] = unit
+        reason = _why_float(file, op, computed, unit)
+        if reason is None:
+            result.integer.add(op.index)
+            _store_constants(file, op, unit, result)
+        else:
+            result.float_reasons[op.index] = reason
+            if unit is not None:
+                _store_weights_only(file, op, unit, result)
+    return result
+
+
+def _from_grid(grid) -> TensorParams:
+    return TensorParams(
+        grid.spec.num_bits,
+        np.asarray([grid.params.scale], np.float32).reshape(1),
+        np.asarray([grid.params.zero_point], np.int64),
+    )
+
+
+def _spread(file, computed):
+    """Gives tensors without a point the grid that the operators around them dictate."""
+    changed = True
+    while changed:
+        changed = False
+        for op in file.ops:
+            data = [i for i in op.inputs if _is_float_data(file, i)]
+            known = [i for i in data if i in computed]
+            if op.name in rules.SAME_GRID:
+                ends = [*known, *(i for i in op.outputs if i in computed)]
+                for index in [*data, *op.outputs] if ends else []:
+                    if index not in computed and file.type(index) == "FLOAT32":
+                        computed[index] = computed[ends[0]]
+                        changed = True
+            elif op.name in rules.FIXED_RANGE and known and op.outputs[0] not in computed:
+                computed[op.outputs[0]] = _fixed(op.name, computed[known[0]].num_bits)
+                changed = True
+
+
+def _fixed(name, num_bits):
+    low, high = rules.FIXED_RANGE[name]
+    if num_bits > 8:
+        return TensorParams(num_bits, np.array([2.0**-15], np.float32), np.zeros(1, np.int64))
+    scale = (high - low) / 2.0**num_bits
+    zero_point = -(2 ** (num_bits - 1)) - round(low / scale)
+    return TensorParams(num_bits, np.array([scale], np.float32), np.array([zero_point]))
+
+
+def _is_float_data(file, index):
+    return file.type(index) == "FLOAT32" and not file.is_constant(index)
+
+
+def _kernels(file, anchors, lowered, unit_of):
+    """Finds the unit behind each operator that has a kernel."""
+    found = {}
+    remaining = [unit for unit in lowered.units if unit.weights is not None or unit.float16]
+    for op in file.ops:
+        if op.name not in rules.KERNELS:
+            continue
+        point = anchors.get(op.outputs[0])
+        unit = unit_of.get(id(point.tensor)) if point is not None else None
+        if unit is None or unit not in remaining:
+            unit = _by_name(file, op, remaining)
+        if unit is not None:
+            found[op.index] = unit
+    return found
+
+
+def _by_name(file, op, units):
+    """Returns the unit whose layer's name the operator's output or weights carry."""
+    names = "/".join(file.name(i) for i in (*op.outputs, *op.inputs[1:])) + "/"
+    named = [unit for unit in units if f"/{unit.name}/" in names or f"/{unit.name}_1/" in names]
+    return max(named, key=lambda unit: len(unit.name), default=None)
+
+
+def _why_float(file, op, computed, unit):
+    """Returns why an operator cannot run in integers, or `None` if it can."""
+    data = [i for i in (*op.inputs, *op.outputs) if _is_float_data(file, i)]
+    if not data:
+        return None
+    if op.name not in rules.INTEGER:
+        return "LiteRT has no integer kernel that tfquant knows for it"
+    missing = [file.name(i) for i in data if i not in computed]
+    if missing:
+        return f"the range of {_short(missing[0])} is not known"
+    if op.name in rules.KERNELS and (unit is None or unit.weights is None):
+        return "its weights are not quantized"
+    return None
+
+
+def _short(name):
+    return name.split(";")[0]
+
+
+def kernel_inputs(op: Op) -> tuple[int, int, int | None]:
+    """Returns the indices of an operator's data, weights and (or `None`) bias tensors."""
+    data, weights, bias = rules.KERNEL_INPUTS.get(op.name, rules.DEFAULT_KERNEL_INPUTS)
+    return op.inputs[data], op.inputs[weights], op.inputs[bias] if len(op.inputs) > bias else None
+
+
+def _store_constants(file, op, unit, result):
+    if op.name in rules.KERNELS:
+        x, weights, bias = kernel_inputs(op)
+        result.stored[op.index, weights] = _weights(file, op, weights, unit)
+        if bias is not None:
+            params = result.computed[x]
+            scale = params.scale * unit.weights.scale
+            bits = 32 if params.num_bits <= 8 else 64
+            integers = unit.weights.bias.astype(np.int32 if bits == 32 else np.int64)
+            result.stored[op.index, bias] = TensorParams(
+                bits, scale.astype(np.float32), np.zeros(len(scale), np.int64), 0, integers
+            )
+        return
+    for index in op.inputs:
+        if file.type(index) == "FLOAT32" and file.is_constant(index):
+            result.stored[op.index, index] = _constant(file, op, index, result)
+
+
+def _weights(file, op, index, unit, dequantize=False):
+    """Recovers the integers of a stored kernel from its values, which lie on the grid."""
+    values, axis = file.constant(index), rules.KERNELS[op.name]
+    scale, spec = unit.weights.scale, unit.weights.spec
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    steps = values.astype(np.float64) / scale.astype(np.float64).reshape(shape)
+    q = np.rint(steps)
+    off = float(np.abs(steps - q).max(initial=0.0))
+    if off > OFF_GRID or np.abs(q).max(initial=0) > spec.qmax:
+        raise RuntimeError(
+            f"The converter changed the weights of layer '{unit.name}': they are off their grid "
+            f"by {off:.3g} of a step in {op.name}. Please report the model."
+        )
+    zeros = np.zeros(len(scale), np.int64)
+    return TensorParams(
+        spec.num_bits, scale, zeros, axis, q.astype(np.int8), dequantize=dequantize
+    )
+
+
+def _constant(file, op, index, result):
+    """Quantizes a constant operand: on the operator's grid where it must, else on its own."""
+    values = file.constant(index)
+    num_bits = next(result.computed[i].num_bits for i in op.outputs if i in result.computed)
+    if op.name in rules.SAME_GRID:
+        params = result.computed[op.outputs[0]]
+        scale, zero_point = params.scale[0], params.zero_point[0]
+    else:
+        spec = QuantSpec(num_bits, symmetric=num_bits > 8)
+        scale, zero_point = choose_params(values.min(), values.max(), spec)
+    info = np.iinfo(f"int{num_bits}")
+    q = np.clip(np.rint(values / scale) + zero_point, info.min, info.max)
+    return TensorParams(
+        num_bits,
+        np.array([scale], np.float32),
+        np.array([zero_point], np.int64),
+        data=q.astype(info.dtype),
+    )
+
+
+def _store_weights_only(file, op, unit, result):
+    """Stores the kernel of a float operator in few bits."""
+    _, weights, _ = kernel_inputs(op)
+    if unit.float16:
+        data = file.constant(weights).astype(np.float16)
+        params = TensorParams(16, None, None, data=data, dequantize=True)
+    else:
+        params = _weights(file, op, weights, unit, dequantize=not unit.dynamic)
+    result.stored[op.index, weights] = params
+    result.float_reasons[op.index] = "only its weights are quantized, as the scheme says"

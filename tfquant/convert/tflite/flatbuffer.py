@@ -1,0 +1,177 @@
+"""A `.tflite` file as operators and tensors; all knowledge of its schema is here."""
+
+import dataclasses
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
+
+_OP_NAMES = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
+TYPE_NAMES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
+_DTYPES = {
+    "FLOAT32": np.float32,
+    "FLOAT16": np.float16,
+    "INT64": np.int64,
+    "INT32": np.int32,
+    "INT16": np.int16,
+    "INT8": np.int8,
+    "UINT8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """One operator.
+
+    Attributes:
+        index: Position in the subgraph.
+        name: Name of the builtin operator, such as `CONV_2D`.
+        inputs: Indices of its input tensors; absent optional inputs are left out.
+        outputs: Indices of its output tensors.
+    """
+
+    index: int
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+class File:
+    """The main subgraph of a `.tflite` file.
+
+    Args:
+        content: Bytes of the file.
+
+    Raises:
+        ValueError: If the bytes are no `.tflite` file.
+    """
+
+    def __init__(self, content: bytes):
+        if len(content) < 8 or bytes(content[4:8]) != b"TFL3":
+            raise ValueError("A .tflite file is expected: its bytes 4 to 8 are 'TFL3'.")
+        self.model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+        self.subgraph = self.model.subgraphs[0]
+        self.ops = [self._op(i, op) for i, op in enumerate(self.subgraph.operators)]
+
+    @property
+    def inputs(self) -> list[int]:
+        """Indices of the input tensors."""
+        return [int(i) for i in self.subgraph.inputs]
+
+    @property
+    def outputs(self) -> list[int]:
+        """Indices of the output tensors."""
+        return [int(i) for i in self.subgraph.outputs]
+
+    def name(self, index: int) -> str:
+        """Returns the name of a tensor."""
+        return self.subgraph.tensors[index].name.decode()
+
+    def type(self, index: int) -> str:
+        """Returns the type of a tensor, such as `INT8`."""
+        return TYPE_NAMES[self.subgraph.tensors[index].type]
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        """Returns the shape of a tensor."""
+        shape = self.subgraph.tensors[index].shape
+        return () if shape is None else tuple(int(n) for n in shape)
+
+    def is_constant(self, index: int) -> bool:
+        """Whether a tensor's values are stored in the file."""
+        return self._data(index) is not None
+
+    def constant(self, index: int) -> np.ndarray:
+        """Returns the values of a stored tensor; 4-bit integers are unpacked to int8."""
+        data = np.frombuffer(bytes(self._data(index)), np.uint8)
+        kind, shape = self.type(index), self.shape(index)
+        if kind == "INT4":
+            nibbles = np.stack([data << 4, data & 0xF0], axis=-1).view(np.int8) >> 4
+            return nibbles.reshape(-1)[: int(np.prod(shape))].reshape(shape)
+        return data.view(_DTYPES[kind]).reshape(shape)
+
+    def num_bytes(self, index: int) -> int:
+        """Returns the bytes that a stored tensor takes, 0 for a computed one."""
+        data = self._data(index)
+        return 0 if data is None else len(data)
+
+    def scale(self, index: int) -> np.ndarray:
+        """Returns the float32 scales of a tensor, empty when it is not quantized."""
+        quantization = self.subgraph.tensors[index].quantization
+        if quantization is None or quantization.scale is None:
+            return np.zeros(0, np.float32)
+        return np.asarray(quantization.scale, np.float32)
+
+    def zero_point(self, index: int) -> np.ndarray:
+        """Returns the zero points of a tensor, empty when it is not quantized."""
+        quantization = self.subgraph.tensors[index].quantization
+        if quantization is None or quantization.zeroPoint is None:
+            return np.zeros(0, np.int64)
+        return np.asarray(quantization.zeroPoint, np.int64)
+
+    def computed(self) -> list[int]:
+        """Returns the indices of inputs and of all operators' outputs, in order."""
+        outputs = [i for op in self.ops for i in op.outputs]
+        return list(dict.fromkeys([*self.inputs, *outputs]))
+
+    def producer(self, index: int) -> Op | None:
+        """Returns the operator that computes a tensor."""
+        return next((op for op in self.ops if index in op.outputs), None)
+
+    def consumers(self, index: int) -> list[Op]:
+        """Returns the operators that read a tensor."""
+        return [op for op in self.ops if index in op.inputs]
+
+    def with_outputs(self, indices: list[int]) -> bytes:
+        """Returns a copy of the file whose outputs are the tensors `indices`."""
+        outputs, signatures = self.subgraph.outputs, self.model.signatureDefs
+        self.subgraph.outputs, self.model.signatureDefs = list(indices), None
+        try:
+            return self.to_bytes()
+        finally:
+            self.subgraph.outputs, self.model.signatureDefs = outputs, signatures
+
+    def to_bytes(self) -> bytes:
+        """Returns the file."""
+        return bytes(flatbuffer_utils.convert_object_to_bytearray(self.model))
+
+    def copy_constant(self, index: int) -> int:
+        """Adds a tensor with the same stored values in a buffer of its own; returns its index."""
+        source = self.subgraph.tensors[index]
+        tensor = schema.TensorT()
+        tensor.shape, tensor.type, tensor.shapeSignature = (
+            source.shape,
+            source.type,
+            source.shapeSignature,
+        )
+        tensor.name = source.name + b"_%d" % len(self.subgraph.tensors)
+        tensor.quantization = source.quantization
+        self.subgraph.tensors.append(tensor)
+        self.own_buffer(len(self.subgraph.tensors) - 1, source.buffer)
+        return len(self.subgraph.tensors) - 1
+
+    def own_buffer(self, index: int, source: int | None = None) -> None:
+        """Gives a tensor a copy of its (or of another) buffer that no other tensor reads."""
+        tensor = self.subgraph.tensors[index]
+        buffer = schema.BufferT()
+        buffer.data = self.model.buffers[tensor.buffer if source is None else source].data
+        tensor.buffer = len(self.model.buffers)
+        self.model.buffers.append(buffer)
+
+    def replace_input(self, op: Op, old: int, new: int) -> None:
+        """Makes `op` read tensor `new` where it read `old`."""
+        operator = self.subgraph.operators[op.index]
+        operator.inputs = [new if i == old else int(i) for i in operator.inputs]
+        self.ops[op.index] = self._op(op.index, operator)
+
+    def _data(self, index):
+        data = self.model.buffers[self.subgraph.tensors[index].buffer].data
+        return None if data is None or len(data) == 0 else data
+
+    def _op(self, index, operator):
+        code = self.model.operatorCodes[operator.opcodeIndex]
+        name = _OP_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        if name == "CUSTOM" and code.customCode:
+            name = code.customCode.decode()
+        present = lambda ids: tuple(int(i) for i in ids if i >= 0)  # noqa: E731
+        return Op(index, name, present(operator.inputs), present(operator.outputs))

@@ -1,0 +1,93 @@
+"""What LiteRT's integer kernels ask of the tensors around an operator: tables.
+
+Source: the TFLite 8-bit quantization specification
+(https://ai.google.dev/edge/litert/models/quantization_spec), and for what a kernel takes,
+measurement: each row is run by the tests.
+"""
+
+# Axis of the weights that numbers the output channels, and which input they are.
+KERNELS = {
+    "CONV_2D": 0,
+    "DEPTHWISE_CONV_2D": 3,
+    "FULLY_CONNECTED": 0,
+    "TRANSPOSE_CONV": 0,
+}
+
+# Inputs of a kernel: (data, weights, bias).
+KERNEL_INPUTS = {"TRANSPOSE_CONV": (2, 1, 3)}
+DEFAULT_KERNEL_INPUTS = (0, 1, 2)
+
+# The output lies on the grid of the data inputs.
+SAME_GRID = frozenset(
+    {
+        "AVERAGE_POOL_2D",
+        "BATCH_TO_SPACE_ND",
+        "BROADCAST_TO",
+        "CONCATENATION",
+        "DEPTH_TO_SPACE",
+        "EXPAND_DIMS",
+        "GATHER",
+        "GATHER_ND",
+        "MAX_POOL_2D",
+        "MIRROR_PAD",
+        "PACK",
+        "PAD",
+        "REDUCE_MAX",
+        "REDUCE_MIN",
+        "RESHAPE",
+        "RESIZE_BILINEAR",
+        "RESIZE_NEAREST_NEIGHBOR",
+        "REVERSE_V2",
+        "SLICE",
+        "SPACE_TO_BATCH_ND",
+        "SPACE_TO_DEPTH",
+        "SPLIT",
+        "SPLIT_V",
+        "SQUEEZE",
+        "STRIDED_SLICE",
+        "TILE",
+        "TRANSPOSE",
+        "UNPACK",
+    }
+)
+
+# The output grid is given, as (low, high) over all integers.
+FIXED_RANGE = {"LOGISTIC": (0.0, 1.0), "SOFTMAX": (0.0, 1.0), "TANH": (-1.0, 1.0)}
+
+# Kernels with a grid of their own at the output.
+OWN_GRID = frozenset(
+    {
+        "ADD",
+        "ELU",
+        "GELU",
+        "HARD_SWISH",
+        "LEAKY_RELU",
+        "MAXIMUM",
+        "MEAN",
+        "MINIMUM",
+        "MUL",
+        "PRELU",
+        "RELU",
+        "RELU6",
+        "RELU_N1_TO_1",
+        "SUB",
+        "SUM",
+    }
+)
+
+INTEGER = frozenset(KERNELS) | SAME_GRID | frozenset(FIXED_RANGE) | OWN_GRID
+
+# Kernels that look values up in a table or multiply by fixed-point numbers: their output may
+# differ from the simulation's by one step.
+TABLE_OR_FIXED_POINT = {
+    "ELU": "table",
+    "GELU": "table",
+    "HARD_SWISH": "fixed point",
+    "LEAKY_RELU": "fixed point",
+    "LOGISTIC": "table",
+    "PRELU": "fixed point",
+    "RELU": "fixed point",
+    "RESIZE_BILINEAR": "fixed point",
+    "SOFTMAX": "table",
+    "TANH": "table",
+}

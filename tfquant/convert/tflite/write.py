@@ -1,0 +1,129 @@
+"""Our parameters into the file, by ai-edge-quantizer's graph surgery."""
+
+from ai_edge_quantizer import model_modifier, qtyping
+
+from tfquant.convert.tflite.assign import Assignment, TensorParams
+from tfquant.convert.tflite.flatbuffer import File
+
+_T = qtyping.QuantTransformation
+GRAPH = -1  # What ai-edge-quantizer calls the reader of a model's output.
+
+
+def write(file: File, assignment: Assignment, input_type: str, output_type: str) -> bytes:
+    """Writes a quantized file.
+
+    Args:
+        file: The float file. Stored tensors that several operators read with different
+            parameters are copied in it.
+        assignment: From `assign`.
+        input_type: `"int8"`, `"uint8"`, `"int16"` or `"float32"`.
+        output_type: Likewise.
+
+    Returns:
+        Bytes of the quantized file.
+    """
+    _separate_constants(file, assignment)
+    params = {}
+    for index in file.computed():
+        if index in assignment.computed:
+            entry = _computed(file, assignment, index, input_type, output_type)
+            params[entry.tensor_name] = entry
+    readers: dict[int, list] = {}
+    for (op_index, index), tensor_params in assignment.stored.items():
+        steps = [_T.ADD_DEQUANTIZE if tensor_params.dequantize else _T.QUANTIZE_TENSOR]
+        readers.setdefault(index, []).append(
+            qtyping.OpToTensorParams(op_index, steps, _to_qtyping(tensor_params))
+        )
+    for index, consumers in readers.items():
+        params[file.name(index)] = qtyping.TensorTransformationParams(
+            file.name(index), None, consumers
+        )
+    modifier = model_modifier.ModelModifier(file.model)
+    return bytes(modifier.modify_model(params, enable_progress_bar=False))
+
+
+def _computed(file, assignment, index, input_type, output_type):
+    """Describes a computed tensor: who writes it, who reads it, on which grid."""
+    params = _to_qtyping(assignment.computed[index])
+    producer = file.producer(index)
+    if producer is not None:
+        integer = producer.index in assignment.integer
+        written = qtyping.OpToTensorParams(
+            producer.index, [_T.ADD_DEQUANTIZE if integer else _T.NO_QUANTIZE], params if integer else None
+        )
+    elif input_type == "float32":
+        written = None
+    else:
+        as_stored = _unsigned(params) if input_type == "uint8" else params
+        written = qtyping.OpToTensorParams(GRAPH, [_T.ADD_DEQUANTIZE], as_stored)
+    consumers = []
+    for op in file.consumers(index):
+        integer = op.index in assignment.integer
+        consumers.append(
+            qtyping.OpToTensorParams(
+                op.index, [_T.ADD_QUANTIZE if integer else _T.NO_QUANTIZE], params if integer else None
+            )
+        )
+    if index in file.outputs:
+        if output_type == "float32":
+            consumers.append(qtyping.OpToTensorParams(GRAPH, [_T.NO_QUANTIZE]))
+        else:
+            as_stored = _unsigned(params) if output_type == "uint8" else params
+            consumers.append(qtyping.OpToTensorParams(GRAPH, [_T.ADD_QUANTIZE], as_stored))
+    return qtyping.TensorTransformationParams(file.name(index), written, consumers)
+
+
+def _to_qtyping(params: TensorParams):
+    if params.scale is None:
+        return qtyping.NonLinearQuantParams(num_bits=16, quantized_data=params.data)
+    return qtyping.UniformQuantParams(
+        num_bits=params.num_bits,
+        quantized_dimension=params.axis,
+        scale=params.scale,
+        zero_point=params.zero_point,
+        symmetric=not params.zero_point.any(),
+        quantized_data=params.data,
+    )
+
+
+def _unsigned(params):
+    """Returns the same grid counted from 0."""
+    return qtyping.UniformQuantParams(
+        num_bits=8,
+        quantized_dimension=None,
+        scale=params.scale,
+        zero_point=params.zero_point + 128,
+        symmetric=False,
+        signed=False,
+    )
+
+
+def _separate_constants(file, assignment):
+    """Copies stored tensors (and buffers) that are read with different parameters."""
+    first: dict[int, tuple] = {}
+    for key in list(assignment.stored):
+        op_index, index = key
+        params = assignment.stored[key]
+        buffer = file.subgraph.tensors[index].buffer
+        if buffer not in first:
+            first[buffer] = index, params
+            continue
+        first_index, first_params = first[buffer]
+        if _same(params, first_params):
+            assignment.stored[key] = first_params
+            continue
+        if index == first_index:
+            copy = file.copy_constant(index)
+            file.replace_input(file.ops[op_index], index, copy)
+            del assignment.stored[key]
+            assignment.stored[op_index, copy] = params
+        else:
+            file.own_buffer(index)
+            first[file.subgraph.tensors[index].buffer] = index, params
+
+
+def _same(a: TensorParams, b: TensorParams):
+    if a.num_bits != b.num_bits or (a.scale is None) != (b.scale is None):
+        return False
+    same_scale = a.scale is None or (a.scale.shape == b.scale.shape and (a.scale == b.scale).all())
+    return same_scale and a.data.shape == b.data.shape and (a.data == b.data).all()

@@ -1,0 +1,91 @@
+"""What every quantizer is, and the scope that looks at values before they are quantized."""
+
+import abc
+import threading
+
+import keras
+
+from tfquant.numerics import QuantParams, QuantSpec, fake_quantize
+from tfquant.quantizers.grid import Grid, on_grid
+
+_scopes = threading.local()
+
+
+class Quantizer(keras.layers.Layer, abc.ABC):
+    """Maps real values to real values on the grid of `spec`.
+
+    A quantizer is a Keras layer so that Keras tracks, saves and distributes its variables. Its
+    owner builds it and calls `call`.
+
+    Args:
+        spec: `QuantSpec` of the grid.
+    """
+
+    def __init__(self, spec: QuantSpec, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.spec = spec
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the grid is known. While it is not, values pass through unchanged."""
+        return True
+
+    @abc.abstractmethod
+    def params(self, x=None) -> QuantParams:
+        """Returns scale and zero point, from the variables or (weights) from `x` itself."""
+
+    def call(self, x, training=None):
+        """Returns `x` rounded to the grid, which it then carries."""
+        del training
+        scope = RecordingScope.current()
+        if scope is not None:
+            return scope.record(self, x)
+        if not self.calibrated:
+            return x
+        params = self.params(x)
+        return on_grid(fake_quantize(x, params, self.spec), Grid(params, self.spec))
+
+    def get_config(self):
+        return {**super().get_config(), "spec": self.spec.to_dict()}
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        return cls(spec=QuantSpec.from_dict(config.pop("spec")), **config)
+
+
+class RecordingScope:
+    """Inside it, activation quantizers let values through and note them.
+
+    Calibration and reports run a model in this scope to see what the float model computes at each
+    quantization point. It acts while Python traces or runs the model, like `keras.StatelessScope`.
+
+    Args:
+        quantize_weights: Whether weights are quantized all the same.
+
+    Attributes:
+        records: List of `(quantizer, tensor)` in the order of execution; a layer that is called
+            twice has two quantizers, one for each call.
+    """
+
+    def __init__(self, quantize_weights: bool = True):
+        self.quantize_weights = quantize_weights
+        self.records = []
+
+    def record(self, quantizer, x):
+        """Notes `x` and returns it."""
+        self.records.append((quantizer, x))
+        return x
+
+    def __enter__(self):
+        self._outer = self.current()
+        _scopes.current = self
+        return self
+
+    def __exit__(self, *error):
+        _scopes.current = self._outer
+
+    @staticmethod
+    def current() -> "RecordingScope | None":
+        """Returns the scope that this thread is in."""
+        return getattr(_scopes, "current", None)

@@ -1,0 +1,43 @@
+"""Activations quantized at run time, row by row."""
+
+import keras
+from keras import ops
+
+from tfquant.numerics import QuantParams
+from tfquant.quantizers.base import Quantizer, RecordingScope
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class Dynamic(Quantizer):
+    """Asymmetric grid found anew for each row of the batch, as dynamic-range kernels do.
+
+        scale = (max(x, 0) - min(x, 0)) / (qmax - qmin),  over all axes but the first
+
+    The file holds float activations; the kernel quantizes its input when it runs.
+    """
+
+    def build(self, input_shape=None):
+        """Has no variables."""
+        del input_shape
+        self.built = True
+
+    def params(self, x=None) -> QuantParams:
+        """Returns one `scale` and `zero_point` for each row, with length 1 on the other axes."""
+        axes = tuple(range(1, len(x.shape)))
+        low = ops.minimum(ops.min(x, axis=axes, keepdims=True), 0.0)
+        high = ops.maximum(ops.max(x, axis=axes, keepdims=True), 0.0)
+        span = high - low
+        scale = ops.where(span > 0, span, ops.ones_like(span)) / (self.spec.qmax - self.spec.qmin)
+        scale = ops.stop_gradient(scale)
+        zero_point = ops.clip(
+            ops.round(self.spec.qmin - low / scale), self.spec.qmin, self.spec.qmax
+        )
+        return QuantParams(scale, ops.stop_gradient(zero_point))
+
+    def call(self, x, training=None):
+        """Returns `x` rounded to its own grid, of which the next layer is told nothing."""
+        if RecordingScope.current() is not None:
+            return x
+        y = super().call(x, training=training)
+        y.tfquant_grid = None
+        return y

@@ -1,0 +1,71 @@
+"""A grid that stands still: calibration sets it, inference reads it."""
+
+import keras
+import numpy as np
+
+from tfquant.numerics import QuantParams
+from tfquant.quantizers.base import Quantizer
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class Static(Quantizer):
+    """Per-tensor grid of an activation, held in two variables.
+
+    Until `set_params` was called (by calibration, or by loading a calibrated model) values pass
+    through unchanged.
+
+    Args:
+        spec: `QuantSpec`, per tensor.
+        group: Name shared by quantizers that must agree, or `None`. Calibration gives the members
+            of a group one common range: the device concatenates only tensors of one scale.
+    """
+
+    def __init__(self, spec, group: str | None = None, **kwargs):
+        super().__init__(spec, **kwargs)
+        self.group = group
+        self._calibrated = False
+
+    def build(self, input_shape=None):
+        """Creates `scale`, `zero_point` and the flag that says whether they were set."""
+        del input_shape
+        variable = lambda name, value: self.add_weight(  # noqa: E731
+            shape=(), initializer=keras.initializers.Constant(value), name=name, trainable=False,
+            dtype="float32",
+        )
+        self.scale = variable("scale", 1.0)
+        self.zero_point = variable("zero_point", 0.0)
+        self.is_set = variable("is_set", 0.0)
+        self.built = True
+
+    @property
+    def calibrated(self) -> bool:
+        return self._calibrated
+
+    def params(self, x=None) -> QuantParams:
+        """Returns scalars `scale` and `zero_point`."""
+        del x
+        return QuantParams(self.scale.value, self.zero_point.value)
+
+    def set_params(self, params: QuantParams) -> None:
+        """Sets the grid.
+
+        Args:
+            params: `QuantParams` of two numbers.
+
+        Raises:
+            ValueError: If the scale is not positive and finite.
+        """
+        scale = float(params.scale)
+        if not (np.isfinite(scale) and scale > 0):
+            raise ValueError(f"`scale` must be positive and finite. Received: scale={scale}.")
+        self.scale.assign(scale)
+        self.zero_point.assign(float(params.zero_point))
+        self.is_set.assign(1.0)
+        self._calibrated = True
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        self._calibrated = bool(keras.ops.convert_to_numpy(self.is_set))
+
+    def get_config(self):
+        return {**super().get_config(), "group": self.group}

@@ -1,0 +1,153 @@
+"""Keras's layers: one row each."""
+
+from keras import activations, layers
+
+from tfquant.registry.elementwise import (
+    AverageConfig,
+    MeanConfig,
+    OutputConfig,
+    ProductConfig,
+    SameGridConfig,
+    SwishConfig,
+)
+from tfquant.registry.linear import LinearConfig
+
+# Layers with a kernel: name of the kernel, axes of its output channels, narrowest weights that
+# LiteRT computes with in integers, and the width from which on down it does so in fixed point.
+LINEAR = {
+    layers.Dense: ("kernel", -1, 4, 0),
+    layers.Conv1D: ("kernel", -1, 4, 4),
+    layers.Conv2D: ("kernel", -1, 4, 4),
+    layers.DepthwiseConv1D: ("kernel", (-2, -1), 8, 0),
+    layers.DepthwiseConv2D: ("kernel", (-2, -1), 8, 0),
+    layers.Conv1DTranspose: ("kernel", -2, 8, 0),
+    layers.Conv2DTranspose: ("kernel", -2, 8, 0),
+}
+
+# Layers whose output lies on the grid of their inputs.
+SAME_GRID = (
+    layers.ActivityRegularization,
+    layers.Concatenate,
+    layers.Cropping1D,
+    layers.Cropping2D,
+    layers.Dropout,
+    layers.Flatten,
+    layers.GaussianDropout,
+    layers.GaussianNoise,
+    layers.GlobalMaxPooling1D,
+    layers.GlobalMaxPooling2D,
+    layers.Identity,
+    layers.MaxPooling1D,
+    layers.MaxPooling2D,
+    layers.Permute,
+    layers.RepeatVector,
+    layers.Reshape,
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.ZeroPadding1D,
+    layers.ZeroPadding2D,
+)
+
+# Layers with a grid of their own at the output.
+OUTPUT = (layers.Add, layers.Subtract, layers.Maximum, layers.Minimum)
+
+# Functions with an integer kernel in LiteRT. LOGISTIC, SOFTMAX and TANH have the output grid that
+# the TFLite 8-bit specification gives them, in fractions of the whole range.
+FIXED_RANGE = {
+    activations.sigmoid: (0, 1),
+    activations.softmax: (0, 1),
+    activations.tanh: (-1, 1),
+}
+SWISH = (activations.silu,)
+ACTIVATIONS = (
+    activations.elu,
+    activations.gelu,
+    activations.hard_swish,
+    activations.leaky_relu,
+    activations.relu,
+    activations.relu6,
+)
+
+# Clamps that kernels apply themselves.
+CLAMPS = {activations.relu: (0.0, None), activations.relu6: (0.0, 6.0)}
+
+
+def clamp_of(layer):
+    """Returns the `(low, high)` that `layer` clips to, or `None` if it is no such activation."""
+    if type(layer) is layers.Activation:
+        return CLAMPS.get(layer.activation)
+    if type(layer) is layers.ReLU and not layer.negative_slope and not layer.threshold:
+        if layer.max_value is None:
+            return (0.0, None)
+        return (0.0, 6.0) if layer.max_value == 6 else None
+    return None
+
+
+def activation_config(function, scheme):
+    """Returns the config of the activation `function`, or `None` if no kernel computes it."""
+    spec = scheme.activations
+    if function in FIXED_RANGE:
+        return OutputConfig(spec, fixed=_fixed_grid(spec, *FIXED_RANGE[function]))
+    if function in SWISH:
+        return SwishConfig(spec)
+    if function is activations.linear:
+        return SameGridConfig()
+    return OutputConfig(spec) if function in ACTIVATIONS else None
+
+
+def register_all(registry) -> None:
+    """Fills `registry` with the tables of this file."""
+    for layer_type, (kernel, axis, minimum_bits, fixed_point_bits) in LINEAR.items():
+        registry.register(
+            layer_type,
+            lambda layer, scheme, row=(kernel, axis, minimum_bits, fixed_point_bits): (
+                _linear(layer, scheme, row)
+            ),
+        )
+    static = lambda make: (  # noqa: E731
+        lambda layer, scheme: make(layer, scheme) if scheme.static else None
+    )
+    for layer_type in SAME_GRID:
+        registry.register(layer_type, static(lambda layer, scheme: SameGridConfig()))
+    for layer_type in OUTPUT:
+        registry.register(layer_type, static(lambda layer, scheme: OutputConfig(scheme.activations)))
+    for layer_type in (layers.AveragePooling1D, layers.AveragePooling2D):
+        registry.register(layer_type, static(lambda layer, scheme: AverageConfig()))
+    for layer_type in (layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D):
+        registry.register(layer_type, static(lambda layer, scheme: MeanConfig(scheme.activations)))
+    registry.register(
+        layers.Multiply, static(lambda layer, scheme: ProductConfig(scheme.activations))
+    )
+    registry.register(layers.Activation, static(lambda layer, s: activation_config(layer.activation, s)))
+    registry.register(layers.ReLU, static(_relu))
+    registry.register(layers.LeakyReLU, static(lambda layer, s: OutputConfig(s.activations)))
+    registry.register(
+        layers.ELU, static(lambda layer, s: OutputConfig(s.activations) if layer.alpha == 1 else None)
+    )
+    registry.register(
+        layers.Softmax, static(lambda layer, s: activation_config(activations.softmax, s))
+    )
+    registry.register(
+        layers.UpSampling2D,
+        static(lambda layer, s: SameGridConfig() if layer.interpolation == "nearest" else None),
+    )
+
+
+def _linear(layer, scheme, row):
+    if getattr(layer, "data_format", "channels_last") != "channels_last":
+        return None
+    kernel, axis, minimum_bits, fixed_point_bits = row
+    return LinearConfig.for_scheme(scheme, kernel, axis, minimum_bits, fixed_point_bits)
+
+
+def _relu(layer, scheme):
+    del layer
+    return OutputConfig(scheme.activations)
+
+
+def _fixed_grid(spec, low, high):
+    """Returns the scale and zero point that spread `low` to `high` over all integers of `spec`."""
+    if spec.symmetric:
+        return 2.0 ** -(spec.num_bits - 1), 0
+    scale = (high - low) / 2.0**spec.num_bits
+    return scale, int(spec.qmin - low / scale)

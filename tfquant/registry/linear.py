@@ -1,0 +1,260 @@
+"""Layers that multiply by a kernel and add a bias: dense and convolutions."""
+
+import keras
+from keras import ops
+
+from tfquant.numerics import PerAxis, QuantSpec
+from tfquant.numerics.fixed_point import (
+    requantize_fixed_point,
+    requantize_fixed_point_64,
+    requantize_float,
+)
+from tfquant.numerics.params import SMALLEST_SCALE
+from tfquant.quantizers import AbsMax, Dynamic, Float16, Grid, Static, grid_of, on_grid
+from tfquant.registry.schemes import Scheme
+from tfquant.wrappers import IntegerWeights, Lowering, QuantizeConfig
+from tfquant.wrappers.config import copy_layer
+from tfquant.wrappers.wrapper import clamp
+
+# A bias may take this much of an int32 accumulator; the rest is left for the products. A kernel
+# of over 33,000 products an output at full scale would need more: none of those is known.
+BIAS_LIMIT = 2.0**30
+
+# A channel whose step is smaller than the largest one's by this factor is dead: its weights are
+# noise left by a batch norm, and its multiplier would leave the range that kernels accept.
+DEAD_CHANNEL = 2.0**-24
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class LinearConfig(QuantizeConfig):
+    """Quantizes `kernel` for each output channel and the output as a whole.
+
+    A batch norm behind the layer is folded. With `g = gamma / sqrt(variance + epsilon)`:
+
+        kernel * g  =  q * (scale * |g|) * sign(g)
+        bias        =  (layer bias - mean) * g + beta
+
+    so the integers `q` are those of the unfolded kernel, up to sign
+    (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2).
+
+    Args:
+        kernel: Name of the layer's kernel.
+        channel_axis: Axis or axes of the kernel that number the output channels.
+        weights: `QuantSpec` of the kernel, `"float16"`, or `None` to leave it.
+        activations: `QuantSpec` of the output, or `None` to leave it float.
+        dynamic: Whether the kernel quantizes its input when it runs.
+        fixed_point: Whether the device computes this layer in its built-in fixed-point kernels
+            and not in XNNPACK's.
+    """
+
+    def __init__(
+        self, kernel, channel_axis, weights, activations, dynamic=False, fixed_point=False
+    ):
+        as_tuple = tuple(channel_axis) if isinstance(channel_axis, list) else channel_axis
+        self.kernel = kernel
+        self.channel_axis = as_tuple
+        self.weights = QuantSpec.from_dict(weights) if isinstance(weights, dict) else weights
+        self.activations = (
+            QuantSpec.from_dict(activations) if isinstance(activations, dict) else activations
+        )
+        self.dynamic = dynamic
+        self.fixed_point = fixed_point
+        self.input_quantizer = Dynamic(QuantSpec(8)) if dynamic else None
+
+    @classmethod
+    def for_scheme(cls, scheme: Scheme, kernel, channel_axis, minimum_bits=0, fixed_point_bits=0):
+        """Returns the config of a layer under `scheme`.
+
+        Args:
+            scheme: `Scheme`.
+            kernel: Name of the kernel.
+            channel_axis: See the class.
+            minimum_bits: Narrowest weights that the device computes with.
+            fixed_point_bits: Weights of this width or less run in fixed-point kernels.
+        """
+        spec = scheme.weights(PerAxis(channel_axis), minimum_bits)
+        wide = scheme.static and scheme.activation_bits > 8
+        return cls(
+            kernel,
+            channel_axis,
+            weights=spec or "float16",
+            activations=scheme.activations if scheme.static else None,
+            dynamic=scheme.dynamic,
+            fixed_point=wide or (spec is not None and spec.num_bits <= fixed_point_bits),
+        )
+
+    def get_weights_and_quantizers(self, layer):
+        """Returns the kernel with `AbsMax` or `Float16`."""
+        if self.weights is None:
+            return []
+        if self.weights == "float16":
+            return [(getattr(layer, self.kernel), Float16())]
+        return [(getattr(layer, self.kernel), AbsMax(self.weights))]
+
+    def get_output_quantizers(self, layer):
+        """Returns one `Static`, or nothing for float activations."""
+        del layer
+        return [] if self.activations is None else [Static(self.activations)]
+
+    def device_call(self, wrapper, args, kwargs, output_quantizers):
+        """Multiplies integers by integers, adds an integer bias and requantizes."""
+        x = args[0]
+        if self.dynamic:
+            return wrapper.float_call(self.input_quantizer.call(x), *args[1:], **kwargs)
+        grid = grid_of(x)
+        output = output_quantizers[0] if output_quantizers else None
+        if grid is None or not isinstance(self.weights, QuantSpec):
+            return None
+        if output is not None and not output.calibrated:
+            return None
+        # Products of 16-bit activations do not fit in the 24 bits of a float32.
+        dtype = "float32" if grid.spec.num_bits <= 8 else "float64"
+        kernel, scale, bias = self.integer_weights(wrapper, grid.params.scale)
+        integers = ops.cast(ops.round(x / grid.params.scale), dtype)
+        accumulator = self._multiply(wrapper, integers, ops.cast(kernel, dtype))
+        accumulator = accumulator + ops.cast(bias, dtype)
+        if output is None:
+            y = ops.cast(accumulator, "float32") * (grid.params.scale * scale)
+            return clamp(y, wrapper.clamp)
+        params = output.params()
+        q = self._requantize(accumulator, grid.params.scale, scale, params.scale)
+        q = clamp(q, wrapper.clamp, params.scale)
+        spec = output.spec
+        q = ops.clip(ops.round(q) + params.zero_point, spec.qmin, spec.qmax) - params.zero_point
+        return on_grid(q * params.scale, Grid(params, spec))
+
+    def integer_weights(self, wrapper, input_scale):
+        """Returns the integers that the device multiplies with, batch norm folded.
+
+        Args:
+            wrapper: The `QuantizeWrapper`.
+            input_scale: Step of the input, a number, or `None` when it is not known.
+
+        Returns:
+            `(kernel, scale, bias)`: float tensors. `kernel` holds integers in the shape of the
+            layer's kernel, `scale` the float32 step of each channel, flat, and `bias` integers of
+            step `input_scale * scale` (real numbers when `input_scale` is `None`), flat, float64.
+        """
+        (variable, quantizer), *_ = wrapper.weight_quantizers
+        kernel = ops.cast(variable.value, "float32")
+        factor, bias = _folded_bias(wrapper)
+        step = ops.cast(quantizer.params(kernel).scale, "float64")
+        shape = step.shape
+        gain = ops.reshape(ops.ones_like(step) if factor is None else factor, shape)
+        folded = step * ops.abs(gain)
+        smallest = ops.max(folded) * DEAD_CHANNEL
+        if input_scale is not None:
+            limit = BIAS_LIMIT * ops.cast(input_scale, "float64")
+            smallest = ops.maximum(smallest, ops.abs(ops.reshape(bias, shape)) / limit)
+        folded = ops.cast(ops.maximum(ops.maximum(folded, smallest), SMALLEST_SCALE), "float32")
+        # The step in units of the unfolded kernel; a channel of gain 0 has only zeros.
+        alive = gain != 0
+        unfolded = ops.cast(folded, "float64") / ops.where(alive, ops.abs(gain), ops.ones_like(gain))
+        unfolded = ops.where(alive, ops.cast(unfolded, "float32"), ops.full_like(folded, 1e30))
+        spec = quantizer.spec
+        q = ops.clip(ops.round(kernel / unfolded), spec.qmin, spec.qmax)
+        q = q * ops.cast(ops.sign(gain), "float32")
+        scale = ops.reshape(folded, (-1,))
+        if input_scale is not None:
+            step = ops.cast(input_scale, "float64") * ops.cast(scale, "float64")
+            bias = ops.round(bias / step)
+        return q, scale, bias
+
+    def lower(self, wrapper, args, kwargs, input_grids, name):
+        """Calls the layer with the folded kernel and bias, then the clamp."""
+        layer = copy_layer(wrapper.layer, use_bias=True, name=name)
+        outputs = clamp_layer(layer(*args), wrapper.clamp)
+        weights = None
+        if isinstance(self.weights, QuantSpec):
+            scale_in = None if input_grids[0] is None else input_grids[0].params.scale
+            kernel, scale, bias = (
+                ops.convert_to_numpy(v) for v in self.integer_weights(wrapper, scale_in)
+            )
+            step = scale.reshape(wrapper.weight_quantizers[0][1].clip.shape)
+            real_bias = bias if scale_in is None else bias * (float(scale_in) * scale)
+            layer.set_weights([kernel * step, real_bias])
+            integer_bias = None if scale_in is None else bias
+            weights = IntegerWeights(kernel, scale, integer_bias, self.weights)
+        else:
+            factor, bias = _folded_bias(wrapper)
+            kernel = ops.cast(getattr(wrapper.layer, self.kernel).value, "float64")
+            if factor is not None:
+                kernel = kernel * ops.reshape(factor, _channel_shape(kernel, self.channel_axis))
+            if self.weights == "float16":
+                kernel = ops.cast(kernel, "float16")
+            layer.set_weights([ops.convert_to_numpy(ops.cast(v, "float32")) for v in (kernel, bias)])
+        return Lowering(
+            outputs, weights, float16=self.weights == "float16", dynamic=self.dynamic
+        )
+
+    def _multiply(self, wrapper, x, kernel):
+        """Runs the layer on integers, without its bias."""
+        (variable, _), *_ = wrapper.weight_quantizers
+        weights = [(variable, kernel)]
+        if wrapper.layer.use_bias:
+            weights.append((wrapper.layer.bias, ops.zeros(wrapper.layer.bias.shape, x.dtype)))
+        with keras.StatelessScope(state_mapping=weights, initialize_variables=False):
+            return wrapper.layer.call(x)
+
+    def _requantize(self, accumulator, input_scale, scale, output_scale):
+        """Scales an accumulator to output steps with the device's kernel for this layer."""
+        if not self.fixed_point:
+            return requantize_float(accumulator, input_scale * scale / output_scale)
+        input_scale, scale, output_scale = (
+            ops.cast(v, "float64") for v in (input_scale, scale, output_scale)
+        )
+        wide = accumulator.dtype == "float64"
+        requantize = requantize_fixed_point_64 if wide else requantize_fixed_point
+        steps = requantize(accumulator, input_scale * scale / output_scale)
+        return ops.cast(steps, "float32")
+
+    def get_config(self):
+        as_dict = lambda spec: spec.to_dict() if isinstance(spec, QuantSpec) else spec  # noqa: E731
+        return {
+            "kernel": self.kernel,
+            "channel_axis": self.channel_axis,
+            "weights": as_dict(self.weights),
+            "activations": as_dict(self.activations),
+            "dynamic": self.dynamic,
+            "fixed_point": self.fixed_point,
+        }
+
+
+def clamp_layer(x, bounds):
+    """Applies the clamp `bounds` to a KerasTensor as a layer that converters fuse."""
+    if bounds is None:
+        return x
+    return keras.layers.ReLU(max_value=bounds[1])(x)
+
+
+def _channel_shape(kernel, channel_axis):
+    axes = {axis % len(kernel.shape) for axis in PerAxis(channel_axis).axes}
+    return [size if axis in axes else 1 for axis, size in enumerate(kernel.shape)]
+
+
+def _folded_bias(wrapper):
+    """Returns the batch norm's gain (or `None`) and the bias behind it, flat float64."""
+    layer, norm = wrapper.layer, wrapper.batch_norm
+    float64 = lambda v: ops.cast(v.value, "float64")  # noqa: E731
+    (variable, quantizer), *_ = wrapper.weight_quantizers or [(None, None)]
+    bias = float64(layer.bias) if layer.use_bias else None
+    if norm is None:
+        if bias is None:
+            bias = ops.zeros((_channels(layer, wrapper),), "float64")
+        return None, bias
+    gain = 1.0 / ops.sqrt(float64(norm.moving_variance) + norm.epsilon)
+    if norm.scale:
+        gain = gain * float64(norm.gamma)
+    shift = -float64(norm.moving_mean) * gain
+    if norm.center:
+        shift = shift + float64(norm.beta)
+    return gain, shift if bias is None else bias * gain + shift
+
+
+def _channels(layer, wrapper):
+    kernel = getattr(layer, wrapper.quantize_config.kernel)
+    axes = PerAxis(wrapper.quantize_config.channel_axis).axes
+    count = 1
+    for axis in axes:
+        count *= int(kernel.shape[axis])
+    return count

@@ -1,0 +1,162 @@
+"""Choosing the layers to quantize before `quantize_apply` does it."""
+
+import difflib
+
+import keras
+
+from tfquant.rewrite.validate import check_model
+from tfquant.wrappers import OperationLayer, QuantizeConfig
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class QuantizeAnnotate(keras.layers.Layer):
+    """Marks `layer` as one to quantize, and computes what `layer` computes.
+
+    Args:
+        layer: Keras layer.
+        quantize_config: `QuantizeConfig` to use, or `None` for the registry's.
+    """
+
+    def __init__(self, layer, quantize_config: QuantizeConfig | None = None, **kwargs):
+        kwargs.setdefault("name", f"annotate_{layer.name}")
+        super().__init__(autocast=False, **kwargs)
+        if quantize_config is not None and not isinstance(quantize_config, QuantizeConfig):
+            raise TypeError(
+                "`quantize_config` must be an instance of QuantizeConfig, or None. Received: "
+                f"{quantize_config!r}."
+            )
+        self.layer = layer
+        self.quantize_config = quantize_config
+        self.supports_masking = True
+
+    def build(self, *args, **kwargs):
+        """Leaves building to the layer's own first call."""
+        self.built = True
+
+    def call(self, *args, **kwargs):
+        """Calls the layer."""
+        return self.layer(*args, **kwargs)
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "layer": serialize(self.layer),
+            "quantize_config": serialize(self.quantize_config),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        for key in ("layer", "quantize_config"):
+            config[key] = keras.saving.deserialize_keras_object(config[key])
+        config.pop("autocast", None)
+        return cls(**config)
+
+
+def quantize_annotate_layer(layer, quantize_config: QuantizeConfig | None = None):
+    """Marks one layer as one to quantize.
+
+    Use it while building a model; `quantize_apply` then quantizes the marked layers only.
+
+    Args:
+        layer: Keras layer.
+        quantize_config: `QuantizeConfig` of your own, or `None` for the registry's.
+
+    Returns:
+        Layer that computes what `layer` computes.
+
+    Raises:
+        ValueError: If `layer` is a model or marked already.
+        TypeError: If `quantize_config` is not a `QuantizeConfig`.
+
+    Example:
+
+    ```python
+    model = keras.Sequential([
+        keras.Input((28, 28, 1)),
+        tfq.quantize_annotate_layer(keras.layers.Conv2D(8, 3)),
+        keras.layers.Flatten(),
+        keras.layers.Dense(10),  # stays float
+    ])
+    q = tfq.quantize_apply(model)
+    ```
+    """
+    if isinstance(layer, keras.Model):
+        raise ValueError(
+            f"quantize_annotate_layer expects a layer. Received: the model '{layer.name}'. Use "
+            "quantize_annotate_model for a model."
+        )
+    if isinstance(layer, QuantizeAnnotate):
+        raise ValueError(f"Layer '{layer.layer.name}' is marked already.")
+    return QuantizeAnnotate(layer, quantize_config)
+
+
+def quantize_annotate_model(model, skip=()):
+    """Returns a copy of `model` in which every layer is marked as one to quantize.
+
+    Args:
+        model: Built functional or sequential model.
+        skip: Layers to leave float: names, layer classes, or layers.
+
+    Returns:
+        Model that computes what `model` computes.
+
+    Raises:
+        ValueError: If the model cannot be read (see `quantize_model`), or a name in `skip` is no
+            layer's.
+    """
+    check_model(model)
+    skipped = skip_predicate(model, skip)
+    copies = {}
+
+    def annotate(layer):
+        if isinstance(layer, keras.Model):
+            return quantize_annotate_model(layer, [x for x in skip if not isinstance(x, str)])
+        is_layer = isinstance(layer, keras.layers.Layer)
+        copy = layer.__class__.from_config(layer.get_config())
+        copies[id(layer)] = layer, copy
+        if skipped(layer) or isinstance(layer, QuantizeAnnotate):
+            return copy
+        return QuantizeAnnotate(copy if is_layer else OperationLayer(copy, name=layer.name))
+
+    view = keras.Model(model.input, model.output, name=model.name)
+    annotated = keras.models.clone_model(view, clone_function=annotate)
+    for layer, copy in copies.values():
+        if isinstance(layer, keras.layers.Layer):
+            copy.set_weights(layer.get_weights())
+    return annotated
+
+
+def skip_predicate(model, skip):
+    """Returns the function of a layer that says whether `skip` names it.
+
+    Raises:
+        ValueError: If a name is no layer's of `model`, nested models included.
+    """
+    names = {entry for entry in skip if isinstance(entry, str)}
+    types = tuple(entry for entry in skip if isinstance(entry, type))
+    objects = [entry for entry in skip if not isinstance(entry, (str, type))]
+    known = [layer.name for layer in all_layers(model)]
+    for name in sorted(names):
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 3) or known[:8]
+            raise ValueError(
+                f"`skip` names a layer that '{model.name}' does not have. Received: {name!r}. "
+                f"Did you mean one of {close}?"
+            )
+    return lambda layer: (
+        layer.name in names or isinstance(layer, types) or any(layer is x for x in objects)
+    )
+
+
+def all_layers(model) -> list:
+    """Returns the layers of `model` and of the models in it, and its `keras.ops` operations."""
+    found = []
+    for operation in getattr(model, "operations", model.layers):
+        found.append(operation)
+        if isinstance(operation, keras.Model):
+            found.extend(all_layers(operation))
+    return found
+
+

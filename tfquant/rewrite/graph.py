@@ -1,0 +1,128 @@
+"""A functional model as a list of calls, read through Keras's public cloning."""
+
+import dataclasses
+
+import keras
+from keras import tree
+
+
+@dataclasses.dataclass
+class Node:
+    """One call of a layer.
+
+    Attributes:
+        layer: The layer of the user's model (or `keras.Operation`).
+        clone: A built copy of it, without its weights' values.
+        args: Positional arguments; tensors are KerasTensors of the copy.
+        kwargs: Keyword arguments, likewise.
+        outputs: Structure of KerasTensors.
+    """
+
+    layer: object
+    clone: object
+    args: tuple
+    kwargs: dict
+    outputs: object
+
+    @property
+    def inputs(self) -> list:
+        """KerasTensors among the arguments."""
+        return tensors((self.args, self.kwargs))
+
+
+@dataclasses.dataclass
+class Graph:
+    """A model as calls in an order in which they can run.
+
+    Attributes:
+        inputs: Structure of the copy's input KerasTensors.
+        outputs: Structure of its output KerasTensors.
+        nodes: Calls, none of a model: nested models are read through.
+        name: Name of the model.
+    """
+
+    inputs: object
+    outputs: object
+    nodes: list[Node]
+    name: str
+
+    def producer(self, tensor) -> Node | None:
+        """Returns the call that `tensor` comes from; `None` for an input."""
+        return self._producers().get(id(tensor))
+
+    def consumers(self, tensor) -> list[Node]:
+        """Returns the calls that read `tensor`."""
+        return [node for node in self.nodes if any(x is tensor for x in node.inputs)]
+
+    def is_output(self, tensor) -> bool:
+        """Whether `tensor` is an output of the model."""
+        return any(x is tensor for x in tree.flatten(self.outputs))
+
+    def _producers(self):
+        return {id(x): node for node in self.nodes for x in tree.flatten(node.outputs)}
+
+
+def trace(model, take_apart=lambda layer: None) -> Graph:
+    """Reads `model` call by call, nested models included.
+
+    The model's own layers are not called and keep their state: copies are.
+
+    Args:
+        model: Built functional or sequential model.
+        take_apart: Function of a layer: a list of pairs of a new layer and its weights that stand
+            for it, called one after the other, or `None` to keep it.
+
+    Returns:
+        `Graph`.
+    """
+    nodes, originals, nested, parts = [], {}, {}, {}
+
+    def clone(layer):
+        if isinstance(layer, keras.Model):
+            return layer  # `call` reads through it.
+        copy = layer.__class__.from_config(layer.get_config())
+        originals[id(copy)] = layer, copy
+        return copy
+
+    def call(layer, *args, **kwargs):
+        if isinstance(layer, keras.Model):
+            if id(layer) not in nested:
+                nested[id(layer)] = trace(layer, take_apart)
+            return _replay(nested[id(layer)], tensors((args, kwargs)), nodes)
+        original, copy = originals[id(layer)]
+        if id(original) not in parts:
+            parts[id(original)] = take_apart(original)
+        if parts[id(original)] is None:
+            outputs = copy(*args, **kwargs)
+            nodes.append(Node(original, copy, args, kwargs, outputs))
+            return outputs
+        x = args[0]
+        for part, weights in parts[id(original)]:
+            y = part(x)
+            part.set_weights(weights)
+            nodes.append(Node(part, part, (x,), {}, y))
+            x = y
+        return x
+
+    # A view without compilation: `clone_model` would compile the copy as well.
+    view = keras.Model(model.input, model.output, name=model.name)
+    copy = keras.models.clone_model(view, clone_function=clone, call_function=call)
+    return Graph(copy.input, copy.output, nodes, model.name)
+
+
+def _replay(graph, inputs, nodes):
+    """Calls the layers of `graph` on other inputs, notes the calls and returns the outputs."""
+    values = dict(zip(map(id, tree.flatten(graph.inputs)), inputs, strict=True))
+    lookup = lambda x: values.get(id(x), x)  # noqa: E731
+    for node in graph.nodes:
+        args, kwargs = tree.map_structure(lookup, (node.args, node.kwargs))
+        outputs = node.clone(*args, **kwargs)
+        nodes.append(Node(node.layer, node.clone, args, kwargs, outputs))
+        values.update(zip(map(id, tree.flatten(node.outputs)), tree.flatten(outputs), strict=True))
+    return tree.map_structure(lookup, graph.outputs)
+
+
+def tensors(structure) -> list:
+    """Returns the KerasTensors in `structure`."""
+    return [x for x in tree.flatten(structure) if isinstance(x, keras.KerasTensor)]
+

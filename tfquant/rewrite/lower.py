@@ -1,0 +1,172 @@
+"""From a quantized model to what every converter starts from: a float model, and a table."""
+
+import dataclasses
+
+import keras
+from keras import ops, tree
+
+from tfquant.numerics import QuantParams
+from tfquant.quantizers import Grid, Quantizer, grid_of, on_grid
+from tfquant.registry.elementwise import SameGridConfig
+from tfquant.wrappers import IntegerWeights, Quantize, QuantizeWrapper
+
+
+@dataclasses.dataclass(eq=False)
+class Point:
+    """A quantized activation.
+
+    Attributes:
+        name: Name of the layer that computes it.
+        tensor: KerasTensor of the float model.
+        grid: `Grid` whose parameters are numbers.
+    """
+
+    name: str
+    tensor: object
+    grid: Grid
+
+
+@dataclasses.dataclass(eq=False)
+class LoweredUnit:
+    """One call of a quantized layer.
+
+    Attributes:
+        name: Name of the wrapped layer.
+        layer: `QuantizeWrapper` or `Quantize`.
+        args: Positional arguments of the call; tensors are KerasTensors of the float model.
+        kwargs: Keyword arguments, likewise.
+        outputs: List of KerasTensors of the float model.
+        lowering: `Lowering`, or `None` for a `Quantize`.
+    """
+
+    name: str
+    layer: object
+    args: tuple
+    kwargs: dict
+    outputs: list
+    weights: IntegerWeights | None = None
+    float16: bool = False
+    dynamic: bool = False
+
+    @property
+    def inputs(self) -> list:
+        """KerasTensors among the arguments."""
+        return [
+            x for x in tree.flatten((self.args, self.kwargs)) if isinstance(x, keras.KerasTensor)
+        ]
+
+
+@dataclasses.dataclass(eq=False)
+class Lowered:
+    """The pair that converters start from.
+
+    Attributes:
+        model: Float functional model: batch norm folded, weights on the integer grid.
+        points: Quantized activations, in the order in which they are computed.
+        units: Calls of quantized layers, likewise.
+        float_layers: Names and types of layers that stayed float.
+    """
+
+    model: keras.Model
+    points: list[Point]
+    units: list[LoweredUnit]
+    float_layers: dict[str, str]
+
+
+def lower(model) -> Lowered:
+    """Takes a quantized model apart into a float model and a table of parameters.
+
+    Args:
+        model: Calibrated model from `quantize_model` or `quantize_apply`.
+
+    Returns:
+        `Lowered`.
+
+    Raises:
+        ValueError: If the model is not quantized, or an activation has no grid yet.
+    """
+    points, units, float_layers, copies = {}, [], {}, {}
+
+    def note(name, x, grid):
+        on_grid(x, grid)
+        if grid is not None:
+            points.setdefault(id(x), Point(name, x, grid))
+
+    def call(layer, *args, **kwargs):
+        if isinstance(layer, Quantize):
+            (x,) = args
+            y = keras.layers.Identity()(x) if grid_of(x) is not None else x
+            note(layer.name, y, _numbers(layer.quantizer))
+            units.append(LoweredUnit(layer.name, layer, args, {}, [y]))
+            return y
+        if isinstance(layer, QuantizeWrapper):
+            outputs, unit = _lower_wrapper(layer, args, dict(kwargs))
+            units.append(unit)
+            grids = _output_grids(layer, unit, kwargs.get("call_site", 0))
+            for x, grid in zip(tree.flatten(outputs), grids, strict=True):
+                note(unit.name, x, grid)
+            return outputs
+        if isinstance(layer, keras.layers.Layer):
+            float_layers[layer.name] = type(layer).__name__
+            if layer.name not in copies:
+                copies[layer.name] = layer.__class__.from_config(layer.get_config())
+            copy = copies[layer.name]
+            outputs = copy(*args, **kwargs)
+            copy.set_weights(layer.get_weights())
+            return outputs
+        return layer(*args, **kwargs)
+
+    view = keras.Model(model.input, model.output, name=model.name)
+    lowered = keras.models.clone_model(view, clone_function=lambda x: x, call_function=call)
+    if not units:
+        raise ValueError(
+            f"A model from tfq.quantize_model is expected. Received: '{model.name}', which has no "
+            "quantized layers."
+        )
+    return Lowered(lowered, list(points.values()), units, float_layers)
+
+
+def _lower_wrapper(layer, args, kwargs):
+    call_site = kwargs.pop("call_site", 0)
+    tensors = [x for x in tree.flatten(args) if isinstance(x, keras.KerasTensor)]
+    grids = [grid_of(x) for x in tensors]
+    name = layer.layer.name + (f"_{call_site}" if call_site else "")
+    result = layer.quantize_config.lower(layer, args, kwargs, grids, name)
+    # A layer that does nothing at inference returns its input; its output may lie on another grid.
+    outputs = tree.map_structure(
+        lambda y: keras.layers.Identity()(y) if any(y is x for x in tensors) else y, result.outputs
+    )
+    if call_site:
+        kwargs["call_site"] = call_site
+    unit = LoweredUnit(
+        name,
+        layer,
+        args,
+        kwargs,
+        tree.flatten(outputs),
+        result.weights,
+        result.float16,
+        result.dynamic,
+    )
+    return outputs, unit
+
+
+def _output_grids(layer, unit, call_site):
+    """Returns the grid of each output of a wrapper, `None` where it is float."""
+    if isinstance(layer.quantize_config, SameGridConfig):
+        grids = [grid_of(x) for x in unit.inputs]
+        same = grids[0] if grids and None not in grids else None
+        return [same] * len(unit.outputs)
+    quantizers = layer.output_quantizers[call_site] or [None] * len(unit.outputs)
+    return [None if q is None else _numbers(q) for q in quantizers]
+
+
+def _numbers(quantizer: Quantizer) -> Grid:
+    """Returns the quantizer's grid with parameters as numbers."""
+    if not quantizer.calibrated:
+        raise ValueError(
+            "Activations have no grids yet: call tfq.calibrate(model, data) before converting."
+        )
+    params = quantizer.params()
+    scale, zero_point = (ops.convert_to_numpy(v) for v in params)
+    return Grid(QuantParams(scale.astype("float32"), int(zero_point)), quantizer.spec)

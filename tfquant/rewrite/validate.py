@@ -1,0 +1,65 @@
+"""Models that cannot be quantized, said clearly and early."""
+
+import keras
+import numpy as np
+
+from tfquant.wrappers import Quantize, QuantizeWrapper
+
+
+def check_model(model) -> None:
+    """Raises a clear error if `model` cannot be quantized.
+
+    Args:
+        model: What the user passed.
+
+    Raises:
+        TypeError: If it is not a Keras model.
+        ValueError: If it is not built, subclassed without a graph, quantized already, or holds
+            weights that are not finite.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"A Keras 3 model is expected. Received: {type(model).__module__}."
+            f"{type(model).__name__}."
+        )
+    if isinstance(model, keras.Sequential) and not model.built:
+        raise ValueError(
+            f"Model '{model.name}' is not built: its input shape is not known. Add "
+            "`keras.Input(shape)` as its first layer, or call it on data once."
+        )
+    if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
+        raise ValueError(
+            f"A functional or sequential model is expected. Received: '{model.name}', a subclass "
+            f"of keras.Model ({type(model).__name__}) whose calls cannot be read. Build the same "
+            "layers as `keras.Model(inputs, outputs)`."
+        )
+    for layer in _leaves(model):
+        _check_layer(model, layer)
+
+
+def _check_layer(model, layer):
+    if isinstance(layer, (QuantizeWrapper, Quantize)):
+        raise ValueError(
+            f"Model '{model.name}' is quantized already: it contains '{layer.name}'. A float "
+            "model is expected."
+        )
+    if getattr(layer, "quantization_mode", None) is not None:
+        raise ValueError(
+            f"Model '{model.name}' is quantized already by Keras: layer '{layer.name}' is "
+            f"{layer.quantization_mode}. A float model is expected."
+        )
+    for variable in layer.trainable_variables:
+        values = keras.ops.convert_to_numpy(variable)
+        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+            raise ValueError(
+                f"Weights must be finite. Received: NaN or Inf in '{variable.path}' of layer "
+                f"'{layer.name}'."
+            )
+
+
+def _leaves(model):
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _leaves(layer)
+        else:
+            yield layer

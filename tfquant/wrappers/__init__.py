@@ -1,0 +1,16 @@
+"""Keras layers around Keras layers: they quantize weights and outputs and change nothing else."""
+
+from tfquant.wrappers.config import QuantizeConfig
+from tfquant.wrappers.lowering import IntegerWeights, Lowering
+from tfquant.wrappers.operation import OperationLayer
+from tfquant.wrappers.quantize import Quantize
+from tfquant.wrappers.wrapper import QuantizeWrapper
+
+__all__ = [
+    "IntegerWeights",
+    "Lowering",
+    "OperationLayer",
+    "Quantize",
+    "QuantizeConfig",
+    "QuantizeWrapper",
+]

@@ -1,0 +1,103 @@
+"""Which weights and outputs of a layer are quantized, and how the device computes it."""
+
+import abc
+
+import keras
+
+from tfquant.wrappers.lowering import Lowering
+
+
+class QuantizeConfig(abc.ABC):
+    """Says how one layer is quantized. Subclass it to quantize a layer of your own.
+
+    Only `get_weights_and_quantizers` and `get_output_quantizers` must be written. A config holds
+    settings, no state: it may serve several layers, and is saved with the model. Register it with
+    `keras.saving.register_keras_serializable`, as any Keras object that is to be loaded again.
+
+    Example:
+
+    ```python
+    @keras.saving.register_keras_serializable(package="my")
+    class ScaleConfig(tfq.QuantizeConfig):
+        def get_weights_and_quantizers(self, layer):
+            return [(layer.factor, tfq.quantizers.AbsMax(tfq.QuantSpec(8, symmetric=True)))]
+
+        def get_output_quantizers(self, layer):
+            return [tfq.quantizers.Static(tfq.QuantSpec(8))]
+
+    q = tfq.quantize_annotate_layer(Scale(), ScaleConfig())
+    ```
+    """
+
+    @abc.abstractmethod
+    def get_weights_and_quantizers(self, layer) -> list:
+        """Returns pairs of a variable of `layer` (which is built) and a new `Quantizer` for it."""
+
+    @abc.abstractmethod
+    def get_output_quantizers(self, layer) -> list:
+        """Returns one new `Quantizer` for each output of `layer`, or `None` to leave it."""
+
+    def device_call(self, wrapper, args, kwargs, output_quantizers):
+        """Computes at inference what the device computes, to the last integer.
+
+        The default returns `None`: the layer then runs in real arithmetic on quantized weights
+        and its outputs are rounded, which is what a device does to within one step.
+
+        Args:
+            wrapper: The `QuantizeWrapper`.
+            args: Positional arguments of the call.
+            kwargs: Keyword arguments of the call.
+            output_quantizers: The quantizers of this call site.
+
+        Returns:
+            The structure of outputs, each on its grid, or `None`.
+        """
+        del wrapper, args, kwargs, output_quantizers
+        return None
+
+    def lower(self, wrapper, args, kwargs, input_grids, name) -> Lowering:
+        """Calls float layers that a converter understands, with weights on the integer grid.
+
+        The default calls a copy of the layer whose quantized weights are dequantized ones. The
+        converter then keeps the layer's weights float, as it does not know their integers.
+
+        Args:
+            wrapper: The `QuantizeWrapper`.
+            args: Positional arguments; tensors are KerasTensors of the float model.
+            kwargs: Keyword arguments, likewise.
+            input_grids: `Grid` or `None` for each tensor among `args`.
+            name: Name for the copy; names are unique within the float model.
+
+        Returns:
+            `Lowering`.
+        """
+        del input_grids
+        layer = copy_layer(wrapper.layer, name=name)
+        outputs = layer(*args, **kwargs)
+        layer.set_weights(wrapper.layer.get_weights())
+        quantized = {id(v): q.call(v.value) for v, q in wrapper.weight_quantizers}
+        for new, old in zip(layer.weights, wrapper.layer.weights, strict=True):
+            if id(old) in quantized:
+                new.assign(quantized[id(old)])
+        return Lowering(outputs)
+
+    def get_config(self) -> dict:
+        """Returns the arguments of the constructor. The default is for one without arguments."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        """Returns the config that `get_config` described."""
+        return cls(**config)
+
+
+def copy_layer(layer, **changes):
+    """Returns a new layer of the same type and settings, without its weights.
+
+    Args:
+        layer: Keras layer.
+        **changes: Settings that differ.
+    """
+    config = {**layer.get_config(), **changes}
+    config.pop("build_config", None)
+    return layer.__class__.from_config(config)

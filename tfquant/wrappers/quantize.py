@@ -1,0 +1,45 @@
+"""`Quantize`: a quantization point of its own, at a model's input or where branches meet."""
+
+import keras
+
+from tfquant.quantizers import Static
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class Quantize(keras.layers.Layer):
+    """Rounds its input to one grid.
+
+    Called on several tensors, it gives them all the same grid.
+
+    Args:
+        quantizer: `Static`.
+    """
+
+    def __init__(self, quantizer: Static, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.quantizer = quantizer
+        if not self.quantizer.built:
+            self.quantizer.build(())
+        self.supports_masking = True
+        self.built = True
+
+    def call(self, x, training=None):
+        """Returns `x` on the grid."""
+        return self.quantizer.call(x, training=training)
+
+    def compute_output_shape(self, input_shape):
+        """Returns `input_shape`."""
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "quantizer": keras.saving.serialize_keras_object(self.quantizer),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        config["quantizer"] = keras.saving.deserialize_keras_object(config["quantizer"])
+        config.pop("autocast", None)
+        return cls(**config)

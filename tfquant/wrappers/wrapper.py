@@ -1,0 +1,180 @@
+"""`QuantizeWrapper`: any Keras layer, with quantized weights and outputs."""
+
+import inspect
+import math
+
+import keras
+from keras import ops, tree
+
+from tfquant.quantizers import RecordingScope, Static
+from tfquant.wrappers.config import QuantizeConfig
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class QuantizeWrapper(keras.layers.Layer):
+    """Runs `layer` with the weights and outputs that `quantize_config` names quantized.
+
+    Weights are swapped by `keras.StatelessScope`: inside it every read of a variable returns the
+    quantized value, gradients flow to the variable, and the layer's own `call` is used unchanged.
+
+    A wrapper stands for one kernel of the device. A batch norm and a clamp (ReLU, ReLU6) that the
+    device computes together with the layer belong to the wrapper: the output is quantized behind
+    them.
+
+    Args:
+        layer: A built Keras layer.
+        quantize_config: `QuantizeConfig`.
+        batch_norm: A built `keras.layers.BatchNormalization` behind the layer, or `None`.
+        clamp: `(low, high)` of the activation behind both, or `None`. `(0, None)` is ReLU.
+        call_sites: Number of places of the model where the layer is called. Weights are shared,
+            output quantizers are not.
+        groups: For each call site, the name of the group of grids that must agree which its
+            output belongs to, or `None`.
+
+    Call arguments:
+        *args, **kwargs: Those of `layer`.
+        call_site: Index of the place, below `call_sites`.
+
+    Raises:
+        ValueError: If `layer` has no weights yet because it is not built.
+    """
+
+    def __init__(
+        self,
+        layer,
+        quantize_config: QuantizeConfig,
+        *,
+        batch_norm=None,
+        clamp=None,
+        call_sites: int = 1,
+        groups: list[str | None] | None = None,
+        **kwargs,
+    ):
+        kwargs.setdefault("name", f"quant_{layer.name}")
+        kwargs.setdefault("trainable", layer.trainable)
+        super().__init__(autocast=False, **kwargs)
+        if not layer.built:
+            raise ValueError(
+                f"QuantizeWrapper expects a built layer. Received: '{layer.name}', which has not "
+                "been called on an input yet."
+            )
+        self.layer = layer
+        self.quantize_config = quantize_config
+        self.batch_norm = batch_norm
+        self.clamp = tuple(clamp) if clamp else None
+        self.call_sites = call_sites
+        self.groups = list(groups) if groups else [None] * call_sites
+        pairs = quantize_config.get_weights_and_quantizers(layer)
+        self._weights_quantized = [variable for variable, _ in pairs]
+        self._weight_quantizers = [quantizer for _, quantizer in pairs]
+        for variable, quantizer in pairs:
+            quantizer.build(variable.shape)
+        self.output_quantizers = [
+            quantize_config.get_output_quantizers(layer) for _ in range(call_sites)
+        ]
+        for quantizers, group in zip(self.output_quantizers, self.groups, strict=True):
+            for quantizer in quantizers:
+                if quantizer is not None:
+                    quantizer.build(())
+                if isinstance(quantizer, Static):
+                    quantizer.group = group
+        self.supports_masking = layer.supports_masking
+        self._layer_takes_training = "training" in inspect.signature(layer.call).parameters
+        self.built = True
+
+    @property
+    def weight_quantizers(self):
+        """Pairs of a variable of the layer and its quantizer."""
+        return list(zip(self._weights_quantized, self._weight_quantizers, strict=True))
+
+    def build(self, *args, **kwargs):
+        """Does nothing: the layer arrives built."""
+
+    def call(self, *args, training=None, call_site=0, **kwargs):
+        """Runs the layer; see the class."""
+        quantizers = self.output_quantizers[call_site]
+        if not training and RecordingScope.current() is None:
+            outputs = self.quantize_config.device_call(self, args, kwargs, quantizers)
+            if outputs is not None:
+                return outputs
+        outputs = self.float_call(*args, training=training, **kwargs)
+        if not quantizers:
+            return outputs
+        flat = tree.flatten(outputs)
+        if len(flat) != len(quantizers):
+            raise ValueError(
+                f"{type(self.quantize_config).__name__}.get_output_quantizers must return one "
+                f"quantizer for each output of '{self.layer.name}', or None. Expected: "
+                f"{len(flat)}. Received: {len(quantizers)}."
+            )
+        flat = [x if q is None else q.call(x) for x, q in zip(flat, quantizers, strict=True)]
+        return tree.pack_sequence_as(outputs, flat)
+
+    def float_call(self, *args, training=None, **kwargs):
+        """Runs layer, batch norm and clamp in real arithmetic with quantized weights."""
+        outputs = self.call_layer(
+            *args,
+            weights=[(v, q.call(v.value)) for v, q in self.weight_quantizers],
+            training=training,
+            **kwargs,
+        )
+        if self.batch_norm is not None:
+            outputs = self.batch_norm(outputs, training=training)
+        return clamp(outputs, self.clamp)
+
+    def call_layer(self, *args, weights, training=None, **kwargs):
+        """Calls the wrapped layer with some of its variables read as other values.
+
+        Args:
+            *args: Arguments of the layer.
+            weights: Pairs of a variable of the layer and the value to read.
+            training: Passed on where the layer takes it.
+            **kwargs: Arguments of the layer.
+        """
+        if self._layer_takes_training:
+            kwargs["training"] = training
+        if not weights:
+            return self.layer(*args, **kwargs)
+        with keras.StatelessScope(
+            state_mapping=weights, collect_losses=True, initialize_variables=False
+        ) as scope:
+            outputs = self.layer(*args, **kwargs)
+        # What the layer assigned or added inside the scope was only captured.
+        swapped = {id(variable) for variable, _ in weights}
+        for variable in self.layer.non_trainable_variables:
+            value = scope.get_current_value(variable)
+            if value is not None and id(variable) not in swapped:
+                variable.assign(value)
+        for loss in scope.losses:
+            self.add_loss(loss)
+        return outputs
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "layer": serialize(self.layer),
+            "quantize_config": serialize(self.quantize_config),
+            "batch_norm": serialize(self.batch_norm),
+            "clamp": self.clamp,
+            "call_sites": self.call_sites,
+            "groups": self.groups,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        for key in ("layer", "quantize_config", "batch_norm"):
+            config[key] = keras.saving.deserialize_keras_object(config[key])
+        config.pop("autocast", None)
+        return cls(**config)
+
+
+def clamp(x, bounds, step=1.0):
+    """Clips `x`, given in units of `step`, to real `bounds`: `(low, high)`, `None` for no bound."""
+    if bounds is None:
+        return x
+    low, high = bounds
+    if low == 0 and high is None:
+        return ops.relu(x)
+    return ops.clip(x, -math.inf if low is None else low / step, high / step)
