@@ -3,7 +3,6 @@
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import tree
 from rich.progress import Progress
 
@@ -46,38 +45,31 @@ def calibrate(model, data, *, batch_size=32, steps=None, observer="min_max", pro
             f"A model from tfq.quantize_model is expected. Received: '{model.name}', which has no "
             "quantized layers."
         )
-    summarizer = observers.get(observer)
+    observers.get(observer)  # An unknown name is an error before any data are read.
     watched = {}
     rows = []
-
-    @tf.function(input_signature=[[tf.TensorSpec(x.shape, x.dtype) for x in model.inputs]])
-    def run(arrays):
-        with RecordingScope() as scope:
-            model(tree.pack_sequence_as(model.input, arrays), training=False)
-        found = [(q, x) for q, x in scope.records if isinstance(q, Static)]
-        run.quantizers = [q for q, _ in found]
-        return [summarizer.summarize(x) for _, x in found]
 
     source = batches(data, model.inputs, batch_size, steps)
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("Calibrating", total=source.total)
         for arrays in source:
-            summaries = run(arrays)
-            for quantizer, vector in zip(run.quantizers, summaries, strict=True):
+            with RecordingScope() as scope:
+                model(tree.pack_sequence_as(model.input, arrays), training=False)
+            for quantizer, x in scope.records:
+                if not isinstance(quantizer, Static):
+                    continue
                 key = quantizer.group or id(quantizer)
-                if key not in watched:
-                    watched[key] = observers.get(observer), []
-                member_observer, members = watched[key]
-                member_observer.update(summarizer.unpack(vector.numpy()))
+                group_observer, members = watched.setdefault(key, (observers.get(observer), []))
+                vector = keras.ops.convert_to_numpy(group_observer.summarize(x))
+                group_observer.update(group_observer.unpack(vector))
                 if not any(quantizer is member for member in members):
                     members.append(quantizer)
             _keep(rows, arrays)
             bar.advance(task)
-    for member_observer, members in watched.values():
+    for group_observer, members in watched.values():
         for quantizer in members:
-            quantizer.set_params(
-                choose_params(*member_observer.range(quantizer.spec), quantizer.spec)
-            )
+            low_high = group_observer.range(quantizer.spec)
+            quantizer.set_params(choose_params(*low_high, quantizer.spec))
     _leave_samples(model, rows)
     _forget_traces(model)
     return model

@@ -5,7 +5,7 @@ from tfquant.quantizers.base import Quantizer, RecordingScope
 from tfquant.quantizers.dynamic import Dynamic
 from tfquant.quantizers.fixed import Fixed
 from tfquant.quantizers.float16 import Float16
-from tfquant.quantizers.grid import Grid, grid_of, on_grid
+from tfquant.quantizers.grid import Grid, from_steps, grid_of, on_grid, steps_of
 from tfquant.quantizers.static import Static
 
 __all__ = [
@@ -17,6 +17,8 @@ __all__ = [
     "Quantizer",
     "RecordingScope",
     "Static",
+    "from_steps",
     "grid_of",
     "on_grid",
+    "steps_of",
 ]

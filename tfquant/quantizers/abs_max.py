@@ -41,7 +41,9 @@ class AbsMax(Quantizer):
     def params(self, x=None) -> QuantParams:
         """Returns `scale` of the shape of `clip` and `zero_point` 0."""
         magnitude = ops.max(ops.abs(ops.cast(x, "float32")), axis=self.reduced_axes, keepdims=True)
-        scale = ops.stop_gradient(magnitude) * self.clip / self.spec.qmax
+        # A product: graph optimizers turn a division by a constant into one, which rounds
+        # differently, and the same model would have other integers in a graph than outside.
+        scale = ops.stop_gradient(magnitude) * self.clip * (1.0 / self.spec.qmax)
         return QuantParams(ops.where(scale > SMALLEST_SCALE, scale, ops.ones_like(scale)), 0)
 
     def call(self, x, training=None, scale=None):

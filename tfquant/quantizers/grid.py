@@ -6,16 +6,26 @@ computes. An operation that returns a new tensor drops the grid: the next layer 
 real values.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from keras import ops
 
 from tfquant.numerics import QuantParams, QuantSpec
 
 
 class Grid(NamedTuple):
-    """Parameters and specification of a quantized tensor."""
+    """Where the values of a quantized tensor lie.
+
+    Attributes:
+        params: `QuantParams`.
+        spec: `QuantSpec`.
+        steps: `q - zero_point` of each value, a float tensor of integers, or `None` when nobody
+            computed it yet.
+    """
 
     params: QuantParams
     spec: QuantSpec
+    steps: Any = None
 
 
 def on_grid(x, grid: Grid | None):
@@ -27,3 +37,34 @@ def on_grid(x, grid: Grid | None):
 def grid_of(x) -> Grid | None:
     """Returns the grid that the values of `x` lie on, or `None` when nothing is known."""
     return getattr(x, "tfquant_grid", None)
+
+
+def steps_of(x):
+    """Returns `q - zero_point` of a tensor that is on a grid, a float tensor of integers."""
+    grid = grid_of(x)
+    return ops.round(x / grid.params.scale) if grid.steps is None else grid.steps
+
+
+def from_steps(steps, params: QuantParams, spec: QuantSpec, clamp=None):
+    """Rounds output steps and returns the real values, which carry their grid.
+
+        q = clip(round(steps) + zero_point, qmin, qmax);  y = scale * (q - zero_point)
+
+    Args:
+        steps: Real values divided by the scale, not yet rounded.
+        params: `QuantParams`, numbers.
+        spec: `QuantSpec`.
+        clamp: Real `(low, high)` of an activation computed together with the rounding, `None` for
+            no bound, or `None`.
+
+    Returns:
+        Tensor of the shape of `steps`.
+    """
+    low, high = spec.qmin - params.zero_point, spec.qmax - params.zero_point
+    if clamp is not None:
+        # Rounding is monotone: bounding behind it is bounding before it.
+        low = low if clamp[0] is None else ops.maximum(low, ops.round(clamp[0] / params.scale))
+        high = high if clamp[1] is None else ops.minimum(high, ops.round(clamp[1] / params.scale))
+    # Two passes are several times faster than one `clip`.
+    steps = ops.minimum(ops.maximum(ops.round(steps), low), high)
+    return on_grid(steps * params.scale, Grid(params, spec, steps))

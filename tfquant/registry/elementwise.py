@@ -3,12 +3,11 @@
 import keras
 from keras import ops, tree
 
-from tfquant.numerics import QuantParams, QuantSpec
-from tfquant.quantizers import Fixed, Grid, Static, grid_of, on_grid
+from tfquant.numerics import QuantSpec
+from tfquant.quantizers import Fixed, Grid, Static, from_steps, grid_of, on_grid, steps_of
 from tfquant.registry.linear import clamp_layer
 from tfquant.wrappers import Lowering, QuantizeConfig
 from tfquant.wrappers.config import copy_layer
-from tfquant.wrappers.wrapper import clamp
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -68,10 +67,9 @@ class ProductConfig(OutputConfig):
         if len(grids) != 2 or None in grids or output is None or not output.calibrated:
             return None
         (sa, sb), params = (grid.params.scale for grid in grids), output.params()
-        integers = tree.map_structure(lambda x: ops.round(x / grid_of(x).params.scale), args)
+        integers = tree.map_structure(steps_of, args)
         steps = wrapper.call_layer(*integers, weights=[], **kwargs) * (sa * sb / params.scale)
-        steps = clamp(steps, wrapper.clamp, params.scale)
-        return from_steps(ops.round(steps), params, output.spec)
+        return from_steps(steps, params, output.spec, wrapper.clamp)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -85,12 +83,11 @@ class MeanConfig(OutputConfig):
         if grid is None or output is None or not output.calibrated:
             return None
         params = output.params()
-        integers = ops.round(args[0] / grid.params.scale)
-        mean = wrapper.call_layer(integers, weights=[], **kwargs)
-        count = ops.cast(ops.size(integers) / ops.size(mean), "float32")
-        total = ops.round(mean * count)
-        steps = total * (grid.params.scale / params.scale / count)
-        return from_steps(ops.round(steps), params, output.spec)
+        mean = wrapper.call_layer(steps_of(args[0]), weights=[], **kwargs)
+        count = ops.cast(ops.size(args[0]), "float64") / ops.cast(ops.size(mean), "float64")
+        scale = ops.cast(grid.params.scale, "float64") / ops.cast(params.scale, "float64") / count
+        total = ops.round(mean * ops.cast(count, mean.dtype))
+        return from_steps(total * ops.cast(scale, total.dtype), params, output.spec)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -106,9 +103,8 @@ class SwishConfig(OutputConfig):
         gate_scale = 2.0**-self.activations.num_bits if grid.spec.num_bits == 8 else 2.0**-15
         gate = ops.clip(ops.round(ops.sigmoid(x) / gate_scale), 0, 1 / gate_scale - 1)
         params = output.params()
-        integers = ops.round(x / grid.params.scale)
-        steps = integers * gate * (grid.params.scale * gate_scale / params.scale)
-        return from_steps(ops.round(steps), params, output.spec)
+        steps = steps_of(x) * gate * (grid.params.scale * gate_scale / params.scale)
+        return from_steps(steps, params, output.spec)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -135,35 +131,28 @@ class SameGridConfig(QuantizeConfig):
         grids = [grid_of(x) for x in tree.flatten(args) if hasattr(x, "shape")]
         if not grids or None in grids:
             return None
-        outputs = self.on_values(wrapper, args, kwargs, grids[0])
-        return tree.map_structure(lambda y: on_grid(y, grids[0]), outputs)
-
-    def on_values(self, wrapper, args, kwargs, grid):
-        """Returns the layer's outputs, real values of `grid`."""
-        del grid
-        # A layer that does nothing returns its input: the grid must not be noted on a tensor that
-        # another branch still reads, hence the identity.
+        params, spec, _ = grids[0]
+        moved = self.on_steps(wrapper, tree.map_structure(_steps, args), kwargs, params)
         return tree.map_structure(
-            lambda y: ops.copy(y) if any(y is x for x in tree.flatten(args)) else y,
-            wrapper.call_layer(*args, weights=[], training=False, **kwargs),
+            lambda steps: on_grid(steps * params.scale, Grid(params, spec, steps)), moved
         )
+
+    def on_steps(self, wrapper, args, kwargs, params):
+        """Runs the layer on integers `q - zero_point`; returns those of its outputs."""
+        del params
+        return wrapper.call_layer(*args, weights=[], training=False, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
 class AverageConfig(SameGridConfig):
     """Average pooling: LiteRT divides the sum of the raw integers, half away from zero."""
 
-    def on_values(self, wrapper, args, kwargs, grid):
+    def on_steps(self, wrapper, args, kwargs, params):
         """Computes `round(mean(q))` on raw integers."""
-        scale, zero_point = grid.params
-        integers = ops.round(args[0] / scale)
-        mean = wrapper.call_layer(integers, weights=[], **kwargs) + zero_point
+        mean = wrapper.call_layer(*args, weights=[], **kwargs) + params.zero_point
         # A mean of up to 10,000 integers is a multiple of 1e-4: what is closer to a half is one.
-        q = ops.sign(mean) * ops.floor(ops.abs(mean) + (0.5 + 1e-5))
-        return (q - zero_point) * scale
+        return ops.sign(mean) * ops.floor(ops.abs(mean) + (0.5 + 1e-5)) - params.zero_point
 
 
-def from_steps(steps, params: QuantParams, spec: QuantSpec):
-    """Returns real values on the grid from rounded steps `q - zero_point`."""
-    q = ops.clip(steps + params.zero_point, spec.qmin, spec.qmax)
-    return on_grid((q - params.zero_point) * params.scale, Grid(params, spec))
+def _steps(x):
+    return steps_of(x) if hasattr(x, "shape") else x

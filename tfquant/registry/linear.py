@@ -10,7 +10,7 @@ from tfquant.numerics.fixed_point import (
     requantize_float,
 )
 from tfquant.numerics.params import SMALLEST_SCALE
-from tfquant.quantizers import AbsMax, Dynamic, Float16, Grid, Static, grid_of, on_grid
+from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, from_steps, grid_of, steps_of
 from tfquant.registry.schemes import Scheme
 from tfquant.wrappers import IntegerWeights, Lowering, QuantizeConfig
 from tfquant.wrappers.config import copy_layer
@@ -110,18 +110,21 @@ class LinearConfig(QuantizeConfig):
         # Products of 16-bit activations do not fit in the 24 bits of a float32.
         dtype = "float32" if grid.spec.num_bits <= 8 else "float64"
         kernel, scale, bias = self.integer_weights(wrapper, grid.params.scale)
-        integers = ops.cast(ops.round(x / grid.params.scale), dtype)
-        accumulator = self._multiply(wrapper, integers, ops.cast(kernel, dtype))
+        accumulator = self._multiply(wrapper, ops.cast(steps_of(x), dtype), ops.cast(kernel, dtype))
         accumulator = accumulator + ops.cast(bias, dtype)
         if output is None:
             y = ops.cast(accumulator, "float32") * (grid.params.scale * scale)
             return clamp(y, wrapper.clamp)
         params = output.params()
-        q = self._requantize(accumulator, grid.params.scale, scale, params.scale)
-        q = clamp(q, wrapper.clamp, params.scale)
-        spec = output.spec
-        q = ops.clip(ops.round(q) + params.zero_point, spec.qmin, spec.qmax) - params.zero_point
-        return on_grid(q * params.scale, Grid(params, spec))
+        steps = self._requantize(accumulator, grid.params.scale, scale, params.scale)
+        return from_steps(steps, params, output.spec, wrapper.clamp)
+
+    def real_call(self, wrapper, args, kwargs):
+        """Multiplies by the folded kernel: one pass over the output less than a batch norm."""
+        if wrapper.batch_norm is None:
+            return super().real_call(wrapper, args, kwargs)
+        kernel, bias = self._real_weights(wrapper)
+        return clamp(self._multiply(wrapper, args[0], kernel) + bias, wrapper.clamp)
 
     def integer_weights(self, wrapper, input_scale):
         """Returns the integers that the device multiplies with, batch norm folded.
@@ -135,7 +138,7 @@ class LinearConfig(QuantizeConfig):
             layer's kernel, `scale` the float32 step of each channel, flat, and `bias` integers of
             step `input_scale * scale` (real numbers when `input_scale` is `None`), flat, float64.
         """
-        (variable, quantizer), *_ = wrapper.weight_quantizers
+        ((variable, quantizer),) = wrapper.weight_quantizers
         kernel = ops.cast(variable.value, "float32")
         factor, bias = _folded_bias(wrapper)
         step = ops.cast(quantizer.params(kernel).scale, "float64")
@@ -176,20 +179,26 @@ class LinearConfig(QuantizeConfig):
             integer_bias = None if scale_in is None else bias
             weights = IntegerWeights(kernel, scale, integer_bias, self.weights)
         else:
-            factor, bias = _folded_bias(wrapper)
-            kernel = ops.cast(getattr(wrapper.layer, self.kernel).value, "float64")
-            if factor is not None:
-                kernel = kernel * ops.reshape(factor, _channel_shape(kernel, self.channel_axis))
-            if self.weights == "float16":
-                kernel = ops.cast(kernel, "float16")
-            layer.set_weights([ops.convert_to_numpy(ops.cast(v, "float32")) for v in (kernel, bias)])
+            layer.set_weights([ops.convert_to_numpy(v) for v in self._real_weights(wrapper)])
         return Lowering(
             outputs, weights, float16=self.weights == "float16", dynamic=self.dynamic
         )
 
+    def _real_weights(self, wrapper):
+        """Returns kernel and bias with the batch norm folded, float32, the kernel quantized."""
+        ((variable, quantizer),) = wrapper.weight_quantizers
+        factor, bias = _folded_bias(wrapper)
+        kernel = quantizer.call(ops.cast(variable.value, "float32"))
+        if factor is not None:
+            gain = ops.reshape(factor, _channel_shape(kernel, self.channel_axis))
+            kernel = kernel * ops.cast(gain, "float32")
+        if self.weights == "float16":
+            kernel = quantizer.call(kernel)
+        return kernel, ops.cast(bias, "float32")
+
     def _multiply(self, wrapper, x, kernel):
         """Runs the layer on integers, without its bias."""
-        (variable, _), *_ = wrapper.weight_quantizers
+        ((variable, _),) = wrapper.weight_quantizers
         weights = [(variable, kernel)]
         if wrapper.layer.use_bias:
             weights.append((wrapper.layer.bias, ops.zeros(wrapper.layer.bias.shape, x.dtype)))
@@ -236,7 +245,6 @@ def _folded_bias(wrapper):
     """Returns the batch norm's gain (or `None`) and the bias behind it, flat float64."""
     layer, norm = wrapper.layer, wrapper.batch_norm
     float64 = lambda v: ops.cast(v.value, "float64")  # noqa: E731
-    (variable, quantizer), *_ = wrapper.weight_quantizers or [(None, None)]
     bias = float64(layer.bias) if layer.use_bias else None
     if norm is None:
         if bias is None:

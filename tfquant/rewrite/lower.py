@@ -36,7 +36,9 @@ class LoweredUnit:
         args: Positional arguments of the call; tensors are KerasTensors of the float model.
         kwargs: Keyword arguments, likewise.
         outputs: List of KerasTensors of the float model.
-        lowering: `Lowering`, or `None` for a `Quantize`.
+        weights: `IntegerWeights`, or `None`.
+        float16: Whether its weights are stored in half precision.
+        dynamic: Whether its kernel quantizes its input when it runs.
     """
 
     name: str
@@ -47,6 +49,14 @@ class LoweredUnit:
     weights: IntegerWeights | None = None
     float16: bool = False
     dynamic: bool = False
+
+    @property
+    def output_quantizers(self) -> list:
+        """The quantizer of each output, `None` where it has none of its own."""
+        if isinstance(self.layer, Quantize):
+            return [self.layer.quantizer]
+        quantizers = self.layer.output_quantizers[self.kwargs.get("call_site", 0)]
+        return quantizers or [None] * len(self.outputs)
 
     @property
     def inputs(self) -> list:
@@ -102,7 +112,7 @@ def lower(model) -> Lowered:
         if isinstance(layer, QuantizeWrapper):
             outputs, unit = _lower_wrapper(layer, args, dict(kwargs))
             units.append(unit)
-            grids = _output_grids(layer, unit, kwargs.get("call_site", 0))
+            grids = _output_grids(layer, unit)
             for x, grid in zip(tree.flatten(outputs), grids, strict=True):
                 note(unit.name, x, grid)
             return outputs
@@ -151,14 +161,13 @@ def _lower_wrapper(layer, args, kwargs):
     return outputs, unit
 
 
-def _output_grids(layer, unit, call_site):
+def _output_grids(layer, unit):
     """Returns the grid of each output of a wrapper, `None` where it is float."""
     if isinstance(layer.quantize_config, SameGridConfig):
         grids = [grid_of(x) for x in unit.inputs]
         same = grids[0] if grids and None not in grids else None
         return [same] * len(unit.outputs)
-    quantizers = layer.output_quantizers[call_site] or [None] * len(unit.outputs)
-    return [None if q is None else _numbers(q) for q in quantizers]
+    return [None if q is None else _numbers(q) for q in unit.output_quantizers]
 
 
 def _numbers(quantizer: Quantizer) -> Grid:

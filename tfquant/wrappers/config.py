@@ -55,6 +55,19 @@ class QuantizeConfig(abc.ABC):
         del wrapper, args, kwargs, output_quantizers
         return None
 
+    def real_call(self, wrapper, args, kwargs):
+        """Computes at inference in real arithmetic, with quantized weights.
+
+        Args:
+            wrapper: The `QuantizeWrapper`.
+            args: Positional arguments of the call.
+            kwargs: Keyword arguments of the call.
+
+        Returns:
+            The structure of outputs, not yet quantized.
+        """
+        return wrapper.float_call(*args, training=False, **kwargs)
+
     def lower(self, wrapper, args, kwargs, input_grids, name) -> Lowering:
         """Calls float layers that a converter understands, with weights on the integer grid.
 

@@ -93,11 +93,14 @@ class QuantizeWrapper(keras.layers.Layer):
     def call(self, *args, training=None, call_site=0, **kwargs):
         """Runs the layer; see the class."""
         quantizers = self.output_quantizers[call_site]
-        if not training and RecordingScope.current() is None:
-            outputs = self.quantize_config.device_call(self, args, kwargs, quantizers)
-            if outputs is not None:
-                return outputs
-        outputs = self.float_call(*args, training=training, **kwargs)
+        if training:
+            outputs = self.float_call(*args, training=True, **kwargs)
+        else:
+            if RecordingScope.current() is None:
+                outputs = self.quantize_config.device_call(self, args, kwargs, quantizers)
+                if outputs is not None:
+                    return outputs
+            outputs = self.quantize_config.real_call(self, args, kwargs)
         if not quantizers:
             return outputs
         flat = tree.flatten(outputs)
@@ -170,11 +173,13 @@ class QuantizeWrapper(keras.layers.Layer):
         return cls(**config)
 
 
-def clamp(x, bounds, step=1.0):
-    """Clips `x`, given in units of `step`, to real `bounds`: `(low, high)`, `None` for no bound."""
+def clamp(x, bounds):
+    """Clips `x` to `bounds`, `(low, high)` with `None` for no bound."""
     if bounds is None:
         return x
     low, high = bounds
     if low == 0 and high is None:
         return ops.relu(x)
-    return ops.clip(x, -math.inf if low is None else low / step, high / step)
+    if (low, high) == (0, 6):
+        return ops.relu6(x)  # Several times faster than `clip`.
+    return ops.clip(x, -math.inf if low is None else low, math.inf if high is None else high)

@@ -1,0 +1,224 @@
+"""`to_tflite`: a quantized Keras model to a verified `.tflite` file."""
+
+import os
+import tempfile
+
+import keras
+import numpy as np
+from rich.progress import Progress, SpinnerColumn, TextColumn
+
+from tfquant.convert.tflite import rules
+from tfquant.convert.tflite.anchor import anchor
+from tfquant.convert.tflite.assign import assign
+from tfquant.convert.tflite.flatbuffer import File
+from tfquant.convert.tflite.float_file import convert_float, probe
+from tfquant.convert.tflite.interpreter import run_inner
+from tfquant.convert.tflite.verify import Verifier, point_tensors, saturated_biases, sqnr
+from tfquant.convert.tflite.write import write
+from tfquant.report import ConversionReport, FloatOperator, LayerReport
+from tfquant.rewrite.lower import lower
+from tfquant.wrappers import Quantize
+
+INPUT_TYPES = ("int8", "uint8", "int16", "float32")
+RANDOM_ROWS = 16
+
+
+def to_tflite(
+    model,
+    path,
+    *,
+    input_type: str | None = None,
+    output_type: str | None = None,
+    batch_size: int | None = 1,
+    samples=None,
+    verify: bool = True,
+    progress: bool = True,
+) -> ConversionReport:
+    """Converts a calibrated model to a `.tflite` file, runs both, and compares them.
+
+    Args:
+        model: Model from `quantize_model` or `quantize_apply`, calibrated if its scheme quantizes
+            activations.
+        path: The file to write. It appears when it is complete.
+        input_type: Type of the file's inputs: `"int8"`, `"uint8"` (with 8-bit activations),
+            `"int16"` (with 16-bit ones) or `"float32"`. The default is the width of the
+            activations, or `"float32"` where they are float.
+        output_type: Type of its outputs; the default is `input_type`.
+        batch_size: Fixed batch dimension, `None` for a free one. A fixed one is faster.
+        samples: Inputs for the comparison: an array, or a list of arrays. The default is what
+            `calibrate` saw; a model loaded from a file has forgotten it, and random inputs within
+            the calibrated range are used.
+        verify: Whether to compare.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        `ConversionReport`; print it.
+
+    Raises:
+        ValueError: If the model is not quantized or not calibrated, or a type does not fit.
+        OSError: If `path` cannot be written.
+    """
+    path = os.fspath(path)
+    _check_writable(path)
+    lowered = lower(model)
+    input_type, output_type = _io_types(lowered, input_type, output_type)
+    columns = SpinnerColumn(), TextColumn("{task.description}")
+    with Progress(*columns, transient=True, disable=not progress) as bar:
+        task = bar.add_task("Converting the float model")
+        rows, origin = _sample_rows(model, samples)
+        float_content = convert_float(lowered, batch_size)
+        float_file = File(float_content)
+        bar.update(task, description="Finding the activations")
+        sample = [array[:1] for array in rows]
+        point_values, _ = probe(lowered, sample)
+        values = run_inner(float_content, sample)
+        anchors = anchor(float_file, values, lowered, point_values)
+        assignment = assign(float_file, anchors, lowered)
+        bar.update(task, description="Writing integers")
+        content = write(float_file, assignment, input_type, output_type)
+        file = File(content)
+        verifier = None
+        if verify:
+            bar.update(task, description="Comparing Keras with LiteRT")
+            tensors = point_tensors(file, float_file, anchors)
+            verifier = Verifier(model, lowered, file, content, tensors, rows, lambda: None)
+        report = ConversionReport(
+            path=path,
+            float_bytes=len(float_content),
+            quantized_bytes=len(content),
+            layers=[
+                _layer(unit, float_file, anchors, assignment, verifier) for unit in lowered.units
+            ],
+            float_operators=_float_operators(float_file, assignment, lowered),
+            saturated_biases=saturated_biases(file, assignment),
+            end_to_end=verifier.end_to_end() if verifier else None,
+            samples=origin,
+        )
+    _write_file(path, content)
+    return report
+
+
+def _io_types(lowered, input_type, output_type):
+    widths = {point.grid.spec.num_bits for point in lowered.points}
+    native = f"int{max(widths)}" if widths else "float32"
+    allowed = {"int8": ("int8", "uint8", "float32"), "int16": ("int16", "float32")}
+    allowed = allowed.get(native, ("float32",))
+    input_type = native if input_type is None else input_type
+    output_type = input_type if output_type is None else output_type
+    for name, value in (("input_type", input_type), ("output_type", output_type)):
+        if value not in allowed:
+            raise ValueError(
+                f"`{name}` must be one of {', '.join(allowed)} for a model with "
+                f"{native} activations. Received: {value!r}."
+            )
+    return input_type, output_type
+
+
+def _check_writable(path):
+    folder = os.path.dirname(path) or "."
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"A file is expected. Received: '{path}', which is a folder.")
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"The folder of '{path}' does not exist: '{folder}'.")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"The folder of '{path}' cannot be written: '{folder}'.")
+
+
+def _write_file(path, content):
+    """Writes a temporary file beside `path` and renames it."""
+    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _sample_rows(model, samples):
+    """Returns one array for each input, and where they come from."""
+    if samples is not None:
+        from_user = samples if isinstance(samples, (list, tuple)) else [samples]
+        return [np.asarray(array) for array in from_user], "your samples"
+    kept = getattr(model, "calibration_samples", None)
+    if kept:
+        return [np.asarray(array) for array in kept], "calibration inputs"
+    generator = np.random.default_rng(0)
+    rows = []
+    for x in model.inputs:
+        shape = (RANDOM_ROWS, *(n or 8 for n in x.shape[1:]))
+        low, high = _input_range(model, x)
+        if keras.backend.is_float_dtype(x.dtype):
+            rows.append(generator.uniform(low, high, shape).astype("float32"))
+        else:
+            rows.append(generator.integers(0, 2, shape).astype(x.dtype))
+    return rows, "random inputs"
+
+
+def _input_range(model, x):
+    for layer in model.layers:
+        if isinstance(layer, Quantize) and layer.name == f"quantize_{x.name}":
+            params, spec = layer.quantizer.params(), layer.quantizer.spec
+            bounds = np.array([spec.qmin, spec.qmax]) - float(params.zero_point)
+            return bounds * float(params.scale)
+    return -1.0, 1.0
+
+
+def _layer(unit, file, anchors, assignment, verifier) -> LayerReport:
+    """Describes one unit."""
+    op = _operator(unit, file, anchors, assignment)
+    weights = unit.weights
+    grids = {id(p.tensor): p.grid for p in anchors.values()}
+    grid = grids.get(id(unit.outputs[0]))
+    fields = {}
+    if weights is not None:
+        one = len(weights.scale) == 1
+        fields = {
+            "weight_bits": weights.spec.num_bits,
+            "granularity": "per tensor" if one else f"per channel ({len(weights.scale)})",
+            "scale": (float(weights.scale.min()), float(weights.scale.max())),
+            "weight_sqnr": _weight_sqnr(unit),
+        }
+    elif unit.float16:
+        fields = {"weight_bits": 16, "weight_sqnr": _weight_sqnr(unit)}
+    name = op.name if op else ("QUANTIZE" if isinstance(unit.layer, Quantize) else "-")
+    return LayerReport(
+        name=unit.name,
+        operator=name,
+        activation_bits=grid.spec.num_bits if grid else None,
+        output_sqnr=verifier.output_sqnr(unit) if verifier else None,
+        parity=verifier.unit(unit) if verifier else None,
+        arithmetic=rules.TABLE_OR_FIXED_POINT.get(name, "exact"),
+        **fields,
+    )
+
+
+def _operator(unit, file, anchors, assignment):
+    """Returns the operator that computes a unit, `None` if it was computed away."""
+    for index, of in assignment.units.items():
+        if of is unit:
+            return file.ops[index]
+    for index, point in anchors.items():
+        if point.tensor is unit.outputs[0]:
+            return file.producer(index)
+    return None
+
+
+def _weight_sqnr(unit):
+    ((variable, quantizer),) = unit.layer.weight_quantizers
+    weights = keras.ops.convert_to_numpy(variable)
+    return sqnr(weights, keras.ops.convert_to_numpy(quantizer.call(variable.value)))
+
+
+def _float_operators(file, assignment, lowered):
+    operators = []
+    for index, reason in assignment.float_reasons.items():
+        op = file.ops[index]
+        name = file.name(op.outputs[0]).split(";")[0]
+        for layer, kind in lowered.float_layers.items():
+            if f"/{layer}" in name:
+                reason = f"layer '{layer}' ({kind}) is not quantized"
+        operators.append(FloatOperator(name, op.name, reason))
+    return operators

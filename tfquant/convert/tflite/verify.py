@@ -1,0 +1,172 @@
+"""The proof: what Keras computes against what the device computes."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import tree
+
+from tfquant.convert.tflite.assign import Assignment
+from tfquant.convert.tflite.flatbuffer import File
+from tfquant.convert.tflite.interpreter import dequantize, quantize, run, run_inner, to_file_inputs
+from tfquant.quantizers import RecordingScope, on_grid
+from tfquant.report import Parity
+from tfquant.rewrite.lower import Lowered, Point
+
+# Rows fed through every operator, and through the whole file.
+INNER_ROWS = 4
+ROWS = 200
+ROWS_PER_BATCH = 16
+
+
+def point_tensors(
+    file: File, float_file: File, anchors: dict[int, Point]
+) -> dict[int, tuple[int, Point]]:
+    """Finds each point's tensor in the quantized file.
+
+    Args:
+        file: The quantized file.
+        float_file: The file it was made from; tensors keep their index.
+        anchors: From `anchor`, on the float file.
+
+    Returns:
+        Dict from the id of a point to `(tensor index, point)`.
+    """
+    by_name = {file.name(i): i for i in file.computed()}
+    found = {}
+    for index, point in anchors.items():
+        for name in (float_file.name(index), float_file.name(index) + "_quantized"):
+            tensor = by_name.get(name)
+            if tensor is None or not file.scale(tensor).size:
+                continue
+            if file.scale(tensor)[0] == point.grid.params.scale and id(point) not in found:
+                found[id(point)] = tensor, point
+    return found
+
+
+class Verifier:
+    """Compares a quantized Keras model with its file.
+
+    Args:
+        model: The quantized Keras model.
+        lowered: What the file was made from.
+        file: The quantized file.
+        content: Its bytes.
+        tensors: From `point_tensors`.
+        rows: Real inputs, one array for each input of the model.
+        progress: Called after each step.
+    """
+
+    def __init__(self, model, lowered: Lowered, file: File, content, tensors, rows, progress):
+        self.model, self.lowered, self.file, self.content = model, lowered, file, content
+        self.rows, self.progress = rows, progress
+        inner = [array[:INNER_ROWS] for array in rows]
+        self.device = run_inner(content, to_file_inputs(file, inner))
+        self.float_values = self._float_values(inner)
+        self.tensor_of = {id(point.tensor): (index, point) for index, point in tensors.values()}
+
+    def end_to_end(self) -> Parity:
+        """Compares the outputs of whole runs."""
+        rows = [array[:ROWS] for array in self.rows]
+        ours = self._predict(rows)
+        theirs = run(self.content, to_file_inputs(self.file, rows))
+        parts, equal = [], []
+        for index, expected, received in zip(self.file.outputs, ours, theirs, strict=True):
+            as_stored = quantize(self.file, index, expected)
+            parts.append(_parity(as_stored, received))
+            if expected.ndim == 2 and expected.shape[1] > 1:
+                equal.append(as_stored.argmax(-1) == received.argmax(-1))
+        total = sum(parts[1:], parts[0])
+        predictions = float(np.mean(np.all(equal, axis=0))) if equal else None
+        return Parity(
+            total.values,
+            total.differing,
+            total.largest,
+            len(rows[0]),
+            predictions,
+            all(part.in_steps for part in parts),
+        )
+
+    def unit(self, unit) -> Parity | None:
+        """Compares one call of a layer, fed the device's own inputs; `None` if it has no tensor."""
+        if not all(id(x) in self.tensor_of for x in (*unit.inputs, *unit.outputs)):
+            return None
+        args, kwargs = tree.map_structure(self._device_value, (unit.args, unit.kwargs))
+        outputs = tree.flatten(unit.layer(*args, training=False, **kwargs))
+        parts = []
+        for x, y in zip(unit.outputs, outputs, strict=True):
+            index, _ = self.tensor_of[id(x)]
+            received = self.device[index]
+            expected = quantize(self.file, index, keras.ops.convert_to_numpy(y))
+            parts.append(_parity(expected.reshape(received.shape), received))
+        return sum(parts[1:], parts[0])
+
+    def output_sqnr(self, unit) -> float | None:
+        """Returns the unit's signal to quantization noise ratio in dB, device against float."""
+        x = unit.outputs[0]
+        if id(x) not in self.tensor_of or id(x) not in self.float_values:
+            return None
+        index, _ = self.tensor_of[id(x)]
+        signal = self.float_values[id(x)].reshape(-1)
+        return sqnr(signal, dequantize(self.file, index, self.device[index]).reshape(-1))
+
+    def _device_value(self, x):
+        if not isinstance(x, keras.KerasTensor):
+            return x
+        index, point = self.tensor_of[id(x)]
+        values = dequantize(self.file, index, self.device[index])
+        values = tf.constant(values.reshape((len(values), *x.shape[1:])))
+        return on_grid(values, point.grid)
+
+    def _predict(self, rows):
+        batches = []
+        for start in range(0, len(rows[0]), ROWS_PER_BATCH):
+            part = [array[start : start + ROWS_PER_BATCH] for array in rows]
+            outputs = self.model(tree.pack_sequence_as(self.model.input, part), training=False)
+            batches.append([keras.ops.convert_to_numpy(y) for y in tree.flatten(outputs)])
+            self.progress()
+        return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+
+    def _float_values(self, rows):
+        """Returns what the model computes without any quantization, by id of the KerasTensor."""
+        with RecordingScope(quantize_weights=False) as scope:
+            self.model(tree.pack_sequence_as(self.model.input, rows), training=False)
+        by_quantizer = {id(q): keras.ops.convert_to_numpy(x) for q, x in scope.records}
+        values = {}
+        for unit in self.lowered.units:
+            for x, quantizer in zip(unit.outputs, unit.output_quantizers, strict=False):
+                if id(quantizer) in by_quantizer:
+                    values[id(x)] = by_quantizer[id(quantizer)]
+        return values
+
+
+def saturated_biases(file: File, assignment: Assignment) -> int:
+    """Counts biases at the end of their integer range."""
+    count = 0
+    for params in assignment.stored.values():
+        if params.data is not None and params.data.dtype in (np.int32, np.int64):
+            limit = np.iinfo(params.data.dtype).max
+            count += int((np.abs(params.data.astype(np.float64)) >= limit).sum())
+    return count
+
+
+def sqnr(signal, received) -> float | None:
+    """Returns `10 * log10(sum(signal**2) / sum((signal - received)**2))` in dB.
+
+    `None` where the signal is zero; infinite noise-free ratios are given as 200 dB.
+    """
+    signal, received = signal.astype(np.float64), received.astype(np.float64)
+    power, noise = (signal**2).sum(), ((signal - received) ** 2).sum()
+    if power == 0:
+        return None
+    return 200.0 if noise == 0 else float(10 * np.log10(power / noise))
+
+
+def _parity(expected, received) -> Parity:
+    if np.issubdtype(received.dtype, np.integer):
+        steps = np.abs(expected.astype(np.int64) - received.astype(np.int64))
+        return Parity(steps.size, int((steps > 0).sum()), float(steps.max(initial=0)))
+    apart = np.abs(expected - received)
+    scale = max(float(np.abs(expected).max(initial=0.0)), 1e-12)
+    return Parity(
+        apart.size, int((apart > 0).sum()), float(apart.max(initial=0.0)) / scale, in_steps=False
+    )

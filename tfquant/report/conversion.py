@@ -1,0 +1,212 @@
+"""The report of a conversion: sizes, layers, and the proof that file and model agree."""
+
+import dataclasses
+import json
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """How two sets of integers, or of real values, agree.
+
+    Attributes:
+        values: Number of values compared.
+        differing: Number of values that differ.
+        largest: Largest difference: output steps where both are integers, else relative to the
+            largest magnitude.
+        rows: Number of inputs.
+        equal_predictions: Share of inputs whose largest output is the same one; `None` where an
+            output is no vector of scores.
+        in_steps: Whether differences are counted in output steps.
+    """
+
+    values: int
+    differing: int
+    largest: float
+    rows: int = 0
+    equal_predictions: float | None = None
+    in_steps: bool = True
+
+    @property
+    def share_differing(self) -> float:
+        """Differing values as a share of all."""
+        return self.differing / self.values if self.values else 0.0
+
+    def __add__(self, other: "Parity") -> "Parity":
+        return Parity(
+            self.values + other.values,
+            self.differing + other.differing,
+            max(self.largest, other.largest),
+            max(self.rows, other.rows),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """One layer of the file.
+
+    Attributes:
+        name: Name of the Keras layer.
+        operator: Operator of the file that computes it.
+        weight_bits: Width of its weights; `None` without weights.
+        activation_bits: Width of its output; `None` when it is float.
+        granularity: What shares a weight scale, such as `"per channel (16)"`.
+        scale: `(smallest, largest)` weight scale, or `None`.
+        weight_sqnr: Signal to quantization noise ratio of the weights in dB, or `None`.
+        output_sqnr: The same for the output, device against float model on the samples, or `None`.
+        parity: Keras simulation against device, fed the device's own inputs; `None` where the
+            operator was not compared.
+        arithmetic: `"exact"`, or the kind of kernel that may differ by one step.
+    """
+
+    name: str
+    operator: str
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    granularity: str | None = None
+    scale: tuple[float, float] | None = None
+    weight_sqnr: float | None = None
+    output_sqnr: float | None = None
+    parity: Parity | None = None
+    arithmetic: str = "exact"
+
+
+@dataclasses.dataclass(frozen=True)
+class FloatOperator:
+    """An operator of the file that computes in float.
+
+    Attributes:
+        name: Name of its output.
+        operator: Kind of operator.
+        reason: Why it stayed float.
+    """
+
+    name: str
+    operator: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversionReport:
+    """What `to_tflite` did.
+
+    Attributes:
+        path: The file.
+        float_bytes: Size of the same model in float32.
+        quantized_bytes: Size of the file.
+        layers: One `LayerReport` for each quantized layer, in order.
+        float_operators: Operators that stayed float, with the reason.
+        saturated_biases: Number of biases at the end of their integer range; 0 in a right file.
+        end_to_end: `Parity` of the outputs, Keras against LiteRT, or `None` without verification.
+        samples: Where the inputs of the comparison came from.
+    """
+
+    path: str
+    float_bytes: int
+    quantized_bytes: int
+    layers: list[LayerReport]
+    float_operators: list[FloatOperator]
+    saturated_biases: int = 0
+    end_to_end: Parity | None = None
+    samples: str = ""
+
+    @property
+    def op_by_op(self) -> Parity | None:
+        """All layers' parities together; `None` without verification."""
+        parities = [layer.parity for layer in self.layers if layer.parity is not None]
+        return sum(parities[1:], parities[0]) if parities else None
+
+    def to_dict(self) -> dict:
+        """Returns the report as plain values."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """Returns the report as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def __rich__(self):
+        return Group(*self._parts())
+
+    def __str__(self) -> str:
+        console = Console(width=110, record=True, file=open("/dev/null", "w"))
+        console.print(self)
+        return console.export_text()
+
+    def _parts(self):
+        ratio = self.float_bytes / self.quantized_bytes
+        yield _layer_table(self.layers)
+        yield Text(
+            f"{self.path}: {self.quantized_bytes:,} bytes, {ratio:.2f} times smaller than float "
+            f"({self.float_bytes:,})"
+        )
+        if self.op_by_op is not None:
+            yield Text(f"op by op:   {_in_words(self.op_by_op)}")
+        if self.end_to_end is not None:
+            yield Text(f"end to end: {_in_words(self.end_to_end)}, on {self.samples}")
+        for operator in self.float_operators:
+            yield Text(f"float: {operator.operator} {operator.name}: {operator.reason}")
+        if self.saturated_biases:
+            yield Text(f"SATURATED BIASES: {self.saturated_biases}", style="bold red")
+
+
+def _layer_table(layers):
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name, justify in (
+        ("layer", "left"),
+        ("operator", "left"),
+        ("bits w/a", "right"),
+        ("scales", "left"),
+        ("weight dB", "right"),
+        ("output dB", "right"),
+        ("steps apart", "right"),
+    ):
+        table.add_column(name, justify=justify, no_wrap=name != "layer", overflow="fold")
+    for layer in layers:
+        table.add_row(
+            layer.name,
+            layer.operator,
+            f"{layer.weight_bits or '-'}/{layer.activation_bits or '-'}",
+            _scales(layer),
+            _decibels(layer.weight_sqnr),
+            _decibels(layer.output_sqnr),
+            _steps(layer),
+        )
+    return table
+
+
+def _scales(layer):
+    if layer.scale is None:
+        return ""
+    low, high = layer.scale
+    return f"{layer.granularity} {low:.2g}..{high:.2g}"
+
+
+def _decibels(value):
+    return "" if value is None else f"{value:.1f}"
+
+
+def _steps(layer):
+    parity = layer.parity
+    if parity is None:
+        return ""
+    note = "" if layer.arithmetic == "exact" else f" ({layer.arithmetic})"
+    if not parity.in_steps:
+        return f"{parity.largest:.1e} relative{note}"
+    if not parity.differing:
+        return f"0{note}"
+    return f"{parity.largest:g} in {parity.differing:,} of {parity.values:,}{note}"
+
+
+def _in_words(parity):
+    if parity.in_steps:
+        words = f"{parity.differing:,} of {parity.values:,} values differ"
+        if parity.differing:
+            words += f", by at most {parity.largest:g} steps"
+    else:
+        words = f"{parity.values:,} values, {parity.largest:.1e} apart at most"
+    if parity.equal_predictions is not None:
+        words += f"; {parity.equal_predictions:.2%} equal predictions"
+    return words
