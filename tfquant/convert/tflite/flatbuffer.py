@@ -51,6 +51,10 @@ class File:
         if len(content) < 8 or bytes(content[4:8]) != b"TFL3":
             raise ValueError("A .tflite file is expected: its bytes 4 to 8 are 'TFL3'.")
         self.model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+        for buffer in self.model.buffers:
+            if buffer.data is not None:
+                # Arrays are written back at once, anything else byte by byte.
+                buffer.data = np.frombuffer(bytes(buffer.data), np.uint8)
         self.subgraph = self.model.subgraphs[0]
         self.ops = [self._op(i, op) for i, op in enumerate(self.subgraph.operators)]
 
@@ -83,7 +87,7 @@ class File:
 
     def constant(self, index: int) -> np.ndarray:
         """Returns the values of a stored tensor; 4-bit integers are unpacked to int8."""
-        data = np.frombuffer(bytes(self._data(index)), np.uint8)
+        data = self._data(index)
         kind, shape = self.type(index), self.shape(index)
         if kind == "INT4":
             nibbles = np.stack([data << 4, data & 0xF0], axis=-1).view(np.int8) >> 4

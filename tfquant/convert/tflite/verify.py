@@ -1,5 +1,7 @@
 """The proof: what Keras computes against what the device computes."""
 
+import math
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -14,8 +16,11 @@ from tfquant.rewrite.lower import Lowered, Point
 
 # Rows fed through every operator, and through the whole file.
 INNER_ROWS = 4
-ROWS = 200
-ROWS_PER_BATCH = 16
+ROWS = 256
+ROWS_PER_BATCH = 32
+
+# Activations computed in the comparison of whole runs: a large model is compared on fewer rows.
+VALUES = 2.5e8
 
 
 def point_tensors(
@@ -66,7 +71,9 @@ class Verifier:
 
     def end_to_end(self) -> Parity:
         """Compares the outputs of whole runs."""
-        rows = [array[:ROWS] for array in self.rows]
+        size = sum(math.prod(n or 1 for n in p.tensor.shape[1:]) for p in self.lowered.points)
+        count = max(ROWS_PER_BATCH, min(ROWS, int(VALUES / max(size, 1))))
+        rows = [array[:count] for array in self.rows]
         ours = self._predict(rows)
         theirs = run(self.content, to_file_inputs(self.file, rows))
         parts, equal = [], []
