@@ -2,10 +2,10 @@
 
 from tfquant import quantizers
 from tfquant.calibrate import calibrate
-from tfquant.convert.tflite import to_tflite
+from tfquant.convert.tflite import compare, inspect, to_tflite
 from tfquant.numerics import PerAxis, PerGroup, PerTensor, QuantParams, QuantSpec
 from tfquant.registry import SCHEMES, QuantizeRegistry, Scheme
-from tfquant.report import ConversionReport
+from tfquant.report import ConversionReport, summarize
 from tfquant.rewrite import (
     quantize_annotate_layer,
     quantize_annotate_model,
@@ -27,10 +27,13 @@ __all__ = [
     "QuantizeWrapper",
     "Scheme",
     "calibrate",
+    "compare",
+    "inspect",
     "quantize_annotate_layer",
     "quantize_annotate_model",
     "quantize_apply",
     "quantize_model",
     "quantizers",
+    "summarize",
     "to_tflite",
 ]

@@ -6,5 +6,14 @@ from tfquant.report.conversion import (
     LayerReport,
     Parity,
 )
+from tfquant.report.model import LayerSummary, ModelSummary, summarize
 
-__all__ = ["ConversionReport", "FloatOperator", "LayerReport", "Parity"]
+__all__ = [
+    "ConversionReport",
+    "FloatOperator",
+    "LayerReport",
+    "LayerSummary",
+    "ModelSummary",
+    "Parity",
+    "summarize",
+]

@@ -1,0 +1,200 @@
+"""What the commands of `tfquant` do; `tfquant_cli.py` reads their arguments."""
+
+import os
+import sys
+import tempfile
+import zipfile
+
+import keras
+import numpy as np
+import rich
+from rich.console import Console
+
+import tfquant as tfq
+from tfquant import demo as digits
+from tfquant.calibrate.data import batches
+from tfquant.registry import schemes
+
+# Arrays of these names are targets, unless an input has the name.
+TARGETS = ("y", "label", "labels", "target", "targets")
+
+
+def run(command: str, arguments: list[str], flags: dict) -> None:
+    """Runs one command.
+
+    Args:
+        command: Its name.
+        arguments: The files it was given.
+        flags: Values of its flags.
+
+    Raises:
+        ImportError, OSError, TypeError, ValueError: If the user made a mistake.
+    """
+    rich.reconfigure(stderr=True)  # Progress bars; what the user asked for goes to stdout.
+    commands = {"quantize": quantize, "inspect": inspect, "compare": compare, "demo": demo}
+    commands[command](*arguments, flags)
+
+
+def quantize(model_path, flags) -> None:
+    """Quantizes a model, writes the file and shows the report."""
+    scheme = schemes.get(flags["scheme"])
+    if scheme.static and not flags["calibration"]:
+        raise ValueError(
+            f"scheme {scheme.name} quantizes activations, so --calibration DATA.npz is needed. "
+            "Received: no --calibration"
+        )
+    model = read_model(model_path)
+    data = None
+    if flags["calibration"]:
+        data = read_data(flags["calibration"], model.inputs)
+    quantized = tfq.quantize_model(model, scheme, skip=flags["skip"])
+    if scheme.static:
+        chosen = {"observer": flags["observer"]} if flags["observer"] else {}
+        settings = {"batch_size": flags["batch_size"], "progress": _watched(), **chosen}
+        tfq.calibrate(quantized, data, **settings)
+        data = None  # What calibration kept is enough for the comparison.
+    report = tfq.to_tflite(
+        quantized,
+        flags["output"],
+        input_type=flags["input_type"],
+        output_type=flags["output_type"],
+        samples=None if data is None else _first_rows(data, model.inputs, flags["batch_size"]),
+        verify=flags["verify"],
+        progress=_watched(),
+    )
+    show(report)
+    written = flags["output"]
+    if flags["report"]:
+        _write(flags["report"], report.to_json() + "\n")
+        written += f" and {flags['report']}"
+    print(f"Wrote {written}")
+
+
+def inspect(path, flags) -> None:
+    """Shows what is in a `.keras` or `.tflite` file."""
+    del flags
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if start[4:8] == b"TFL3":
+        show(tfq.inspect(path))
+    else:
+        show(tfq.summarize(read_model(path)))
+        print(f"{path}: {os.path.getsize(path):,} bytes")
+
+
+def compare(model_path, file_path, flags) -> None:
+    """Runs a model and a file on the same data and shows how far they are apart."""
+    model = read_model(model_path)
+    data = read_data(flags["data"], model.inputs)
+    rows = _first_rows(data, model.inputs, flags["batch_size"], None)
+    parity = tfq.compare(model, file_path, rows, batch_size=flags["batch_size"])
+    unit = "steps" if parity.in_steps else "of the largest output"
+    print(f"{model_path} against {file_path}, {parity.rows:,} rows of {flags['data']}")
+    print(
+        f"differing values    {parity.differing:,} of {parity.values:,} "
+        f"({parity.share_differing:.4%})"
+    )
+    print(f"largest difference  {parity.largest:.6g} {unit}")
+    if parity.equal_predictions is not None:
+        print(f"equal predictions   {parity.equal_predictions:.2%}")
+
+
+def demo(flags) -> None:
+    """Trains, quantizes and converts a small network."""
+    show(digits.run(flags["output"], epochs=flags["epochs"], progress=_watched()))
+    print(f"Wrote {flags['output']}")
+
+
+def show(printable) -> None:
+    """Prints a report, as wide as the terminal or as the report."""
+    console = Console()
+    if console.is_terminal and console.width >= 100:
+        console.print(printable)
+    else:
+        print(printable)
+
+
+def read_model(path) -> keras.Model:
+    """Reads a Keras file.
+
+    Raises:
+        ValueError: If it holds no Keras model that can be read here.
+    """
+    if not (zipfile.is_zipfile(path) or path.endswith((".h5", ".hdf5"))):
+        raise ValueError(
+            f"a Keras model is expected (.keras). Received: '{path}', which is none, or cut short"
+        )
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"a Keras model is expected (.keras). Received: '{path}', which Keras cannot read: "
+            f"{reason[:200]}"
+        ) from error
+    if not getattr(model, "inputs", None):
+        raise ValueError(
+            f"a functional or sequential model that is built is expected. Received: '{path}' with "
+            f"'{model.name}', a {type(model).__name__} whose inputs are not known"
+        )
+    return model
+
+
+def read_data(path, inputs):
+    """Reads the arrays of a model's inputs from a `.npz` (or `.npy`) file.
+
+    Args:
+        path: The file. It holds one array for each input under the input's name; a model of one
+            input takes one array of any name. Arrays for targets are left out.
+        inputs: `model.inputs`.
+
+    Returns:
+        Array, or dict from input name to array.
+
+    Raises:
+        ValueError: If the file is none, or its arrays are not those of the inputs.
+    """
+    try:
+        content = np.load(path, allow_pickle=False)
+        arrays = {"": content} if isinstance(content, np.ndarray) else dict(content)
+    except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"numbers written by numpy.savez are expected. Received: '{path}', which numpy cannot "
+            "read as such"
+        ) from error
+    names = [x.name for x in inputs]
+    if all(name in arrays for name in names):
+        return {name: arrays[name] for name in names}
+    others = [name for name in arrays if name.lower() not in TARGETS]
+    if len(names) == len(others) == 1:
+        return arrays[others[0]]
+    expected = "one array" if len(names) == 1 else f"arrays named {', '.join(names)}"
+    raise ValueError(
+        f"'{path}' must hold {expected} for the model's inputs. "
+        f"Received: {', '.join(arrays) or 'no array'}"
+    )
+
+
+def _watched():
+    """Whether somebody sees a progress bar."""
+    return sys.stderr.isatty()
+
+
+def _first_rows(data, inputs, batch_size, limit=256):
+    """Returns checked arrays in the order of `inputs`, with at most about `limit` rows."""
+    steps = None if limit is None else max(1, limit // batch_size)
+    parts = zip(*batches(data, inputs, batch_size, steps), strict=True)
+    return [np.concatenate(arrays) for arrays in parts]
+
+
+def _write(path, text):
+    """Writes a temporary file beside `path` and renames it."""
+    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

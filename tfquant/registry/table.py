@@ -1,0 +1,108 @@
+"""The README's tables of layers and schemes, made from the registry.
+
+`python -m tfquant.registry.table` prints them; with the name of a Markdown file it writes them
+between the file's `<!-- layers -->` and `<!-- schemes -->` markers.
+"""
+
+import inspect
+import re
+import sys
+
+from tfquant.registry import KERAS_LAYERS, SCHEMES
+from tfquant.registry.registry import QuantizeRegistry
+
+# Arguments for the layers that cannot be made without any.
+ARGUMENTS = {
+    "activation": "relu",
+    "alpha": 0.1,
+    "dims": (2, 1),
+    "filters": 1,
+    "input_dim": 2,
+    "kernel_size": 1,
+    "n": 2,
+    "output_dim": 2,
+    "pool_size": 2,
+    "rate": 0.5,
+    "stddev": 0.1,
+    "target_shape": (1,),
+    "units": 1,
+}
+
+
+def layer_table(registry: QuantizeRegistry = KERAS_LAYERS) -> str:
+    """Returns a Markdown table: which scheme quantizes which layers, and to how many bits.
+
+    Layers with the same answers share a row.
+    """
+    rows = {}
+    for layer_type in registry.layer_types():
+        layer = _make(layer_type)
+        cells = tuple(
+            _cell(registry.get_quantize_config(layer, scheme)) for scheme in SCHEMES.values()
+        )
+        rows.setdefault(cells, []).append(layer_type.__name__)
+    lines = [("layers", *SCHEMES), ("---",) * (len(SCHEMES) + 1)]
+    lines += [(", ".join(sorted(names)), *cells) for cells, names in rows.items()]
+    return _markdown(lines)
+
+
+def scheme_table() -> str:
+    """Returns a Markdown table of all schemes."""
+    lines = [("scheme", "weights", "activations", "calibration", "what it is"), ("---",) * 5]
+    for scheme in SCHEMES.values():
+        weights = f"{scheme.weight_bits} bit" if scheme.weight_bits else "float16"
+        activations = f"{scheme.activation_bits} bit" if scheme.activation_bits else "float32"
+        needed = "needed" if scheme.static else "-"
+        lines.append((f"`{scheme.name}`", weights, activations, needed, scheme.summary))
+    return _markdown(lines)
+
+
+def update(text: str) -> str:
+    """Returns the Markdown `text` with current tables between its markers.
+
+    Raises:
+        ValueError: If a marker is missing.
+    """
+    for name, table in (("layers", layer_table()), ("schemes", scheme_table())):
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+        if not marked.search(text):
+            raise ValueError(
+                f"A text with the markers <!-- {name} --> and <!-- /{name} --> is expected."
+            )
+        text = marked.sub(lambda match, table=table: match[1] + table + match[2], text)
+    return text
+
+
+def _make(layer_type):
+    """Returns a layer of the type, with an argument for each that it requires."""
+    parameters = inspect.signature(layer_type.__init__).parameters.values()
+    required = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"
+    ]
+    return layer_type(**{name: ARGUMENTS[name] for name in required})
+
+
+def _cell(config):
+    """Returns the width of the weights, `yes` without weights, or `-` for a float layer."""
+    if config is None:
+        return "-"
+    weights = getattr(config, "weights", None)
+    if weights is None:
+        return "yes"
+    return "16" if weights == "float16" else str(weights.num_bits)
+
+
+def _markdown(lines):
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        print(scheme_table(), layer_table(), sep="\n\n")
+    for path in sys.argv[1:]:
+        with open(path, encoding="utf-8") as file:
+            updated = update(file.read())
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(updated)
