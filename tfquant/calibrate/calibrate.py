@@ -11,7 +11,6 @@ from tfquant.numerics import choose_params
 from tfquant.quantizers import RecordingScope, Static, observers
 from tfquant.wrappers import Quantize, QuantizeWrapper
 
-
 # Rows kept at the model's inputs, so that a converted file can be compared on real data.
 SAMPLE_ROWS = 256
 SAMPLE_BYTES = 64 * 2**20

@@ -11,7 +11,7 @@ Sources: XNNPACK, `xnn_init_qs8_qc8w_conv_minmax_fp32_*`; LiteRT,
 
 from keras import ops
 
-# Steps per octave of the 31-bit significand of a quantized multiplier.
+# Bits of the significand of a quantized multiplier.
 _SIGNIFICAND_BITS = 31
 
 
@@ -41,7 +41,8 @@ def quantize_multiplier(multiplier):
     exponent = ops.floor(ops.log2(multiplier)) + 1
     fraction = multiplier * 2.0 ** (-exponent)
     # log2 may be off by one at powers of two.
-    exponent = ops.where(fraction >= 1.0, exponent + 1, ops.where(fraction < 0.5, exponent - 1, exponent))
+    exponent = ops.where(fraction >= 1.0, exponent + 1, exponent)
+    exponent = ops.where(fraction < 0.5, exponent - 1, exponent)
     fraction = multiplier * 2.0 ** (-exponent)
     significand = _round_half_away(fraction * 2.0**_SIGNIFICAND_BITS)
     overflow = significand == 2.0**_SIGNIFICAND_BITS
@@ -52,12 +53,13 @@ def quantize_multiplier(multiplier):
 
 
 def requantize_fixed_point(accumulator, multiplier):
-    """Scales a 32-bit accumulator as LiteRT's built-in kernels do.
+    """Scales a 32-bit accumulator as LiteRT's built-in convolution (ruy's kernels) does.
 
-        doubling high multiply:  h = (2 * a * significand + 2**31) >> 32, half rounded away from zero
-        rounding shift right:    y = h / 2**-exponent, half rounded away from zero
+        h = floor((a * significand + 2**30) / 2**31)
+        y = floor((h + 2**(-exponent - 1)) / 2**-exponent)
 
-    Two roundings: a result can differ by one step from the exact product's nearest integer.
+    (`a` is first shifted left by a positive exponent.) Two roundings, both halves upward: a
+    result can differ by one step from the exact product's nearest integer.
 
     Args:
         accumulator: Float tensor of integers within int32.
@@ -67,10 +69,10 @@ def requantize_fixed_point(accumulator, multiplier):
         Float64 tensor of integers.
     """
     significand, exponent = quantize_multiplier(multiplier)
-    left = ops.maximum(exponent, 0)
-    right = ops.maximum(-exponent, 0)
+    left = ops.maximum(exponent, _int64(0))
+    right = ops.maximum(-exponent, _int64(0))
     product = ops.cast(accumulator, "int64") * _power_of_two(left) * significand
-    high = _truncating_shift(product + ops.where(product >= 0, 2**30, 1 - 2**30), 31)
+    high = _rounding_shift(product, _int64(31))
     return ops.cast(_rounding_shift(high, right), "float64")
 
 
@@ -89,11 +91,16 @@ def requantize_fixed_point_64(accumulator, multiplier):
     """
     significand, exponent = quantize_multiplier(multiplier)
     reduced = ops.where(
-        significand < 0x7FFF0000, (significand + 2**15) // 2**16, ops.full_like(significand, 0x7FFF)
+        significand < _int64(0x7FFF0000),
+        ops.floor_divide(significand + _int64(2**15), _int64(2**16)),
+        ops.full_like(significand, 0x7FFF),
     )
-    divisor = _power_of_two(15 - exponent)
-    product = ops.cast(accumulator, "int64") * reduced + divisor // 2
-    return ops.cast(ops.floor_divide(product, divisor), "float64")
+    product = ops.cast(accumulator, "int64") * reduced
+    return ops.cast(_rounding_shift(product, _int64(15) - exponent), "float64")
+
+
+def _int64(value):
+    return ops.convert_to_tensor(value, "int64")
 
 
 def _round_half_away(x):
@@ -104,12 +111,7 @@ def _power_of_two(exponent):
     return ops.cast(2.0 ** ops.cast(exponent, "float64"), "int64")
 
 
-def _truncating_shift(x, bits):
-    """`x / 2**bits` toward zero."""
-    return ops.sign(x) * (ops.abs(x) // 2**bits)
-
-
 def _rounding_shift(x, bits):
-    """`x / 2**bits` to nearest, half away from zero."""
+    """`x / 2**bits` to nearest, halves upward."""
     divisor = _power_of_two(bits)
-    return ops.sign(x) * ((ops.abs(x) + divisor // 2) // divisor)
+    return ops.floor_divide(x + ops.floor_divide(divisor, _int64(2)), divisor)

@@ -65,7 +65,7 @@ class Static(Quantizer):
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
-        self._calibrated = bool(keras.ops.convert_to_numpy(self.is_set))
+        self._calibrated = bool(self.is_set.numpy())
 
     def get_config(self):
         return {**super().get_config(), "group": self.group}

@@ -7,7 +7,6 @@ from tfquant.numerics import QuantSpec
 from tfquant.quantizers import Fixed, Grid, Static, from_steps, grid_of, on_grid, steps_of
 from tfquant.registry.linear import clamp_layer
 from tfquant.wrappers import Lowering, QuantizeConfig
-from tfquant.wrappers.config import copy_layer
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

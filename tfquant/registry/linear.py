@@ -107,11 +107,9 @@ class LinearConfig(QuantizeConfig):
             return None
         if output is not None and not output.calibrated:
             return None
-        # Products of 16-bit activations do not fit in the 24 bits of a float32.
-        dtype = "float32" if grid.spec.num_bits <= 8 else "float64"
         kernel, scale, bias = self.integer_weights(wrapper, grid.params.scale)
-        accumulator = self._multiply(wrapper, ops.cast(steps_of(x), dtype), ops.cast(kernel, dtype))
-        accumulator = accumulator + ops.cast(bias, dtype)
+        accumulator = self._accumulate(wrapper, steps_of(x), kernel, grid.spec.num_bits)
+        accumulator = accumulator + ops.cast(bias, accumulator.dtype)
         if output is None:
             y = ops.cast(accumulator, "float32") * (grid.params.scale * scale)
             return clamp(y, wrapper.clamp)
@@ -180,8 +178,9 @@ class LinearConfig(QuantizeConfig):
             weights = IntegerWeights(kernel, scale, integer_bias, self.weights)
         else:
             layer.set_weights([ops.convert_to_numpy(v) for v in self._real_weights(wrapper)])
+        kernel = layer.get_weights()[0]
         return Lowering(
-            outputs, weights, float16=self.weights == "float16", dynamic=self.dynamic
+            outputs, kernel, weights, float16=self.weights == "float16", dynamic=self.dynamic
         )
 
     def _real_weights(self, wrapper):
@@ -195,6 +194,19 @@ class LinearConfig(QuantizeConfig):
         if self.weights == "float16":
             kernel = quantizer.call(kernel)
         return kernel, ops.cast(bias, "float32")
+
+    def _accumulate(self, wrapper, integers, kernel, num_bits):
+        """Returns the exact sums of products of integers, as floats that hold them."""
+        if num_bits <= 8:
+            return self._multiply(wrapper, integers, kernel)
+        # Products with 16-bit integers do not fit in the 24 bits of a float32: take them in
+        # halves of 8 bits and add up in float64.
+        high = ops.floor(integers * 2.0**-8)
+        high_sum, low_sum = (
+            ops.cast(self._multiply(wrapper, half, kernel), "float64")
+            for half in (high, integers - high * 2.0**8)
+        )
+        return high_sum * 2.0**8 + low_sum
 
     def _multiply(self, wrapper, x, kernel):
         """Runs the layer on integers, without its bias."""

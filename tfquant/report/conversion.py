@@ -1,6 +1,7 @@
 """The report of a conversion: sizes, layers, and the proof that file and model agree."""
 
 import dataclasses
+import io
 import json
 
 from rich.console import Console, Group
@@ -41,6 +42,7 @@ class Parity:
             self.differing + other.differing,
             max(self.largest, other.largest),
             max(self.rows, other.rows),
+            in_steps=self.in_steps and other.in_steps,
         )
 
 
@@ -53,7 +55,7 @@ class LayerReport:
         operator: Operator of the file that computes it.
         weight_bits: Width of its weights; `None` without weights.
         activation_bits: Width of its output; `None` when it is float.
-        granularity: What shares a weight scale, such as `"per channel (16)"`.
+        granularity: What shares a weight scale, such as `"16 channels"` or `"tensor"`.
         scale: `(smallest, largest)` weight scale, or `None`.
         weight_sqnr: Signal to quantization noise ratio of the weights in dB, or `None`.
         output_sqnr: The same for the output, device against float model on the samples, or `None`.
@@ -131,9 +133,9 @@ class ConversionReport:
         return Group(*self._parts())
 
     def __str__(self) -> str:
-        console = Console(width=110, record=True, file=open("/dev/null", "w"))
+        console = Console(width=110, file=io.StringIO())
         console.print(self)
-        return console.export_text()
+        return console.file.getvalue()
 
     def _parts(self):
         ratio = self.float_bytes / self.quantized_bytes
@@ -146,10 +148,20 @@ class ConversionReport:
             yield Text(f"op by op:   {_in_words(self.op_by_op)}")
         if self.end_to_end is not None:
             yield Text(f"end to end: {_in_words(self.end_to_end)}, on {self.samples}")
-        for operator in self.float_operators:
-            yield Text(f"float: {operator.operator} {operator.name}: {operator.reason}")
+        yield from _float_lines(self.float_operators)
         if self.saturated_biases:
             yield Text(f"SATURATED BIASES: {self.saturated_biases}", style="bold red")
+
+
+def _float_lines(operators):
+    """Names what stayed float, a line for each reason."""
+    by_reason = {}
+    for operator in operators:
+        by_reason.setdefault(operator.reason, []).append(operator)
+    for reason, group in by_reason.items():
+        named = ", ".join(f"{operator.operator} {operator.name}" for operator in group[:3])
+        more = f" and {len(group) - 3} more" if len(group) > 3 else ""
+        yield Text(f"float: {named}{more}: {reason}")
 
 
 def _layer_table(layers):
@@ -161,9 +173,10 @@ def _layer_table(layers):
         ("scales", "left"),
         ("weight dB", "right"),
         ("output dB", "right"),
-        ("steps apart", "right"),
+        ("apart", "right"),
     ):
-        table.add_column(name, justify=justify, no_wrap=name != "layer", overflow="fold")
+        width = 16 if name == "layer" else None
+        table.add_column(name, justify=justify, no_wrap=True, min_width=width)
     for layer in layers:
         table.add_row(
             layer.name,
@@ -181,11 +194,13 @@ def _scales(layer):
     if layer.scale is None:
         return ""
     low, high = layer.scale
-    return f"{layer.granularity} {low:.2g}..{high:.2g}"
+    return f"{layer.granularity}, {low:.1g} to {high:.1g}"
 
 
 def _decibels(value):
-    return "" if value is None else f"{value:.1f}"
+    if value is None:
+        return ""
+    return "exact" if value >= 200 else f"{value:.1f}"
 
 
 def _steps(layer):
@@ -194,7 +209,7 @@ def _steps(layer):
         return ""
     note = "" if layer.arithmetic == "exact" else f" ({layer.arithmetic})"
     if not parity.in_steps:
-        return f"{parity.largest:.1e} relative{note}"
+        return f"{parity.largest:.0e} rel.{note}"
     if not parity.differing:
         return f"0{note}"
     return f"{parity.largest:g} in {parity.differing:,} of {parity.values:,}{note}"

@@ -4,6 +4,7 @@ import difflib
 
 import keras
 
+from tfquant.rewrite.graph import clone_graph
 from tfquant.rewrite.validate import check_model
 from tfquant.wrappers import OperationLayer, QuantizeConfig
 
@@ -120,8 +121,7 @@ def quantize_annotate_model(model, skip=()):
             return copy
         return QuantizeAnnotate(copy if is_layer else OperationLayer(copy, name=layer.name))
 
-    view = keras.Model(model.input, model.output, name=model.name)
-    annotated = keras.models.clone_model(view, clone_function=annotate)
+    annotated = clone_graph(model, annotate)
     for layer, copy in copies.values():
         if isinstance(layer, keras.layers.Layer):
             copy.set_weights(layer.get_weights())

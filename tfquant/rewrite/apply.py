@@ -5,10 +5,9 @@ import logging
 import keras
 from keras import layers, tree
 
-from tfquant.quantizers import Fixed, Static
+from tfquant.quantizers import Static
 from tfquant.registry import QuantizeRegistry, schemes
 from tfquant.registry.elementwise import SameGridConfig
-from tfquant.registry.keras_layers import LINEAR
 from tfquant.registry.registry import KERAS_LAYERS
 from tfquant.rewrite.annotate import QuantizeAnnotate, skip_predicate
 from tfquant.rewrite.decompose import decompose, standalone_batch_norm
@@ -113,9 +112,9 @@ class _Builder:
         if marked and layer.quantize_config is not None:
             return None
         inner = layer.layer if marked else layer
-        if not (marked or chosen(inner)) or self.registry.get_quantize_config(
+        if not (marked or chosen(inner)) or (self.registry.get_quantize_config(
             inner, self.scheme
-        ) is None and type(inner) not in (layers.SeparableConv1D, layers.SeparableConv2D):
+        ) is None and type(inner) not in (layers.SeparableConv1D, layers.SeparableConv2D)):
             return None
         parts = decompose(inner)
         if parts is None or not marked:

@@ -104,10 +104,26 @@ def trace(model, take_apart=lambda layer: None) -> Graph:
             x = y
         return x
 
-    # A view without compilation: `clone_model` would compile the copy as well.
-    view = keras.Model(model.input, model.output, name=model.name)
-    copy = keras.models.clone_model(view, clone_function=clone, call_function=call)
+    copy = clone_graph(model, clone, call)
     return Graph(copy.input, copy.output, nodes, model.name)
+
+
+def clone_graph(model, clone_function, call_function=None):
+    """Copies a functional or sequential model, compiled or not, as a functional one.
+
+    Args:
+        model: Built functional or sequential model.
+        clone_function: As of `keras.models.clone_model`.
+        call_function: Likewise.
+    """
+    if isinstance(model, keras.Sequential):
+        view = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    else:
+        # A view without compilation: `clone_model` would compile the copy as well.
+        view = keras.Model(model.input, model.output, name=model.name)
+    return keras.models.clone_model(
+        view, clone_function=clone_function, call_function=call_function
+    )
 
 
 def _replay(graph, inputs, nodes):

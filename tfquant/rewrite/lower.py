@@ -3,27 +3,29 @@
 import dataclasses
 
 import keras
-from keras import ops, tree
+import numpy as np
+from keras import tree
 
 from tfquant.numerics import QuantParams
 from tfquant.quantizers import Grid, Quantizer, grid_of, on_grid
 from tfquant.registry.elementwise import SameGridConfig
+from tfquant.rewrite.graph import clone_graph
 from tfquant.wrappers import IntegerWeights, Quantize, QuantizeWrapper
 
 
 @dataclasses.dataclass(eq=False)
 class Point:
-    """A quantized activation.
+    """What a quantized layer computes.
 
     Attributes:
-        name: Name of the layer that computes it.
+        name: Name of the layer.
         tensor: KerasTensor of the float model.
-        grid: `Grid` whose parameters are numbers.
+        grid: `Grid` whose parameters are numbers, or `None` for a float activation.
     """
 
     name: str
     tensor: object
-    grid: Grid
+    grid: Grid | None
 
 
 @dataclasses.dataclass(eq=False)
@@ -36,6 +38,7 @@ class LoweredUnit:
         args: Positional arguments of the call; tensors are KerasTensors of the float model.
         kwargs: Keyword arguments, likewise.
         outputs: List of KerasTensors of the float model.
+        kernel: Values of the float layer's kernel, or `None`.
         weights: `IntegerWeights`, or `None`.
         float16: Whether its weights are stored in half precision.
         dynamic: Whether its kernel quantizes its input when it runs.
@@ -46,6 +49,7 @@ class LoweredUnit:
     args: tuple
     kwargs: dict
     outputs: list
+    kernel: np.ndarray | None = None
     weights: IntegerWeights | None = None
     float16: bool = False
     dynamic: bool = False
@@ -72,7 +76,7 @@ class Lowered:
 
     Attributes:
         model: Float functional model: batch norm folded, weights on the integer grid.
-        points: Quantized activations, in the order in which they are computed.
+        points: What the quantized layers compute, in order.
         units: Calls of quantized layers, likewise.
         float_layers: Names and types of layers that stayed float.
     """
@@ -99,8 +103,7 @@ def lower(model) -> Lowered:
 
     def note(name, x, grid):
         on_grid(x, grid)
-        if grid is not None:
-            points.setdefault(id(x), Point(name, x, grid))
+        points.setdefault(id(x), Point(name, x, grid))
 
     def call(layer, *args, **kwargs):
         if isinstance(layer, Quantize):
@@ -126,8 +129,7 @@ def lower(model) -> Lowered:
             return outputs
         return layer(*args, **kwargs)
 
-    view = keras.Model(model.input, model.output, name=model.name)
-    lowered = keras.models.clone_model(view, clone_function=lambda x: x, call_function=call)
+    lowered = clone_graph(model, lambda layer: layer, call)
     if not units:
         raise ValueError(
             f"A model from tfq.quantize_model is expected. Received: '{model.name}', which has no "
@@ -154,6 +156,7 @@ def _lower_wrapper(layer, args, kwargs):
         args,
         kwargs,
         tree.flatten(outputs),
+        result.kernel,
         result.weights,
         result.float16,
         result.dynamic,
@@ -177,5 +180,5 @@ def _numbers(quantizer: Quantizer) -> Grid:
             "Activations have no grids yet: call tfq.calibrate(model, data) before converting."
         )
     params = quantizer.params()
-    scale, zero_point = (ops.convert_to_numpy(v) for v in params)
+    scale, zero_point = (v.numpy() for v in params)
     return Grid(QuantParams(scale.astype("float32"), int(zero_point)), quantizer.spec)

@@ -49,7 +49,7 @@ def _check_layer(model, layer):
             f"{layer.quantization_mode}. A float model is expected."
         )
     for variable in layer.trainable_variables:
-        values = keras.ops.convert_to_numpy(variable)
+        values = variable.numpy()
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             raise ValueError(
                 f"Weights must be finite. Received: NaN or Inf in '{variable.path}' of layer "

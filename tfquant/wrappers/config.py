@@ -2,8 +2,6 @@
 
 import abc
 
-import keras
-
 from tfquant.wrappers.lowering import Lowering
 
 

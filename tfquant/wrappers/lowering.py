@@ -31,12 +31,14 @@ class Lowering:
 
     Attributes:
         outputs: Structure of KerasTensors: what the float layers return.
+        kernel: Values of the lowered layer's kernel, or `None` for a layer without one.
         weights: `IntegerWeights`, or `None` for a layer without a quantized kernel.
         float16: Whether the weights are to be stored in half precision.
         dynamic: Whether the kernel quantizes its input when it runs.
     """
 
     outputs: object
+    kernel: np.ndarray | None = None
     weights: IntegerWeights | None = None
     float16: bool = False
     dynamic: bool = False

@@ -15,7 +15,7 @@ RELATIVE_TOLERANCE = 2e-3
 
 def anchor(
     file: File, values: dict[int, np.ndarray], lowered: Lowered, point_values: list[np.ndarray]
-) -> dict[int, Point]:
+) -> dict[int, list[Point]]:
     """Finds the tensors of each point.
 
     Args:
@@ -25,8 +25,9 @@ def anchor(
         point_values: Values of `lowered.points` on the same sample.
 
     Returns:
-        Dict from tensor index to `Point`. A point may have several tensors (before and behind a
-        reshape), or none when the converter computed it away.
+        Dict from tensor index to its points, all of one grid. A tensor may have several (before
+        and behind a flatten that was computed away), and a point several tensors (before and
+        behind a reshape), or none.
     """
     floats = {i: v.reshape(-1) for i, v in values.items() if v.dtype == np.float32}
     found: dict[int, list[Point]] = {}
@@ -40,12 +41,13 @@ def anchor(
 
 
 def _settle(file, index, points, lowered):
-    """Chooses among points of equal values."""
-    if len({(p.grid.params.scale.item(), p.grid.params.zero_point) for p in points}) == 1:
-        return points[0]
-    name = file.name(index)
-    named = [p for p in points if f"/{_layer_name(p, lowered)}" in name]
-    return (named or points)[-1]
+    """Chooses among points of equal values those of one grid."""
+    if len({_key(p) for p in points}) > 1:
+        name = file.name(index)
+        named = [p for p in points if f"/{_layer_name(p, lowered)}" in name]
+        chosen = (named or points)[-1]
+        points = [p for p in points if _key(p) == _key(chosen)]
+    return points
 
 
 def _layer_name(point, lowered):
@@ -53,3 +55,9 @@ def _layer_name(point, lowered):
         if any(x is point.tensor for x in unit.outputs):
             return unit.name
     return point.name
+
+
+def _key(point):
+    if point.grid is None:
+        return None
+    return point.grid.params.scale.item(), point.grid.params.zero_point

@@ -9,6 +9,9 @@ from tfquant.convert.tflite.flatbuffer import File, Op
 from tfquant.numerics import QuantSpec, choose_params
 from tfquant.rewrite.lower import Lowered, LoweredUnit, Point
 
+# Why operators are float under a scheme of float activations.
+AS_THE_SCHEME_SAYS = "the scheme keeps activations float"
+
 # A weight that is off its grid by more than this part of a step was not what we wrote.
 OFF_GRID = 0.01
 
@@ -53,7 +56,7 @@ class Assignment:
     units: dict[int, LoweredUnit]
 
 
-def assign(file: File, anchors: dict[int, Point], lowered: Lowered) -> Assignment:
+def assign(file: File, anchors: dict[int, list[Point]], lowered: Lowered) -> Assignment:
     """Gives every tensor of the float file its parameters.
 
     Anchored tensors have those of their points. From there grids spread through operators that
@@ -71,7 +74,9 @@ def assign(file: File, anchors: dict[int, Point], lowered: Lowered) -> Assignmen
         RuntimeError: If a stored kernel is not on the grid that the model says it is on.
     """
     unit_of = {id(x): unit for unit in lowered.units for x in unit.outputs}
-    computed = {index: _from_grid(point.grid) for index, point in anchors.items()}
+    computed = {
+        index: _from_grid(points[0].grid) for index, points in anchors.items() if points[0].grid
+    }
     _spread(file, computed)
     result = Assignment(computed, {}, set(), {}, {})
     by_kernel = _kernels(file, anchors, lowered, unit_of)
@@ -131,26 +136,32 @@ def _is_float_data(file, index):
 
 
 def _kernels(file, anchors, lowered, unit_of):
-    """Finds the unit behind each operator that has a kernel."""
+    """Finds the unit behind each operator that has a kernel.
+
+    The operator's output tells, or, where the converter drew more into the operator than the unit
+    holds, the kernel's values: they lie on the grid of one unit.
+    """
     found = {}
-    remaining = [unit for unit in lowered.units if unit.weights is not None or unit.float16]
+    candidates = [unit for unit in lowered.units if unit.kernel is not None]
     for op in file.ops:
-        if op.name not in rules.KERNELS:
+        if op.name not in rules.KERNELS or not file.is_constant(kernel_inputs(op)[1]):
             continue
-        point = anchors.get(op.outputs[0])
-        unit = unit_of.get(id(point.tensor)) if point is not None else None
-        if unit is None or unit not in remaining:
-            unit = _by_name(file, op, remaining)
+        units = [unit_of.get(id(point.tensor)) for point in anchors.get(op.outputs[0], ())]
+        unit = next((u for u in units if u is not None and u.kernel is not None), None)
+        if unit is None:
+            kernel = np.sort(file.constant(kernel_inputs(op)[1]), axis=None)
+            unit = next((u for u in candidates if _same_values(u.kernel, kernel)), None)
         if unit is not None:
             found[op.index] = unit
     return found
 
 
-def _by_name(file, op, units):
-    """Returns the unit whose layer's name the operator's output or weights carry."""
-    names = "/".join(file.name(i) for i in (*op.outputs, *op.inputs[1:])) + "/"
-    named = [unit for unit in units if f"/{unit.name}/" in names or f"/{unit.name}_1/" in names]
-    return max(named, key=lambda unit: len(unit.name), default=None)
+def _same_values(kernel, in_order):
+    """Whether two kernels hold the same values in any layout."""
+    if kernel.size != in_order.size:
+        return False
+    tolerance = 1e-6 * float(np.abs(in_order).max(initial=0.0))
+    return bool(np.allclose(np.sort(kernel, axis=None), in_order, rtol=0, atol=tolerance))
 
 
 def _why_float(file, op, computed, unit):
@@ -158,6 +169,8 @@ def _why_float(file, op, computed, unit):
     data = [i for i in (*op.inputs, *op.outputs) if _is_float_data(file, i)]
     if not data:
         return None
+    if not computed:
+        return AS_THE_SCHEME_SAYS
     if op.name not in rules.INTEGER:
         return "LiteRT has no integer kernel that tfquant knows for it"
     missing = [file.name(i) for i in data if i not in computed]
@@ -245,4 +258,3 @@ def _store_weights_only(file, op, unit, result):
     else:
         params = _weights(file, op, weights, unit, dequantize=not unit.dynamic)
     result.stored[op.index, weights] = params
-    result.float_reasons[op.index] = "only its weights are quantized, as the scheme says"

@@ -9,7 +9,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from tfquant.convert.tflite import rules
 from tfquant.convert.tflite.anchor import anchor
-from tfquant.convert.tflite.assign import assign
+from tfquant.convert.tflite.assign import AS_THE_SCHEME_SAYS, assign
 from tfquant.convert.tflite.flatbuffer import File
 from tfquant.convert.tflite.float_file import convert_float, probe
 from tfquant.convert.tflite.interpreter import run_inner
@@ -99,7 +99,7 @@ def to_tflite(
 
 
 def _io_types(lowered, input_type, output_type):
-    widths = {point.grid.spec.num_bits for point in lowered.points}
+    widths = {point.grid.spec.num_bits for point in lowered.points if point.grid}
     native = f"int{max(widths)}" if widths else "float32"
     allowed = {"int8": ("int8", "uint8", "float32"), "int16": ("int16", "float32")}
     allowed = allowed.get(native, ("float32",))
@@ -170,14 +170,14 @@ def _layer(unit, file, anchors, assignment, verifier) -> LayerReport:
     """Describes one unit."""
     op = _operator(unit, file, anchors, assignment)
     weights = unit.weights
-    grids = {id(p.tensor): p.grid for p in anchors.values()}
+    grids = {id(p.tensor): p.grid for points in anchors.values() for p in points}
     grid = grids.get(id(unit.outputs[0]))
     fields = {}
     if weights is not None:
         one = len(weights.scale) == 1
         fields = {
             "weight_bits": weights.spec.num_bits,
-            "granularity": "per tensor" if one else f"per channel ({len(weights.scale)})",
+            "granularity": "tensor" if one else f"{len(weights.scale)} channels",
             "scale": (float(weights.scale.min()), float(weights.scale.max())),
             "weight_sqnr": _weight_sqnr(unit),
         }
@@ -200,15 +200,15 @@ def _operator(unit, file, anchors, assignment):
     for index, of in assignment.units.items():
         if of is unit:
             return file.ops[index]
-    for index, point in anchors.items():
-        if point.tensor is unit.outputs[0]:
+    for index, points in anchors.items():
+        if points[0].tensor is unit.outputs[0]:
             return file.producer(index)
     return None
 
 
 def _weight_sqnr(unit):
     ((variable, quantizer),) = unit.layer.weight_quantizers
-    weights = keras.ops.convert_to_numpy(variable)
+    weights = variable.numpy()
     return sqnr(weights, keras.ops.convert_to_numpy(quantizer.call(variable.value)))
 
 
@@ -218,7 +218,7 @@ def _float_operators(file, assignment, lowered):
         op = file.ops[index]
         name = file.name(op.outputs[0]).split(";")[0]
         for layer, kind in lowered.float_layers.items():
-            if f"/{layer}" in name:
+            if f"/{layer}" in name and reason != AS_THE_SCHEME_SAYS:
                 reason = f"layer '{layer}' ({kind}) is not quantized"
         operators.append(FloatOperator(name, op.name, reason))
     return operators

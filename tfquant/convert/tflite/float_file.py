@@ -21,7 +21,7 @@ def convert_float(lowered: Lowered, batch_size: int | None) -> bytes:
         Bytes of the file; its inputs and outputs have the order of the model's.
     """
     model = lowered.model
-    constants = [(v, keras.ops.convert_to_numpy(v)) for v in model.variables]
+    constants = [(v, v.numpy()) for v in model.variables]
     specs = [
         tf.TensorSpec((batch_size, *x.shape[1:]), x.dtype, name=_identifier(x.name))
         for x in model.inputs

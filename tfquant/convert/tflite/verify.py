@@ -24,27 +24,30 @@ VALUES = 2.5e8
 
 
 def point_tensors(
-    file: File, float_file: File, anchors: dict[int, Point]
+    file: File, float_file: File, anchors: dict[int, list[Point]]
 ) -> dict[int, tuple[int, Point]]:
     """Finds each point's tensor in the quantized file.
 
     Args:
         file: The quantized file.
-        float_file: The file it was made from; tensors keep their index.
+        float_file: The file it was made from; tensors keep their names.
         anchors: From `anchor`, on the float file.
 
     Returns:
-        Dict from the id of a point to `(tensor index, point)`.
+        Dict from the id of a point's KerasTensor to `(tensor index, point)`.
     """
     by_name = {file.name(i): i for i in file.computed()}
     found = {}
-    for index, point in anchors.items():
+    for index, points in anchors.items():
+        grid = points[0].grid
         for name in (float_file.name(index), float_file.name(index) + "_quantized"):
             tensor = by_name.get(name)
-            if tensor is None or not file.scale(tensor).size:
+            if tensor is None:
                 continue
-            if file.scale(tensor)[0] == point.grid.params.scale and id(point) not in found:
-                found[id(point)] = tensor, point
+            scale = file.scale(tensor)
+            if grid is None or (scale.size and scale[0] == grid.params.scale):
+                for point in points:
+                    found.setdefault(id(point.tensor), (tensor, point))
     return found
 
 
@@ -67,7 +70,7 @@ class Verifier:
         inner = [array[:INNER_ROWS] for array in rows]
         self.device = run_inner(content, to_file_inputs(file, inner))
         self.float_values = self._float_values(inner)
-        self.tensor_of = {id(point.tensor): (index, point) for index, point in tensors.values()}
+        self.tensor_of = tensors
 
     def end_to_end(self) -> Parity:
         """Compares the outputs of whole runs."""
@@ -98,7 +101,7 @@ class Verifier:
         if not all(id(x) in self.tensor_of for x in (*unit.inputs, *unit.outputs)):
             return None
         args, kwargs = tree.map_structure(self._device_value, (unit.args, unit.kwargs))
-        outputs = tree.flatten(unit.layer(*args, training=False, **kwargs))
+        outputs = tree.flatten(unit.layer(*args, **{**kwargs, "training": False}))
         parts = []
         for x, y in zip(unit.outputs, outputs, strict=True):
             index, _ = self.tensor_of[id(x)]

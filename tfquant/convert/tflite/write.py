@@ -47,23 +47,13 @@ def _computed(file, assignment, index, input_type, output_type):
     params = _to_qtyping(assignment.computed[index])
     producer = file.producer(index)
     if producer is not None:
-        integer = producer.index in assignment.integer
-        written = qtyping.OpToTensorParams(
-            producer.index, [_T.ADD_DEQUANTIZE if integer else _T.NO_QUANTIZE], params if integer else None
-        )
+        written = _end(producer, assignment, _T.ADD_DEQUANTIZE, params)
     elif input_type == "float32":
         written = None
     else:
         as_stored = _unsigned(params) if input_type == "uint8" else params
         written = qtyping.OpToTensorParams(GRAPH, [_T.ADD_DEQUANTIZE], as_stored)
-    consumers = []
-    for op in file.consumers(index):
-        integer = op.index in assignment.integer
-        consumers.append(
-            qtyping.OpToTensorParams(
-                op.index, [_T.ADD_QUANTIZE if integer else _T.NO_QUANTIZE], params if integer else None
-            )
-        )
+    consumers = [_end(op, assignment, _T.ADD_QUANTIZE, params) for op in file.consumers(index)]
     if index in file.outputs:
         if output_type == "float32":
             consumers.append(qtyping.OpToTensorParams(GRAPH, [_T.NO_QUANTIZE]))
@@ -71,6 +61,13 @@ def _computed(file, assignment, index, input_type, output_type):
             as_stored = _unsigned(params) if output_type == "uint8" else params
             consumers.append(qtyping.OpToTensorParams(GRAPH, [_T.ADD_QUANTIZE], as_stored))
     return qtyping.TensorTransformationParams(file.name(index), written, consumers)
+
+
+def _end(op, assignment, transformation, params):
+    """Describes what an operator at one end of a tensor asks of it."""
+    if op.index in assignment.integer:
+        return qtyping.OpToTensorParams(op.index, [transformation], params)
+    return qtyping.OpToTensorParams(op.index, [_T.NO_QUANTIZE])
 
 
 def _to_qtyping(params: TensorParams):
