@@ -40,12 +40,11 @@ class OutputConfig(QuantizeConfig):
             return [Fixed(self.activations, *self.fixed) for _ in range(self.outputs)]
         return [Static(self.activations) for _ in range(self.outputs)]
 
-    def lower(self, wrapper, args, kwargs, input_grids, name):
+    def lower(self, wrapper, call_site, args, kwargs, input_grids, name):
         """Calls a copy of the layer, then the clamp."""
-        lowered = super().lower(wrapper, args, kwargs, input_grids, name)
-        if wrapper.clamp is None:
-            return lowered
-        return Lowering(clamp_layer(lowered.outputs, wrapper.clamp))
+        lowered = super().lower(wrapper, call_site, args, kwargs, input_grids, name)
+        bounds = wrapper.call_sites[call_site].clamp
+        return Lowering(clamp_layer(lowered.outputs, bounds)) if bounds else lowered
 
     def get_config(self):
         return {
@@ -59,26 +58,26 @@ class OutputConfig(QuantizeConfig):
 class ProductConfig(OutputConfig):
     """Elementwise products: the integers are multiplied, then scaled once."""
 
-    def device_call(self, wrapper, args, kwargs, output_quantizers):
+    def device_call(self, wrapper, call_site, args, kwargs):
         """Computes `(a - za) * (b - zb) * (sa * sb / so)`."""
         grids = [grid_of(x) for x in tree.flatten(args)]
-        output = output_quantizers[0] if output_quantizers else None
+        output = next(iter(wrapper.output_quantizers[call_site]), None)
         if len(grids) != 2 or None in grids or output is None or not output.calibrated:
             return None
         (sa, sb), params = (grid.params.scale for grid in grids), output.params()
         integers = tree.map_structure(steps_of, args)
         steps = wrapper.call_layer(*integers, weights=[], **kwargs) * (sa * sb / params.scale)
-        return from_steps(steps, params, output.spec, wrapper.clamp)
+        return from_steps(steps, params, output.spec, wrapper.call_sites[call_site].clamp)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
 class MeanConfig(OutputConfig):
     """Means over space: the integers are summed, then scaled once."""
 
-    def device_call(self, wrapper, args, kwargs, output_quantizers):
+    def device_call(self, wrapper, call_site, args, kwargs):
         """Computes `sum(q - z) * (s / (so * count))`."""
         grid = grid_of(args[0])
-        output = output_quantizers[0] if output_quantizers else None
+        output = next(iter(wrapper.output_quantizers[call_site]), None)
         if grid is None or output is None or not output.calibrated:
             return None
         params = output.params()
@@ -93,10 +92,10 @@ class MeanConfig(OutputConfig):
 class SwishConfig(OutputConfig):
     """`x * sigmoid(x)`: the device computes a LOGISTIC of fixed grid, then a product."""
 
-    def device_call(self, wrapper, args, kwargs, output_quantizers):
+    def device_call(self, wrapper, call_site, args, kwargs):
         """Rounds the sigmoid to its fixed grid before the product."""
         x, grid = args[0], grid_of(args[0])
-        output = output_quantizers[0] if output_quantizers else None
+        output = next(iter(wrapper.output_quantizers[call_site]), None)
         if grid is None or output is None or not output.calibrated:
             return None
         gate_scale = 2.0**-self.activations.num_bits if grid.spec.num_bits == 8 else 2.0**-15
@@ -124,9 +123,9 @@ class SameGridConfig(QuantizeConfig):
         del layer
         return []
 
-    def device_call(self, wrapper, args, kwargs, output_quantizers):
+    def device_call(self, wrapper, call_site, args, kwargs):
         """Runs the layer and passes the grid on."""
-        del output_quantizers
+        del call_site
         grids = [grid_of(x) for x in tree.flatten(args) if hasattr(x, "shape")]
         if not grids or None in grids:
             return None

@@ -96,13 +96,15 @@ class LinearConfig(QuantizeConfig):
         del layer
         return [] if self.activations is None else [Static(self.activations)]
 
-    def device_call(self, wrapper, args, kwargs, output_quantizers):
+    def device_call(self, wrapper, call_site, args, kwargs):
         """Multiplies integers by integers, adds an integer bias and requantizes."""
         x = args[0]
         if self.dynamic:
-            return wrapper.float_call(self.input_quantizer.call(x), *args[1:], **kwargs)
+            y = wrapper.float_call(self.input_quantizer.call(x), *args[1:], **kwargs)
+            return clamp(y, wrapper.call_sites[call_site].clamp)
         grid = grid_of(x)
-        output = output_quantizers[0] if output_quantizers else None
+        output = next(iter(wrapper.output_quantizers[call_site]), None)
+        bounds = wrapper.call_sites[call_site].clamp
         if grid is None or not isinstance(self.weights, QuantSpec):
             return None
         if output is not None and not output.calibrated:
@@ -112,17 +114,17 @@ class LinearConfig(QuantizeConfig):
         accumulator = accumulator + ops.cast(bias, accumulator.dtype)
         if output is None:
             y = ops.cast(accumulator, "float32") * (grid.params.scale * scale)
-            return clamp(y, wrapper.clamp)
+            return clamp(y, bounds)
         params = output.params()
         steps = self._requantize(accumulator, grid.params.scale, scale, params.scale)
-        return from_steps(steps, params, output.spec, wrapper.clamp)
+        return from_steps(steps, params, output.spec, bounds)
 
     def real_call(self, wrapper, args, kwargs):
         """Multiplies by the folded kernel: one pass over the output less than a batch norm."""
         if wrapper.batch_norm is None:
             return super().real_call(wrapper, args, kwargs)
         kernel, bias = self._real_weights(wrapper)
-        return clamp(self._multiply(wrapper, args[0], kernel) + bias, wrapper.clamp)
+        return self._multiply(wrapper, args[0], kernel) + bias
 
     def integer_weights(self, wrapper, input_scale):
         """Returns the integers that the device multiplies with, batch norm folded.
@@ -161,10 +163,10 @@ class LinearConfig(QuantizeConfig):
             bias = ops.round(bias / step)
         return q, scale, bias
 
-    def lower(self, wrapper, args, kwargs, input_grids, name):
+    def lower(self, wrapper, call_site, args, kwargs, input_grids, name):
         """Calls the layer with the folded kernel and bias, then the clamp."""
         layer = copy_layer(wrapper.layer, use_bias=True, name=name)
-        outputs = clamp_layer(layer(*args), wrapper.clamp)
+        outputs = clamp_layer(layer(*args), wrapper.call_sites[call_site].clamp)
         weights = None
         if isinstance(self.weights, QuantSpec):
             scale_in = None if input_grids[0] is None else input_grids[0].params.scale

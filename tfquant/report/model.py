@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from tfquant.numerics import PerTensor
 from tfquant.quantizers import Float16
 from tfquant.wrappers import OperationLayer, Quantize, QuantizeWrapper
 
@@ -183,6 +184,6 @@ def _granularity(variable, quantizer):
         return "half precision"
     granularity = quantizer.spec.granularity
     if not hasattr(granularity, "axes"):
-        return type(granularity).__name__
+        return "per tensor" if isinstance(granularity, PerTensor) else "per group"
     channels = math.prod(variable.shape[axis] for axis in granularity.axes)
     return f"per channel ({channels})"

@@ -14,7 +14,7 @@ from tfquant.rewrite.decompose import decompose, standalone_batch_norm
 from tfquant.rewrite.graph import trace
 from tfquant.rewrite.units import Unit, fuse
 from tfquant.rewrite.validate import check_model
-from tfquant.wrappers import OperationLayer, Quantize, QuantizeWrapper
+from tfquant.wrappers import CallSite, OperationLayer, Quantize, QuantizeWrapper
 
 _logger = logging.getLogger("tfquant")
 
@@ -251,9 +251,7 @@ class _Builder:
                 layer,
                 config,
                 batch_norm=norm,
-                clamp=unit.clamp,
-                call_sites=len(sites),
-                groups=[self._group(u) for u in sites],
+                call_sites=[CallSite(u.clamp, self._group(u)) for u in sites],
                 name=self._unique(f"quant_{layer.name}"),
             )
             self.made[key] = wrapper, 1
@@ -276,28 +274,42 @@ class _Builder:
         rank = len(unit.node.inputs[0].shape)
         if rank not in (2, 3, 4) or layer.axis not in (-1, rank - 1):
             return None
-        before, convolution, after = standalone_batch_norm(layer, rank)
-        config = self.registry.get_quantize_config(convolution, self.scheme)
-        wrapper = QuantizeWrapper(
-            convolution,
-            config,
-            batch_norm=self._filled(unit.node),
-            groups=[self._group(unit)],
-            name=self._unique(f"quant_{layer.name}"),
-        )
-
-        def wrap(mover):
-            return QuantizeWrapper(mover, SameGridConfig(), name=self._unique(f"quant_{mover.name}"))
+        key = id(layer)
+        if key not in self.made:
+            self.made[key] = self._convolution_of_ones(unit, rank), 0
+        (before, wrapper, after), calls = self.made[key]
+        self.made[key] = self.made[key][0], calls + 1
 
         def call(x):
-            if before is None:
-                return wrapper(x)
-            before.build(x.shape)
-            y = wrapper(wrap(before)(x))
-            after.build(y.shape)
-            return wrap(after)(y)
+            site = {"call_site": calls} if calls else {}
+            x = wrapper(before(x) if before else x, **site)
+            return after(x) if after else x
 
         return call
+
+    def _convolution_of_ones(self, unit, rank):
+        """Returns the quantized layers that compute a batch norm of its own."""
+        layer = unit.node.layer
+        before, convolution, after = standalone_batch_norm(layer, rank)
+        shape = unit.node.inputs[0].shape
+        for mover in (before, after):
+            if mover is not None:
+                mover.build(shape)
+        sites = [u for u in self.units if u.node.layer is layer]
+        wrapper = QuantizeWrapper(
+            convolution,
+            self.registry.get_quantize_config(convolution, self.scheme),
+            batch_norm=self._filled(unit.node),
+            call_sites=[CallSite(u.clamp, self._group(u)) for u in sites],
+            name=self._unique(f"quant_{layer.name}"),
+        )
+        movers = [
+            mover and QuantizeWrapper(
+                mover, SameGridConfig(), name=self._unique(f"quant_{mover.name}")
+            )
+            for mover in (before, after)
+        ]
+        return movers[0], wrapper, movers[1]
 
     def _plain(self, node):
         """Returns the float layer of a call."""

@@ -142,8 +142,8 @@ def _lower_wrapper(layer, args, kwargs):
     call_site = kwargs.pop("call_site", 0)
     tensors = [x for x in tree.flatten(args) if isinstance(x, keras.KerasTensor)]
     grids = [grid_of(x) for x in tensors]
-    name = layer.layer.name + (f"_{call_site}" if call_site else "")
-    result = layer.quantize_config.lower(layer, args, kwargs, grids, name)
+    name = layer.layer.name + (f"_call{call_site}" if call_site else "")
+    result = layer.quantize_config.lower(layer, call_site, args, kwargs, grids, name)
     # A layer that does nothing at inference returns its input; its output may lie on another grid.
     outputs = tree.map_structure(
         lambda y: keras.layers.Identity()(y) if any(y is x for x in tensors) else y, result.outputs

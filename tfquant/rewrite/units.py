@@ -34,50 +34,61 @@ class Unit:
         return self.last.outputs
 
 
-def fuse(graph: Graph, is_quantized) -> list[Unit]:
+def fuse(graph: Graph, is_marked) -> list[Unit]:
     """Groups the calls of `graph` into units.
 
-    A batch norm joins the linear layer before it when nothing else reads that layer's output, the
-    layer has no activation of its own, and both are called once. A ReLU or ReLU6 joins what comes
-    before it under the same condition.
+    A batch norm joins the linear layer before it when nothing else reads that layer's output. A
+    ReLU or ReLU6 joins what comes before it under the same condition. A layer that is called
+    several times is fused with a batch norm only if that follows each of its calls.
 
     Args:
         graph: `Graph`.
-        is_quantized: Function of a node: whether it is to be quantized.
+        is_marked: Function of a node: whether the user wants it quantized.
 
     Returns:
         Units in the order of the calls of their layers.
     """
     calls = {}
     for node in graph.nodes:
-        calls[id(node.layer)] = calls.get(id(node.layer), 0) + 1
-    units, taken = [], set()
-    for node in graph.nodes:
-        if id(node) in taken:
-            continue
-        unit = Unit(node, last=node)
-        if is_quantized(node) and type(node.layer) in CLAMPING and calls[id(node.layer)] == 1:
-            follower = _only_follower(graph, unit.last)
-            if (
-                follower is not None
-                and type(node.layer) in LINEAR
-                and type(follower.layer) is layers.BatchNormalization
-                and calls[id(follower.layer)] == 1
-                and is_quantized(follower)
-                and _normalizes_channels(follower)
-            ):
-                unit.batch_norm = unit.last = follower
-                taken.add(id(follower))
-                follower = _only_follower(graph, unit.last)
-            if follower is not None and clamp_of(follower.layer) and is_quantized(follower):
-                unit.clamp, unit.last = clamp_of(follower.layer), follower
-                taken.add(id(follower))
-        units.append(unit)
-    return units
+        calls.setdefault(id(node.layer), []).append(node)
+    units = {id(node): _unit(graph, node, is_marked) for node in graph.nodes}
+    for nodes in calls.values():
+        found = [units[id(node)] for node in nodes]
+        norms = {id(unit.batch_norm.layer) if unit.batch_norm else None for unit in found}
+        if len(norms) > 1 or any(len(calls[key]) != len(nodes) for key in norms - {None}):
+            for unit in found:
+                unit.batch_norm, unit.clamp, unit.last = None, None, unit.node
+    absorbed = set()
+    for unit in units.values():
+        node = unit.node
+        while node is not unit.last:
+            node = _only_follower(graph, node)
+            absorbed.add(id(node))
+    return [units[id(node)] for node in graph.nodes if id(node) not in absorbed]
+
+
+def _unit(graph, node, is_marked):
+    """Returns the unit that starts with `node`."""
+    unit = Unit(node, last=node)
+    if not is_marked(node) or type(node.layer) not in CLAMPING:
+        return unit
+    follower = _only_follower(graph, node)
+    if (
+        follower is not None
+        and type(node.layer) in LINEAR
+        and type(follower.layer) is layers.BatchNormalization
+        and is_marked(follower)
+        and _normalizes_channels(follower)
+    ):
+        unit.batch_norm = unit.last = follower
+        follower = _only_follower(graph, follower)
+    if follower is not None and clamp_of(follower.layer) and is_marked(follower):
+        unit.clamp, unit.last = clamp_of(follower.layer), follower
+    return unit
 
 
 def _only_follower(graph, node):
-    """Returns the one call that reads the one output of `node`, if that is all that becomes of it."""
+    """Returns the one call that reads the output of `node`, if nothing else does."""
     outputs = tree.flatten(node.outputs)
     if len(outputs) != 1 or graph.is_output(outputs[0]):
         return None

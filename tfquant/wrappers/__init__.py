@@ -4,9 +4,10 @@ from tfquant.wrappers.config import QuantizeConfig
 from tfquant.wrappers.lowering import IntegerWeights, Lowering
 from tfquant.wrappers.operation import OperationLayer
 from tfquant.wrappers.quantize import Quantize
-from tfquant.wrappers.wrapper import QuantizeWrapper
+from tfquant.wrappers.wrapper import CallSite, QuantizeWrapper
 
 __all__ = [
+    "CallSite",
     "IntegerWeights",
     "Lowering",
     "OperationLayer",

@@ -35,7 +35,7 @@ class QuantizeConfig(abc.ABC):
     def get_output_quantizers(self, layer) -> list:
         """Returns one new `Quantizer` for each output of `layer`, or `None` to leave it."""
 
-    def device_call(self, wrapper, args, kwargs, output_quantizers):
+    def device_call(self, wrapper, call_site, args, kwargs):
         """Computes at inference what the device computes, to the last integer.
 
         The default returns `None`: the layer then runs in real arithmetic on quantized weights
@@ -43,14 +43,14 @@ class QuantizeConfig(abc.ABC):
 
         Args:
             wrapper: The `QuantizeWrapper`.
+            call_site: Index of the call site.
             args: Positional arguments of the call.
             kwargs: Keyword arguments of the call.
-            output_quantizers: The quantizers of this call site.
 
         Returns:
             The structure of outputs, each on its grid, or `None`.
         """
-        del wrapper, args, kwargs, output_quantizers
+        del wrapper, call_site, args, kwargs
         return None
 
     def real_call(self, wrapper, args, kwargs):
@@ -62,11 +62,11 @@ class QuantizeConfig(abc.ABC):
             kwargs: Keyword arguments of the call.
 
         Returns:
-            The structure of outputs, not yet quantized.
+            The structure of outputs, not yet clamped or quantized.
         """
         return wrapper.float_call(*args, training=False, **kwargs)
 
-    def lower(self, wrapper, args, kwargs, input_grids, name) -> Lowering:
+    def lower(self, wrapper, call_site, args, kwargs, input_grids, name) -> Lowering:
         """Calls float layers that a converter understands, with weights on the integer grid.
 
         The default calls a copy of the layer whose quantized weights are dequantized ones. The
@@ -74,6 +74,7 @@ class QuantizeConfig(abc.ABC):
 
         Args:
             wrapper: The `QuantizeWrapper`.
+            call_site: Index of the call site.
             args: Positional arguments; tensors are KerasTensors of the float model.
             kwargs: Keyword arguments, likewise.
             input_grids: `Grid` or `None` for each tensor among `args`.
@@ -82,7 +83,7 @@ class QuantizeConfig(abc.ABC):
         Returns:
             `Lowering`.
         """
-        del input_grids
+        del call_site, input_grids
         layer = copy_layer(wrapper.layer, name=name)
         outputs = layer(*args, **kwargs)
         layer.set_weights(wrapper.layer.get_weights())

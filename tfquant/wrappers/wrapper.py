@@ -1,5 +1,6 @@
 """`QuantizeWrapper`: any Keras layer, with quantized weights and outputs."""
 
+import dataclasses
 import inspect
 import math
 
@@ -8,6 +9,23 @@ from keras import ops, tree
 
 from tfquant.quantizers import RecordingScope, Static
 from tfquant.wrappers.config import QuantizeConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class CallSite:
+    """One place of a model where a layer is called.
+
+    Attributes:
+        clamp: `(low, high)` of the activation behind the layer, or `None`. `(0, None)` is ReLU.
+        group: Name of the group of grids that must agree which the output belongs to, or `None`.
+    """
+
+    clamp: tuple[float | None, float | None] | None = None
+    group: str | None = None
+
+    def __post_init__(self):
+        if self.clamp is not None:
+            object.__setattr__(self, "clamp", tuple(self.clamp))
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -25,15 +43,12 @@ class QuantizeWrapper(keras.layers.Layer):
         layer: A built Keras layer.
         quantize_config: `QuantizeConfig`.
         batch_norm: A built `keras.layers.BatchNormalization` behind the layer, or `None`.
-        clamp: `(low, high)` of the activation behind both, or `None`. `(0, None)` is ReLU.
-        call_sites: Number of places of the model where the layer is called. Weights are shared,
-            output quantizers are not.
-        groups: For each call site, the name of the group of grids that must agree which its
-            output belongs to, or `None`.
+        call_sites: `CallSite` of each place of the model where the layer is called. Weights and
+            batch norm are shared, output quantizers and clamps are not.
 
     Call arguments:
         *args, **kwargs: Those of `layer`.
-        call_site: Index of the place, below `call_sites`.
+        call_site: Index into `call_sites`.
 
     Raises:
         ValueError: If `layer` has no weights yet because it is not built.
@@ -45,9 +60,7 @@ class QuantizeWrapper(keras.layers.Layer):
         quantize_config: QuantizeConfig,
         *,
         batch_norm=None,
-        clamp=None,
-        call_sites: int = 1,
-        groups: list[str | None] | None = None,
+        call_sites: tuple[CallSite, ...] = (CallSite(),),
         **kwargs,
     ):
         kwargs.setdefault("name", f"quant_{layer.name}")
@@ -61,23 +74,21 @@ class QuantizeWrapper(keras.layers.Layer):
         self.layer = layer
         self.quantize_config = quantize_config
         self.batch_norm = batch_norm
-        self.clamp = tuple(clamp) if clamp else None
-        self.call_sites = call_sites
-        self.groups = list(groups) if groups else [None] * call_sites
+        self.call_sites = tuple(call_sites)
         pairs = quantize_config.get_weights_and_quantizers(layer)
         self._weights_quantized = [variable for variable, _ in pairs]
         self._weight_quantizers = [quantizer for _, quantizer in pairs]
         for variable, quantizer in pairs:
             quantizer.build(variable.shape)
         self.output_quantizers = [
-            quantize_config.get_output_quantizers(layer) for _ in range(call_sites)
+            quantize_config.get_output_quantizers(layer) for _ in self.call_sites
         ]
-        for quantizers, group in zip(self.output_quantizers, self.groups, strict=True):
+        for quantizers, site in zip(self.output_quantizers, self.call_sites, strict=True):
             for quantizer in quantizers:
                 if quantizer is not None:
                     quantizer.build(())
                 if isinstance(quantizer, Static):
-                    quantizer.group = group
+                    quantizer.group = site.group
         self.supports_masking = layer.supports_masking
         self._layer_takes_training = "training" in inspect.signature(layer.call).parameters
         self.built = True
@@ -97,10 +108,11 @@ class QuantizeWrapper(keras.layers.Layer):
             outputs = self.float_call(*args, training=True, **kwargs)
         else:
             if RecordingScope.current() is None:
-                outputs = self.quantize_config.device_call(self, args, kwargs, quantizers)
+                outputs = self.quantize_config.device_call(self, call_site, args, kwargs)
                 if outputs is not None:
                     return outputs
             outputs = self.quantize_config.real_call(self, args, kwargs)
+        outputs = clamp(outputs, self.call_sites[call_site].clamp)
         if not quantizers:
             return outputs
         flat = tree.flatten(outputs)
@@ -114,7 +126,7 @@ class QuantizeWrapper(keras.layers.Layer):
         return tree.pack_sequence_as(outputs, flat)
 
     def float_call(self, *args, training=None, **kwargs):
-        """Runs layer, batch norm and clamp in real arithmetic with quantized weights."""
+        """Runs layer and batch norm in real arithmetic with quantized weights."""
         outputs = self.call_layer(
             *args,
             weights=[(v, q.call(v.value)) for v, q in self.weight_quantizers],
@@ -123,7 +135,7 @@ class QuantizeWrapper(keras.layers.Layer):
         )
         if self.batch_norm is not None:
             outputs = self.batch_norm(outputs, training=training)
-        return clamp(outputs, self.clamp)
+        return outputs
 
     def call_layer(self, *args, weights, training=None, **kwargs):
         """Calls the wrapped layer with some of its variables read as other values.
@@ -159,9 +171,7 @@ class QuantizeWrapper(keras.layers.Layer):
             "layer": serialize(self.layer),
             "quantize_config": serialize(self.quantize_config),
             "batch_norm": serialize(self.batch_norm),
-            "clamp": self.clamp,
-            "call_sites": self.call_sites,
-            "groups": self.groups,
+            "call_sites": [dataclasses.asdict(site) for site in self.call_sites],
         }
 
     @classmethod
@@ -169,6 +179,7 @@ class QuantizeWrapper(keras.layers.Layer):
         config = dict(config)
         for key in ("layer", "quantize_config", "batch_norm"):
             config[key] = keras.saving.deserialize_keras_object(config[key])
+        config["call_sites"] = [CallSite(**site) for site in config["call_sites"]]
         config.pop("autocast", None)
         return cls(**config)
 

@@ -117,6 +117,9 @@ def _spread(file, computed):
                     if index not in computed and file.type(index) == "FLOAT32":
                         computed[index] = computed[ends[0]]
                         changed = True
+            elif op.name in rules.CLAMPS and not known and op.outputs[0] in computed:
+                computed[op.inputs[0]] = computed[op.outputs[0]]
+                changed = True
             elif op.name in rules.FIXED_RANGE and known and op.outputs[0] not in computed:
                 computed[op.outputs[0]] = _fixed(op.name, computed[known[0]].num_bits)
                 changed = True

@@ -38,7 +38,7 @@ def run(content: bytes, rows: list[np.ndarray], progress=lambda: None) -> list[n
             interpreter.set_tensor(detail["index"], np.pad(part, padding))
         interpreter.invoke()
         for values, index in zip(collected, outputs, strict=True):
-            values.append(interpreter.get_tensor(index)[:count].copy())
+            values.append(np.atleast_1d(interpreter.get_tensor(index))[:count].copy())
         progress()
     return [np.concatenate(values) for values in collected]
 

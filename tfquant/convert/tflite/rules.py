@@ -51,6 +51,10 @@ SAME_GRID = frozenset(
     }
 )
 
+# Clamps that the converter leaves behind kernels that could apply them. On the grid of the output
+# the kernel's own saturation does most of it.
+CLAMPS = frozenset({"RELU", "RELU6"})
+
 # The output grid is given, as (low, high) over all integers.
 FIXED_RANGE = {"LOGISTIC": (0.0, 1.0), "SOFTMAX": (0.0, 1.0), "TANH": (-1.0, 1.0)}
 
@@ -75,7 +79,10 @@ OWN_GRID = frozenset(
     }
 )
 
-INTEGER = frozenset(KERNELS) | SAME_GRID | frozenset(FIXED_RANGE) | OWN_GRID
+# Kernels that look at a tensor of any type and compute no real values.
+ANY_TYPE = frozenset({"RANK", "SHAPE"})
+
+INTEGER = frozenset(KERNELS) | SAME_GRID | frozenset(FIXED_RANGE) | OWN_GRID | ANY_TYPE
 
 # Kernels that look values up in a table or multiply by fixed-point numbers: their output may
 # differ from the simulation's by one step.
