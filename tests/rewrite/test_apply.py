@@ -147,7 +147,7 @@ def test_a_subclassed_model_is_refused_by_name(nested):
     model = Subclassed()
     if nested:
         model = chain(keras.Input((6,)), model, layers.Dense(2))
-    with pytest.raises(ValueError, match="a subclass of keras.Model"):
+    with pytest.raises(ValueError, match="a subclass of"):
         tfq.quantize_model(model)
 
 
