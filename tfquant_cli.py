@@ -322,3 +322,7 @@ def _crash():
     traceback.print_exc()
     print("tfquant: internal error, please report it with the lines above", file=sys.stderr)
     return INTERNAL_ERROR
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,253 @@
+"""The command, as a user of the shell meets it."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+import tfquant as tfq
+import tfquant_cli
+
+ROOT = pathlib.Path(tfquant_cli.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with models, data and broken files."""
+    folder = tmp_path_factory.mktemp("cli")
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    inputs = keras.Input((8, 8, 1), name="image")
+    x = keras.layers.Conv2D(4, 3, use_bias=False, name="conv")(inputs)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    x = keras.layers.Flatten(name="flatten")(keras.layers.ReLU(name="relu")(x))
+    model = keras.Model(inputs, keras.layers.Dense(10, activation="softmax", name="head")(x))
+    model.save(folder / "model.keras")
+    images = rng.uniform(0, 1, (40, 8, 8, 1)).astype("float32")
+    quantized = tfq.calibrate(tfq.quantize_model(model), images, progress=False)
+    quantized.save(folder / "quantized.keras")
+    tfq.to_tflite(quantized, folder / "good.tflite", progress=False, verify=False)
+    np.savez(folder / "data.npz", image=images, y=np.zeros(40))
+    np.savez(folder / "anonymous.npz", images)
+    np.savez(folder / "two.npz", a=images, b=images)
+    np.savez(folder / "shape.npz", image=images[:, :4])
+    np.savez(folder / "nan.npz", image=images * np.nan)
+    np.savez(folder / "empty.npz", image=images[:0])
+    np.save(folder / "objects.npy", np.array([{}]), allow_pickle=True)
+    (folder / "junk.keras").write_bytes(b"junk")
+    (folder / "cut.keras").write_bytes((folder / "model.keras").read_bytes()[:2000])
+    (folder / "cut.tflite").write_bytes((folder / "good.tflite").read_bytes()[:2000])
+    Subclassed().save(folder / "subclassed.keras")
+    return folder
+
+
+class Subclassed(keras.Model):
+    def call(self, x):
+        return x
+
+
+@pytest.fixture
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    yield folder
+    for path in folder.iterdir():
+        if path not in before:
+            path.unlink()
+
+
+def in_shell(*arguments, folder):
+    """Runs the command in a fresh process."""
+    return subprocess.run(
+        [sys.executable, "-m", "tfquant_cli", *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def here_and_now(*arguments):
+    """Runs the command in this process: the same code without seconds of imports."""
+    return tfquant_cli.main(list(arguments))
+
+
+GOOD = ("model.keras", "--output", "out.tflite", "--calibration", "data.npz")
+
+
+def test_quantize_writes_a_file_that_agrees_with_the_model(here):
+    done = in_shell("quantize", *GOOD, "--report", "report.json", folder=here)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "Wrote out.tflite and report.json"
+    assert "CONV_2D" in done.stdout
+    report = json.loads((here / "report.json").read_text())
+    assert report["end_to_end"]["differing"] == 0
+    assert report["quantized_bytes"] == (here / "out.tflite").stat().st_size
+    assert tfq.inspect("out.tflite").float_operators == []
+
+
+@pytest.mark.parametrize("scheme", [name for name, s in tfq.SCHEMES.items() if not s.static])
+def test_schemes_with_float_activations_need_no_data(here, capsys, scheme):
+    assert here_and_now("quantize", "model.keras", "--output=out.tflite", "--scheme", scheme) == 0
+    assert capsys.readouterr().out.endswith("Wrote out.tflite\n")
+
+
+def test_types_skips_and_observers_reach_the_file(here):
+    flags = "--input_type=uint8 --output_type=float32 --skip=head --observer=percentile --noverify"
+    assert here_and_now("quantize", *GOOD, *flags.split(), "--batch_size=8") == 0
+    summary = tfq.inspect("out.tflite")
+    assert [kind for _, kind, _ in summary.inputs] == ["UINT8"]
+    assert [kind for _, kind, _ in summary.outputs] == ["FLOAT32"]
+    assert "FULLY_CONNECTED" in [operator.operator for operator in summary.float_operators]
+
+
+def test_the_only_array_of_a_file_needs_no_name(here):
+    command = ("quantize", "model.keras", "--output=out.tflite", "--calibration=anonymous.npz")
+    assert here_and_now(*command) == 0
+
+
+def test_inspect_shows_a_file_and_a_model(here, capsys):
+    assert here_and_now("inspect", "good.tflite") == 0
+    shown = capsys.readouterr().out
+    assert "CONV_2D" in shown and f"{(here / 'good.tflite').stat().st_size:,} bytes" in shown
+    assert here_and_now("inspect", "quantized.keras") == 0
+    shown = capsys.readouterr().out
+    assert "per channel (4)" in shown and "quantized, 2" in shown
+    assert here_and_now("inspect", "model.keras") == 0
+    assert "BatchNormalization" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model, differing", [("quantized.keras", "0 of 400"), ("model.keras", "")])
+def test_compare_counts_differences(here, capsys, model, differing):
+    assert here_and_now("compare", model, "good.tflite", "--data", "data.npz") == 0
+    shown = capsys.readouterr().out
+    assert f"differing values    {differing}" in shown
+    assert "largest difference" in shown and "equal predictions" in shown
+
+
+@pytest.mark.slow
+def test_the_demo_gets_the_digits_right(here, capsys):
+    pytest.importorskip("sklearn", reason="the digits come from scikit-learn")
+    assert here_and_now("demo", "--output", "demo.tflite") == 0
+    shown = capsys.readouterr().out
+    accuracy = [float(word) for word in shown.split("digits: ")[1].split() if word[:2] == "0."]
+    assert len(accuracy) == 3 and min(accuracy) > 0.95
+    assert shown.endswith("Wrote demo.tflite\n")
+
+
+def test_the_demo_says_what_it_needs(here, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert here_and_now("demo") == 2
+    assert 'pip install "tfquant[demo]"' in capsys.readouterr().err
+    assert not (here / "digits.tflite").exists()
+
+
+MISTAKES = {
+    "unknown command": ("nonsense",),
+    "no file": ("quantize",),
+    "missing flag": ("quantize", "model.keras"),
+    "unknown flag": ("quantize", *GOOD, "--nonsense"),
+    "unknown type": ("quantize", *GOOD, "--input_type=int4"),
+    "type that does not fit": ("quantize", *GOOD, "--input_type=int16"),
+    "no number": ("quantize", *GOOD, "--batch_size=many"),
+    "batch of nothing": ("quantize", *GOOD, "--batch_size=0"),
+    "missing model": ("quantize", "none.keras", *GOOD[1:]),
+    "model that is none": ("quantize", "junk.keras", *GOOD[1:]),
+    "model cut short": ("quantize", "cut.keras", *GOOD[1:]),
+    "subclassed model": ("quantize", "subclassed.keras", *GOOD[1:]),
+    "model quantized already": ("quantize", "quantized.keras", *GOOD[1:]),
+    "folder as a model": ("inspect", "."),
+    "unknown scheme": ("quantize", *GOOD, "--scheme=w3a5"),
+    "unknown layer": ("quantize", *GOOD, "--skip=tail"),
+    "unknown observer": ("quantize", *GOOD, "--observer=oracle"),
+    "no calibration": ("quantize", *GOOD[:3]),
+    "missing data": ("quantize", *GOOD[:4], "none.npz"),
+    "data of other names": ("quantize", *GOOD[:4], "two.npz"),
+    "data of another shape": ("quantize", *GOOD[:4], "shape.npz"),
+    "data that are not numbers": ("quantize", *GOOD[:4], "nan.npz"),
+    "no rows": ("quantize", *GOOD[:4], "empty.npz"),
+    "data of objects": ("quantize", *GOOD[:4], "objects.npy"),
+    "data that are none": ("quantize", *GOOD[:4], "junk.keras"),
+    "missing folder": ("quantize", "model.keras", "--output=no/out.tflite", *GOOD[3:]),
+    "folder as output": ("quantize", "model.keras", "--output=.", *GOOD[3:]),
+    "output over the model": ("quantize", "model.keras", "--output=model.keras", *GOOD[3:]),
+    "report over the output": ("quantize", *GOOD, "--report=out.tflite"),
+    "file cut short": ("inspect", "cut.tflite"),
+    "no .tflite file": ("compare", "model.keras", "junk.keras", "--data=data.npz"),
+    "one file for two": ("compare", "model.keras", "--data=data.npz"),
+    "nothing to compare on": ("compare", "model.keras", "good.tflite"),
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_told_in_one_line_and_writes_nothing(here, capfd, arguments):
+    before = {path: path.read_bytes() for path in here.iterdir()}
+    assert here_and_now(*arguments) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("tfquant: error: ") and err.count("\n") == 1
+    assert {path: path.read_bytes() for path in here.iterdir()} == before
+
+
+def test_a_mistake_in_a_fresh_process_is_one_line_too(here):
+    done = in_shell("quantize", *GOOD, "--scheme", "w3a5", folder=here)
+    assert done.returncode == 2
+    assert done.stderr.startswith("tfquant: error: `scheme` must be one of w8a8")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_interrupt_leaves_nothing_behind(here, capsys, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    before = set(here.iterdir())
+    monkeypatch.setattr(tfq, "to_tflite", interrupt)
+    assert here_and_now("quantize", *GOOD) == 130
+    assert capsys.readouterr().err == "tfquant: interrupted\n"
+    assert set(here.iterdir()) == before
+
+
+def test_a_bug_shows_its_traceback(here, capsys, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(tfq, "to_tflite", fail)
+    assert here_and_now("quantize", *GOOD) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and "internal error" in shown
+
+
+def test_an_error_from_below_is_no_mistake_of_the_user(here, capsys, monkeypatch):
+    monkeypatch.setattr(tfq, "to_tflite", lambda *args, **kwargs: np.zeros(2).reshape(3))
+    monkeypatch.setattr(tfq, "quantize_model", lambda *args, **kwargs: keras.ops.ones(1) + "a")
+    assert here_and_now("quantize", *GOOD) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_is_quick_and_lists_everything(folder):
+    start = time.monotonic()
+    done = in_shell("--help", folder=folder)
+    assert time.monotonic() - start < 3  # 0.2 s, and room for a machine that is busy
+    assert done.returncode == 0
+    for command in tfquant_cli.COMMANDS:
+        assert command.name in done.stdout
+        helped = in_shell(command.name, "--help", folder=folder)
+        assert helped.returncode == 0 and f"usage: tfquant {command.name}" in helped.stdout
+
+
+def test_version_is_the_one_of_the_package(capsys):
+    from importlib import metadata
+
+    try:
+        version = metadata.version("tfquant")
+    except metadata.PackageNotFoundError:
+        pytest.skip("tfquant is not installed")
+    assert here_and_now("--version") == 0
+    assert capsys.readouterr().out == f"tfquant {version}\n"

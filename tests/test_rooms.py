@@ -1,0 +1,92 @@
+"""The rooms of the package: what they import, and what is written about them."""
+
+import ast
+import pathlib
+
+import pytest
+
+from tfquant.registry import table
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "tfquant"
+
+# From left to right; a room imports rooms to its left only.
+ORDER = (
+    "numerics",
+    "quantizers",
+    "wrappers",
+    "registry",
+    "rewrite",
+    "calibrate",
+    "report",
+    "convert",
+)
+
+# Single files that use every room.
+ABOVE = ("__init__", "cli", "demo")
+
+ROOMS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported_names(path):
+    """Full names of what a file imports, inside functions too."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def imported_rooms(path):
+    parts = [name.split(".") for name in imported_names(path)]
+    return {name[1] for name in parts if name[0] == "tfquant" and len(name) > 1}
+
+
+def room_of(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def test_every_room_has_its_place_in_the_order():
+    assert set(ROOMS) <= set(ORDER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_only_rooms_to_its_left(path):
+    room = room_of(path)
+    if room in ABOVE:
+        return
+    allowed = set(ORDER[: ORDER.index(room) + 1])
+    if room == "convert":
+        allowed.discard("calibrate")
+    assert imported_rooms(path) <= allowed
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_uses_public_names_of_keras_and_tensorflow(path):
+    private = ("keras.src", "tensorflow.python")
+    assert not [name for name in imported_names(path) if name.startswith(private)]
+
+
+def test_nobody_imports_the_command_line():
+    assert not [path for path in FILES if "cli" in imported_rooms(path)]
+
+
+@pytest.mark.parametrize("room", [*(f"tfquant/{room}" for room in ROOMS), "tests", "examples"])
+def test_a_room_says_what_lives_in_it(room):
+    text = (ROOT / room / "README.md").read_text(encoding="utf-8")
+    assert 5 <= len(text.splitlines()) <= 25
+
+
+def test_the_tables_of_the_readme_are_those_of_the_registry():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table.update(text) == text  # Else: python -m tfquant.registry.table README.md
+
+
+def test_a_text_without_markers_is_refused():
+    with pytest.raises(ValueError, match="layers"):
+        table.update("no markers")
