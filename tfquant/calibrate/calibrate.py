@@ -1,6 +1,5 @@
 """Setting activation grids from data."""
 
-
 import keras
 import numpy as np
 from keras import tree

@@ -29,7 +29,10 @@ class Static(Quantizer):
         """Creates `scale`, `zero_point` and the flag that says whether they were set."""
         del input_shape
         variable = lambda name, value: self.add_weight(  # noqa: E731
-            shape=(), initializer=keras.initializers.Constant(value), name=name, trainable=False,
+            shape=(),
+            initializer=keras.initializers.Constant(value),
+            name=name,
+            trainable=False,
             dtype="float32",
         )
         self.scale = variable("scale", 1.0)

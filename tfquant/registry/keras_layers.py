@@ -51,6 +51,9 @@ SAME_GRID = (
 # Layers with a grid of their own at the output.
 OUTPUT = (layers.Add, layers.Subtract, layers.Maximum, layers.Minimum)
 
+AVERAGE = (layers.AveragePooling1D, layers.AveragePooling2D)
+MEAN = (layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D)
+
 # Functions with an integer kernel in LiteRT. LOGISTIC, SOFTMAX and TANH have the output grid that
 # the TFLite 8-bit specification gives them, in fractions of the whole range.
 FIXED_RANGE = {
@@ -83,9 +86,8 @@ def clamp_of(layer):
     return None
 
 
-def activation_config(function, scheme):
+def activation_config(function, spec):
     """Returns the config of the activation `function`, or `None` if no kernel computes it."""
-    spec = scheme.activations
     if function in FIXED_RANGE:
         return OutputConfig(spec, fixed=_fixed_grid(spec, *FIXED_RANGE[function]))
     if function in SWISH:
@@ -100,37 +102,32 @@ def register_all(registry) -> None:
     for layer_type, (kernel, axis, minimum_bits, fixed_point_bits) in LINEAR.items():
         registry.register(
             layer_type,
-            lambda layer, scheme, row=(kernel, axis, minimum_bits, fixed_point_bits): (
-                _linear(layer, scheme, row)
+            lambda layer, scheme, row=(kernel, axis, minimum_bits, fixed_point_bits): _linear(
+                layer, scheme, row
             ),
         )
-    static = lambda make: (  # noqa: E731
-        lambda layer, scheme: make(layer, scheme) if scheme.static else None
-    )
-    for layer_type in SAME_GRID:
-        registry.register(layer_type, static(lambda layer, scheme: SameGridConfig()))
-    for layer_type in OUTPUT:
-        registry.register(layer_type, static(lambda layer, scheme: OutputConfig(scheme.activations)))
-    for layer_type in (layers.AveragePooling1D, layers.AveragePooling2D):
-        registry.register(layer_type, static(lambda layer, scheme: AverageConfig()))
-    for layer_type in (layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D):
-        registry.register(layer_type, static(lambda layer, scheme: MeanConfig(scheme.activations)))
-    registry.register(
-        layers.Multiply, static(lambda layer, scheme: ProductConfig(scheme.activations))
-    )
-    registry.register(layers.Activation, static(lambda layer, s: activation_config(layer.activation, s)))
-    registry.register(layers.ReLU, static(_relu))
-    registry.register(layers.LeakyReLU, static(lambda layer, s: OutputConfig(s.activations)))
-    registry.register(
-        layers.ELU, static(lambda layer, s: OutputConfig(s.activations) if layer.alpha == 1 else None)
-    )
-    registry.register(
-        layers.Softmax, static(lambda layer, s: activation_config(activations.softmax, s))
-    )
-    registry.register(
-        layers.UpSampling2D,
-        static(lambda layer, s: SameGridConfig() if layer.interpolation == "nearest" else None),
-    )
+    rows = {
+        **dict.fromkeys(SAME_GRID, lambda layer, spec: SameGridConfig()),
+        **dict.fromkeys(OUTPUT, lambda layer, spec: OutputConfig(spec)),
+        **dict.fromkeys(AVERAGE, lambda layer, spec: AverageConfig()),
+        **dict.fromkeys(MEAN, lambda layer, spec: MeanConfig(spec)),
+        layers.Multiply: lambda layer, spec: ProductConfig(spec),
+        layers.Activation: lambda layer, spec: activation_config(layer.activation, spec),
+        layers.ReLU: lambda layer, spec: OutputConfig(spec),
+        layers.LeakyReLU: lambda layer, spec: OutputConfig(spec),
+        layers.ELU: lambda layer, spec: OutputConfig(spec) if layer.alpha == 1 else None,
+        layers.Softmax: lambda layer, spec: activation_config(activations.softmax, spec),
+        layers.UpSampling2D: lambda layer, spec: (
+            SameGridConfig() if layer.interpolation == "nearest" else None
+        ),
+    }
+    for layer_type, make in rows.items():
+        registry.register(
+            layer_type,
+            lambda layer, scheme, make=make: (
+                make(layer, scheme.activations) if scheme.static else None
+            ),
+        )
 
 
 def _linear(layer, scheme, row):
@@ -138,11 +135,6 @@ def _linear(layer, scheme, row):
         return None
     kernel, axis, minimum_bits, fixed_point_bits = row
     return LinearConfig.for_scheme(scheme, kernel, axis, minimum_bits, fixed_point_bits)
-
-
-def _relu(layer, scheme):
-    del layer
-    return OutputConfig(scheme.activations)
 
 
 def _fixed_grid(spec, low, high):

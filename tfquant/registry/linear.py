@@ -152,8 +152,9 @@ class LinearConfig(QuantizeConfig):
         folded = ops.cast(ops.maximum(ops.maximum(folded, smallest), SMALLEST_SCALE), "float32")
         # The step in units of the unfolded kernel; a channel of gain 0 has only zeros.
         alive = gain != 0
-        unfolded = ops.cast(folded, "float64") / ops.where(alive, ops.abs(gain), ops.ones_like(gain))
-        unfolded = ops.where(alive, ops.cast(unfolded, "float32"), ops.full_like(folded, 1e30))
+        divisor = ops.where(alive, ops.abs(gain), ops.ones_like(gain))
+        unfolded = ops.cast(ops.cast(folded, "float64") / divisor, "float32")
+        unfolded = ops.where(alive, unfolded, ops.full_like(folded, 1e30))
         spec = quantizer.spec
         q = ops.clip(ops.round(kernel / unfolded), spec.qmin, spec.qmax)
         q = q * ops.cast(ops.sign(gain), "float32")

@@ -26,7 +26,7 @@ class QuantizeRegistry:
             own layers; `None` knows nothing.
     """
 
-    def __init__(self, parent: "QuantizeRegistry | None | str" = "keras"):
+    def __init__(self, parent: "QuantizeRegistry | str | None" = "keras"):
         self._factories: dict[type, Factory] = {}
         self._parent = KERAS_LAYERS if parent == "keras" else parent
 

@@ -55,7 +55,7 @@ _TABLE = (
     Scheme("w4a8", 4, 8, summary="4-bit weights, 8-bit activations"),
     Scheme("w8", 8, None, summary="8-bit weights, float arithmetic"),
     Scheme("w4", 4, None, summary="4-bit weights, float arithmetic"),
-    Scheme("w8a8_dynamic", 8, 8, dynamic=True, summary="8-bit weights, inputs quantized at run time"),
+    Scheme("w8a8_dynamic", 8, 8, dynamic=True, summary="8-bit weights, activations at run time"),
     Scheme("f16", None, None, summary="half-precision weights, float arithmetic"),
 )
 
@@ -72,6 +72,7 @@ def get(identifier: str | Scheme) -> Scheme:
         return identifier
     if identifier not in SCHEMES:
         raise ValueError(
-            f"`scheme` must be one of {', '.join(SCHEMES)}, or a `Scheme`. Received: {identifier!r}."
+            f"`scheme` must be one of {', '.join(SCHEMES)}, or a `Scheme`. "
+            f"Received: {identifier!r}."
         )
     return SCHEMES[identifier]

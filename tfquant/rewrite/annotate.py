@@ -4,7 +4,7 @@ import difflib
 
 import keras
 
-from tfquant.rewrite.graph import clone_graph
+from tfquant.rewrite.graph import clone_graph, copy_of
 from tfquant.rewrite.validate import check_model
 from tfquant.wrappers import OperationLayer, QuantizeConfig
 
@@ -115,7 +115,7 @@ def quantize_annotate_model(model, skip=()):
         if isinstance(layer, keras.Model):
             return quantize_annotate_model(layer, [x for x in skip if not isinstance(x, str)])
         is_layer = isinstance(layer, keras.layers.Layer)
-        copy = layer.__class__.from_config(layer.get_config())
+        copy = copy_of(layer)
         copies[id(layer)] = layer, copy
         if skipped(layer) or isinstance(layer, QuantizeAnnotate):
             return copy
@@ -158,5 +158,3 @@ def all_layers(model) -> list:
         if isinstance(operation, keras.Model):
             found.extend(all_layers(operation))
     return found
-
-

@@ -7,7 +7,7 @@ from keras import layers, tree
 
 from tfquant.quantizers import Static
 from tfquant.registry import QuantizeRegistry, schemes
-from tfquant.registry.elementwise import SameGridConfig
+from tfquant.registry.elementwise import OutputConfig, SameGridConfig
 from tfquant.registry.registry import KERAS_LAYERS
 from tfquant.rewrite.annotate import QuantizeAnnotate, skip_predicate
 from tfquant.rewrite.decompose import decompose, standalone_batch_norm
@@ -50,7 +50,8 @@ def quantize_model(model, scheme="w8a8", *, skip=(), registry: QuantizeRegistry 
     scheme = schemes.get(scheme)
     check_model(model)
     skipped = skip_predicate(model, skip)
-    return _Builder(model, scheme, registry or KERAS_LAYERS, lambda layer: not skipped(layer)).build()
+    chosen = lambda layer: not skipped(layer)  # noqa: E731
+    return _Builder(model, scheme, registry or KERAS_LAYERS, chosen).build()
 
 
 def quantize_apply(model, scheme="w8a8", *, registry: QuantizeRegistry | None = None):
@@ -95,8 +96,9 @@ class _Builder:
     def build(self):
         """Returns the quantized model."""
         self._choose_configs()
+        self.unit_of = {id(x): u for u in self.units for x in tree.flatten(u.outputs)}
         self._group_concatenations()
-        self.values, self.on_grid, self.made = {}, {}, {}
+        self.values, self.on_grid, self.quantized, self.made = {}, {}, {}, {}
         inputs = tree.map_structure(
             lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name),
             self.graph.inputs,
@@ -112,9 +114,10 @@ class _Builder:
         if marked and layer.quantize_config is not None:
             return None
         inner = layer.layer if marked else layer
-        if not (marked or chosen(inner)) or (self.registry.get_quantize_config(
-            inner, self.scheme
-        ) is None and type(inner) not in (layers.SeparableConv1D, layers.SeparableConv2D)):
+        if not (marked or chosen(inner)) or (
+            self.registry.get_quantize_config(inner, self.scheme) is None
+            and type(inner) not in (layers.SeparableConv1D, layers.SeparableConv2D)
+        ):
             return None
         parts = decompose(inner)
         if parts is None or not marked:
@@ -149,9 +152,7 @@ class _Builder:
                     if config is None and layer.weights and not self.registry.supports(layer):
                         unknown[layer.name] = type(layer).__name__
             self.unit_configs[id(unit)] = config
-        unknown = {
-            name: kind for name, kind in unknown.items() if kind != "BatchNormalization"
-        }
+        unknown = {name: kind for name, kind in unknown.items() if kind != "BatchNormalization"}
         if unknown:
             named = ", ".join(f"'{name}' ({kind})" for name, kind in unknown.items())
             _logger.warning(
@@ -166,7 +167,7 @@ class _Builder:
         for unit in self.units:
             if not self._same_grid(unit) or len(unit.node.inputs) < 2:
                 continue
-            sources = [self._source(x) for x in unit.node.inputs]
+            sources = [id(self._source(x)) for x in unit.node.inputs]
             names = {self.groups[key] for key in sources if key in self.groups}
             group = min(names, default=unit.node.layer.name)
             for key, name in list(self.groups.items()):
@@ -178,18 +179,18 @@ class _Builder:
         return isinstance(self.unit_configs[id(unit)], SameGridConfig)
 
     def _source(self, tensor):
-        """Returns the key of the quantizer that `tensor`'s grid comes from."""
-        unit = self._unit_of(tensor)
+        """Returns the tensor that `tensor`'s grid comes from."""
+        unit = self.unit_of.get(id(tensor))
         while unit is not None and self._same_grid(unit):
             tensor = unit.node.inputs[0]
-            unit = self._unit_of(tensor)
-        return id(tensor)
+            unit = self.unit_of.get(id(tensor))
+        return tensor
 
-    def _unit_of(self, tensor):
-        for unit in self.units:
-            if any(x is tensor for x in tree.flatten(unit.outputs)):
-                return unit
-        return None
+    def _grid_is_fixed(self, tensor):
+        """Whether the device dictates the grid of `tensor`, so that no group can change it."""
+        unit = self.unit_of.get(id(self._source(tensor)))
+        config = self.unit_configs[id(unit)] if unit else None
+        return isinstance(config, OutputConfig) and config.fixed is not None
 
     def _bind(self, old, new):
         for x, y in zip(tree.flatten(old), tree.flatten(new), strict=True):
@@ -201,9 +202,9 @@ class _Builder:
         node = unit.node
         standalone = self._standalone(unit)
         if standalone is None and config is None:
-            args, kwargs = self._arguments(node, quantized=False)
+            args, kwargs = self._arguments(unit, quantized=False)
             return self._plain(node)(*args, **kwargs)
-        args, kwargs = self._arguments(node, quantized=True)
+        args, kwargs = self._arguments(unit, quantized=True)
         if standalone is not None:
             outputs = standalone(*args)
         else:
@@ -215,27 +216,36 @@ class _Builder:
                 self.on_grid[id(x)] = True
         return outputs
 
-    def _arguments(self, node, quantized):
+    def _arguments(self, unit, quantized):
+        """Returns the arguments of a call, on grids if the call is quantized."""
+        several = self._same_grid(unit) and len(unit.node.inputs) > 1
+
         def value(x):
             if not isinstance(x, keras.KerasTensor):
                 return x
             y = self.values[id(x)]
-            needs_grid = quantized and self.scheme.static and keras.backend.is_float_dtype(y.dtype)
-            if needs_grid and id(y) not in self.on_grid:
-                y = self._quantize(x, y)
-            return y
+            if not (quantized and self.scheme.static and keras.backend.is_float_dtype(y.dtype)):
+                return y
+            if several and self._grid_is_fixed(x):
+                return self._quantize(x, self.groups[id(self._source(x))])
+            return y if id(y) in self.on_grid else self._quantize(x, self.groups.get(id(x)))
 
-        return tree.map_structure(value, (node.args, node.kwargs))
+        return tree.map_structure(value, (unit.node.args, unit.node.kwargs))
 
-    def _quantize(self, x, y):
-        """Puts a float tensor on a grid of its own: an input, or what a float layer computed."""
-        producer = self.graph.producer(x)
-        name = f"quantize_{producer.layer.name if producer else x.name}"
-        quantizer = Static(self.scheme.activations, group=self.groups.get(id(x)))
-        z = Quantize(quantizer, name=self._unique(name))(y)
-        self.on_grid[id(z)] = True
-        self.values[id(x)] = z
-        return z
+    def _quantize(self, x, group):
+        """Puts a tensor on a grid of its own: an input, or what a float layer computed."""
+        key = id(x), group
+        if key not in self.quantized:
+            producer = self.graph.producer(x)
+            name = f"quantize_{producer.layer.name if producer else x.name}"
+            quantizer = Static(self.scheme.activations, group=group)
+            y = Quantize(quantizer, name=self._unique(name))(self.values[id(x)])
+            self.on_grid[id(y)] = True
+            self.quantized[key] = y
+            if producer is None:
+                # A model's input enters the device quantized, whoever reads it.
+                self.values[id(x)] = y
+        return self.quantized[key]
 
     def _wrapper(self, unit, config):
         """Returns the wrapper of the unit's layer and the index of this call of it."""
@@ -304,9 +314,8 @@ class _Builder:
             name=self._unique(f"quant_{layer.name}"),
         )
         movers = [
-            mover and QuantizeWrapper(
-                mover, SameGridConfig(), name=self._unique(f"quant_{mover.name}")
-            )
+            mover
+            and QuantizeWrapper(mover, SameGridConfig(), name=self._unique(f"quant_{mover.name}"))
             for mover in (before, after)
         ]
         return movers[0], wrapper, movers[1]

@@ -1,6 +1,7 @@
 """A functional model as a list of calls, read through Keras's public cloning."""
 
 import dataclasses
+import functools
 
 import keras
 from keras import tree
@@ -48,18 +49,27 @@ class Graph:
 
     def producer(self, tensor) -> Node | None:
         """Returns the call that `tensor` comes from; `None` for an input."""
-        return self._producers().get(id(tensor))
+        return self._producers.get(id(tensor))
 
     def consumers(self, tensor) -> list[Node]:
         """Returns the calls that read `tensor`."""
-        return [node for node in self.nodes if any(x is tensor for x in node.inputs)]
+        return self._consumers.get(id(tensor), [])
 
     def is_output(self, tensor) -> bool:
         """Whether `tensor` is an output of the model."""
         return any(x is tensor for x in tree.flatten(self.outputs))
 
+    @functools.cached_property
     def _producers(self):
         return {id(x): node for node in self.nodes for x in tree.flatten(node.outputs)}
+
+    @functools.cached_property
+    def _consumers(self):
+        readers = {}
+        for node in self.nodes:
+            for key in dict.fromkeys(map(id, node.inputs)):
+                readers.setdefault(key, []).append(node)
+        return readers
 
 
 def trace(model, take_apart=lambda layer: None) -> Graph:
@@ -80,7 +90,7 @@ def trace(model, take_apart=lambda layer: None) -> Graph:
     def clone(layer):
         if isinstance(layer, keras.Model):
             return layer  # `call` reads through it.
-        copy = layer.__class__.from_config(layer.get_config())
+        copy = copy_of(layer)
         originals[id(copy)] = layer, copy
         return copy
 
@@ -106,6 +116,21 @@ def trace(model, take_apart=lambda layer: None) -> Graph:
 
     copy = clone_graph(model, clone, call)
     return Graph(copy.input, copy.output, nodes, model.name)
+
+
+def copy_of(layer):
+    """Returns a new layer (or `keras.Operation`) of the same settings, without its weights.
+
+    Raises:
+        ValueError: If the layer cannot be made again from its settings.
+    """
+    try:
+        return layer.__class__.from_config(layer.get_config())
+    except (TypeError, ValueError, KeyError, NotImplementedError) as error:
+        raise ValueError(
+            f"Layer '{layer.name}' ({type(layer).__name__}) cannot be copied: its `get_config` must "
+            f"return the arguments of its constructor. It raised: {error}"
+        ) from error
 
 
 def clone_graph(model, clone_function, call_function=None):
@@ -141,4 +166,3 @@ def _replay(graph, inputs, nodes):
 def tensors(structure) -> list:
     """Returns the KerasTensors in `structure`."""
     return [x for x in tree.flatten(structure) if isinstance(x, keras.KerasTensor)]
-

@@ -9,7 +9,7 @@ from keras import tree
 from tfquant.numerics import QuantParams
 from tfquant.quantizers import Grid, Quantizer, grid_of, on_grid
 from tfquant.registry.elementwise import SameGridConfig
-from tfquant.rewrite.graph import clone_graph
+from tfquant.rewrite.graph import clone_graph, copy_of
 from tfquant.wrappers import IntegerWeights, Quantize, QuantizeWrapper
 
 
@@ -122,7 +122,7 @@ def lower(model) -> Lowered:
         if isinstance(layer, keras.layers.Layer):
             float_layers[layer.name] = type(layer).__name__
             if layer.name not in copies:
-                copies[layer.name] = layer.__class__.from_config(layer.get_config())
+                copies[layer.name] = copy_of(layer)
             copy = copies[layer.name]
             outputs = copy(*args, **kwargs)
             copy.set_weights(layer.get_weights())

@@ -44,6 +44,8 @@ class Assignment:
     Attributes:
         computed: Dict from index of a computed tensor to `TensorParams`.
         stored: Dict from `(operator index, tensor index)` to `TensorParams` of a stored tensor.
+        requantized: Dict from `(operator index, tensor index)` to the `TensorParams` that the
+            operator reads a computed tensor with, where they are not the tensor's own.
         integer: Indices of operators that run in integers.
         float_reasons: Dict from index of an operator that stays float to why.
         units: Dict from index of an operator with a kernel to its `LoweredUnit`.
@@ -51,6 +53,7 @@ class Assignment:
 
     computed: dict[int, TensorParams]
     stored: dict[tuple[int, int], TensorParams]
+    requantized: dict[tuple[int, int], TensorParams]
     integer: set[int]
     float_reasons: dict[int, str]
     units: dict[int, LoweredUnit]
@@ -78,7 +81,7 @@ def assign(file: File, anchors: dict[int, list[Point]], lowered: Lowered) -> Ass
         index: _from_grid(points[0].grid) for index, points in anchors.items() if points[0].grid
     }
     _spread(file, computed)
-    result = Assignment(computed, {}, set(), {}, {})
+    result = Assignment(computed, {}, {}, set(), {}, {})
     by_kernel = _kernels(file, anchors, lowered, unit_of)
     for op in file.ops:
         unit = by_kernel.get(op.index)
@@ -87,12 +90,26 @@ def assign(file: File, anchors: dict[int, list[Point]], lowered: Lowered) -> Ass
         reason = _why_float(file, op, computed, unit)
         if reason is None:
             result.integer.add(op.index)
+            _requantize(file, op, result)
             _store_constants(file, op, unit, result)
         else:
             result.float_reasons[op.index] = reason
             if unit is not None:
                 _store_weights_only(file, op, unit, result)
     return result
+
+
+def _requantize(file, op, result):
+    """Has the inputs of an operator that keeps grids brought to the grid of its output."""
+    if op.name not in rules.SAME_GRID or op.outputs[0] not in result.computed:
+        return
+    wanted = result.computed[op.outputs[0]]
+    for index in op.inputs:
+        params = result.computed.get(index)
+        if params is not None and (
+            params.scale[0] != wanted.scale[0] or params.zero_point[0] != wanted.zero_point[0]
+        ):
+            result.requantized[op.index, index] = wanted
 
 
 def _from_grid(grid) -> TensorParams:
@@ -227,9 +244,7 @@ def _weights(file, op, index, unit, dequantize=False):
             f"by {off:.3g} of a step in {op.name}. Please report the model."
         )
     zeros = np.zeros(len(scale), np.int64)
-    return TensorParams(
-        spec.num_bits, scale, zeros, axis, q.astype(np.int8), dequantize=dequantize
-    )
+    return TensorParams(spec.num_bits, scale, zeros, axis, q.astype(np.int8), dequantize=dequantize)
 
 
 def _constant(file, op, index, result):

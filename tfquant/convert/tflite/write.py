@@ -53,7 +53,12 @@ def _computed(file, assignment, index, input_type, output_type):
     else:
         as_stored = _unsigned(params) if input_type == "uint8" else params
         written = qtyping.OpToTensorParams(GRAPH, [_T.ADD_DEQUANTIZE], as_stored)
-    consumers = [_end(op, assignment, _T.ADD_QUANTIZE, params) for op in file.consumers(index)]
+    consumers = []
+    for op in file.consumers(index):
+        wanted = _to_qtyping(
+            assignment.requantized.get((op.index, index), assignment.computed[index])
+        )
+        consumers.append(_end(op, assignment, _T.ADD_QUANTIZE, wanted))
     if index in file.outputs:
         if output_type == "float32":
             consumers.append(qtyping.OpToTensorParams(GRAPH, [_T.NO_QUANTIZE]))
