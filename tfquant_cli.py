@@ -307,6 +307,8 @@ def _quiet():
 
 def _is_ours(error):
     """Whether tfquant raised `error` itself, with words meant for the user."""
+    if getattr(error, "name", None):
+        return False  # A failed `import` names the module.
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     module = frame.f_globals["__name__"]
     return module.split(".")[0] == "tfquant"

@@ -43,7 +43,9 @@ def folder(tmp_path_factory):
     (folder / "junk.keras").write_bytes(b"junk")
     (folder / "cut.keras").write_bytes((folder / "model.keras").read_bytes()[:2000])
     (folder / "cut.tflite").write_bytes((folder / "good.tflite").read_bytes()[:2000])
-    Subclassed().save(folder / "subclassed.keras")
+    subclassed = Subclassed()
+    subclassed(images)
+    subclassed.save(folder / "subclassed.keras")
     return folder
 
 
@@ -119,7 +121,7 @@ def test_inspect_shows_a_file_and_a_model(here, capsys):
     assert "CONV_2D" in shown and f"{(here / 'good.tflite').stat().st_size:,} bytes" in shown
     assert here_and_now("inspect", "quantized.keras") == 0
     shown = capsys.readouterr().out
-    assert "per channel (4)" in shown and "quantized, 2" in shown
+    assert "per channel (4)" in shown and ": quantized, 1,502 parameters" in shown
     assert here_and_now("inspect", "model.keras") == 0
     assert "BatchNormalization" in capsys.readouterr().out
 
@@ -222,6 +224,14 @@ def test_a_bug_shows_its_traceback(here, capsys, monkeypatch):
     assert here_and_now("quantize", *GOOD) == 1
     shown = capsys.readouterr().err
     assert "Traceback" in shown and "internal error" in shown
+
+
+def test_a_broken_installation_is_no_mistake_of_the_user(here, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "tfquant.cli", raising=False)
+    monkeypatch.delattr(tfq, "cli", raising=False)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert here_and_now("inspect", "good.tflite") == 1
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_an_error_from_below_is_no_mistake_of_the_user(here, capsys, monkeypatch):
