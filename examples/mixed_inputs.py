@@ -33,6 +33,6 @@ with tempfile.TemporaryDirectory() as folder:
     path = os.path.join(folder, "mixed.tflite")
     print(tfq.to_tflite(quantized, path, progress=False))
     print(tfq.inspect(path))
-    parity = tfq.compare(quantized, path, data)
+    parity = tfq.compare(quantized, path, data, progress=False)
 
 print(f"{parity.differing} of {parity.values} values differ on {parity.rows} rows")

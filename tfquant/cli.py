@@ -87,7 +87,8 @@ def compare(model_path, file_path, flags) -> None:
     model = read_model(model_path)
     data = read_data(flags["data"], model.inputs)
     rows = _first_rows(data, model.inputs, flags["batch_size"], None)
-    parity = tfq.compare(model, file_path, rows, batch_size=flags["batch_size"])
+    settings = {"batch_size": flags["batch_size"], "progress": _watched()}
+    parity = tfq.compare(model, file_path, rows, **settings)
     unit = "steps" if parity.in_steps else "of the largest output"
     print(f"{model_path} against {file_path}, {parity.rows:,} rows of {flags['data']}")
     print(

@@ -5,7 +5,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 
 import keras
 import numpy as np
@@ -241,13 +240,16 @@ def test_an_error_from_below_is_no_mistake_of_the_user(here, capsys, monkeypatch
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_help_is_quick_and_lists_everything(folder):
-    start = time.monotonic()
-    done = in_shell("--help", folder=folder)
-    assert time.monotonic() - start < 3  # 0.2 s, and room for a machine that is busy
-    assert done.returncode == 0
+def test_help_lists_everything_and_leaves_tensorflow_alone(folder):
+    code = (
+        "import sys, tfquant_cli; tfquant_cli.main(sys.argv[1:]);"
+        "sys.exit(sum(name.split('.')[0] in ('tensorflow', 'keras') for name in sys.modules))"
+    )
+    shell = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 60}
+    shown = subprocess.run([sys.executable, "-c", code, "--help"], **shell)
+    assert shown.returncode == 0  # TensorFlow alone would take seconds.
     for command in tfquant_cli.COMMANDS:
-        assert command.name in done.stdout
+        assert command.name in shown.stdout
         helped = in_shell(command.name, "--help", folder=folder)
         assert helped.returncode == 0 and f"usage: tfquant {command.name}" in helped.stdout
 

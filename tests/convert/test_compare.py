@@ -91,7 +91,7 @@ def test_the_batch_size_changes_nothing(quantized, path, images):
 )
 def test_data_that_do_not_fit_are_refused(quantized, path, data, words):
     with pytest.raises(ValueError, match=words):
-        tfq.compare(quantized, path, data)
+        tfq.compare(quantized, path, data, progress=False)
 
 
 def test_a_file_of_another_model_is_refused(path, images):

@@ -5,13 +5,14 @@ import os
 import keras
 import numpy as np
 from keras import tree
+from rich.progress import Progress
 
 from tfquant.convert.tflite.inspect import checked_file
 from tfquant.convert.tflite.interpreter import quantize, run, to_file_inputs
 from tfquant.report import Parity
 
 
-def compare(model, path, data, *, batch_size: int = 32) -> Parity:
+def compare(model, path, data, *, batch_size: int = 32, progress: bool = True) -> Parity:
     """Runs a model and a file on the same inputs and counts the differences.
 
     Where the file returns integers, the model's outputs are rounded to the file's grid and compared
@@ -23,6 +24,7 @@ def compare(model, path, data, *, batch_size: int = 32) -> Parity:
         data: Array, list of arrays in the order of the model's inputs, or dict from input name to
             array.
         batch_size: Rows that the model computes at once.
+        progress: Whether to show a progress bar.
 
     Returns:
         `Parity` of all outputs together.
@@ -50,8 +52,12 @@ def compare(model, path, data, *, batch_size: int = 32) -> Parity:
     rows = _rows(data, model.inputs)
     _check_fit(file, file.inputs, model.inputs, "inputs", path)
     _check_fit(file, file.outputs, model.outputs, "outputs", path)
-    expected = _predict(model, rows, batch_size)
-    received = run(content, to_file_inputs(file, _in_file_types(file, rows)))
+    file_rows = to_file_inputs(file, _in_file_types(file, rows))
+    with Progress(transient=True, disable=not progress) as bar:
+        keras_task = bar.add_task("Running Keras", total=len(rows[0]))
+        expected = _predict(model, rows, batch_size, lambda: bar.advance(keras_task, batch_size))
+        file_task = bar.add_task("Running LiteRT", total=len(rows[0]))
+        received = run(content, file_rows, lambda: bar.advance(file_task))
     parts, equal = [], []
     for index, ours, theirs in zip(file.outputs, expected, received, strict=True):
         parts.append(_parity(quantize(file, index, ours), theirs))
@@ -131,7 +137,7 @@ def _in_file_types(file, rows):
     ]
 
 
-def _predict(model, rows, batch_size):
+def _predict(model, rows, batch_size, advance):
     pack = lambda part: tree.pack_sequence_as(model.input, part)  # noqa: E731
     if isinstance(model, keras.Sequential):
         pack = lambda part: part[0]  # noqa: E731
@@ -140,6 +146,7 @@ def _predict(model, rows, batch_size):
         part = [array[start : start + batch_size] for array in rows]
         outputs = model(pack(part), training=False)
         parts.append([keras.ops.convert_to_numpy(y) for y in tree.flatten(outputs)])
+        advance()
     return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
