@@ -3,8 +3,10 @@
 import ast
 import pathlib
 
+import keras
 import pytest
 
+import tfquant as tfq
 from tfquant.registry import table
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -90,3 +92,14 @@ def test_the_tables_of_the_readme_are_those_of_the_registry():
 def test_a_text_without_markers_is_refused():
     with pytest.raises(ValueError, match="layers"):
         table.update("no markers")
+
+
+def test_a_layer_that_cannot_be_made_is_named():
+    class Strange(keras.layers.Layer):
+        def __init__(self, strangeness):
+            super().__init__()
+
+    registry = tfq.QuantizeRegistry(parent=None)
+    registry.register(Strange, lambda layer, scheme: None)
+    with pytest.raises(ValueError, match=r"Strange requires: add \['strangeness'\]"):
+        table.layer_table(registry)

@@ -77,9 +77,13 @@ def inspect(path, flags) -> None:
         start = file.read(8)
     if start[4:8] == b"TFL3":
         show(tfq.inspect(path))
-    else:
+    elif _may_be_keras(path):
         show(tfq.summarize(read_model(path)))
         print(f"{path}: {os.path.getsize(path):,} bytes")
+    else:
+        raise ValueError(
+            f"a .keras or .tflite file is expected. Received: '{path}', which is none, or cut short"
+        )
 
 
 def compare(model_path, file_path, flags) -> None:
@@ -121,7 +125,7 @@ def read_model(path) -> keras.Model:
     Raises:
         ValueError: If it holds no Keras model that can be read here.
     """
-    if not (zipfile.is_zipfile(path) or path.endswith((".h5", ".hdf5"))):
+    if not _may_be_keras(path):
         raise ValueError(
             f"a Keras model is expected (.keras). Received: '{path}', which is none, or cut short"
         )
@@ -174,6 +178,10 @@ def read_data(path, inputs):
         f"'{path}' must hold {expected} for the model's inputs. "
         f"Received: {', '.join(arrays) or 'no array'}"
     )
+
+
+def _may_be_keras(path):
+    return zipfile.is_zipfile(path) or path.endswith((".h5", ".hdf5"))
 
 
 def _watched():

@@ -181,6 +181,7 @@ MISTAKES = {
     "output over the model": ("quantize", "model.keras", "--output=model.keras", *GOOD[3:]),
     "report over the output": ("quantize", *GOOD, "--report=out.tflite"),
     "file cut short": ("inspect", "cut.tflite"),
+    "file of no kind": ("inspect", "junk.keras"),
     "no .tflite file": ("compare", "model.keras", "junk.keras", "--data=data.npz"),
     "one file for two": ("compare", "model.keras", "--data=data.npz"),
     "nothing to compare on": ("compare", "model.keras", "good.tflite"),

@@ -81,6 +81,12 @@ def _make(layer_type):
         for p in parameters
         if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"
     ]
+    missing = [name for name in required if name not in ARGUMENTS]
+    if missing:
+        raise ValueError(
+            f"A value is needed for each argument that {layer_type.__name__} requires: add "
+            f"{missing} to ARGUMENTS."
+        )
     return layer_type(**{name: ARGUMENTS[name] for name in required})
 
 
