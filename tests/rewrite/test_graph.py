@@ -153,7 +153,7 @@ def operations_of_two_tensors():
 def operation_in_a_nested_model():
     x = keras.Input((5,))
     inner = keras.Model(x, x * 2.0)
-    return chain(keras.Input((5,)), inner, layers.Dense(2), inner)
+    return chain(keras.Input((5,)), inner, layers.Dense(5), inner)
 
 
 MODELS = (

@@ -4,6 +4,7 @@ import abc
 import threading
 
 import keras
+from keras import ops
 
 from tfquant.numerics import QuantParams, QuantSpec, fake_quantize
 from tfquant.quantizers.grid import Grid, on_grid
@@ -24,6 +25,7 @@ class Quantizer(keras.layers.Layer, abc.ABC):
     def __init__(self, spec: QuantSpec, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.spec = spec
+        self.group = None
 
     @property
     def calibrated(self) -> bool:
@@ -35,15 +37,21 @@ class Quantizer(keras.layers.Layer, abc.ABC):
         """Returns scale and zero point, from the variables or (weights) from `x` itself."""
 
     def call(self, x, training=None):
-        """Returns `x` rounded to the grid, which it then carries."""
-        del training
+        """Returns `x` rounded to the grid, which it then carries.
+
+        At inference the result is float32, which holds a grid exactly; in training it has the
+        dtype of `x`.
+        """
         scope = RecordingScope.current()
         if scope is not None:
             return scope.record(self, x)
         if not self.calibrated:
             return x
         params = self.params(x)
-        return on_grid(fake_quantize(x, params, self.spec), Grid(params, self.spec))
+        y = fake_quantize(ops.cast(x, "float32"), params, self.spec)
+        if training:
+            y = ops.cast(y, x.dtype)
+        return on_grid(y, Grid(params, self.spec, group=self.group))
 
     def get_config(self):
         return {**super().get_config(), "spec": self.spec.to_dict()}

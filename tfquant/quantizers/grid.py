@@ -21,11 +21,13 @@ class Grid(NamedTuple):
         spec: `QuantSpec`.
         steps: `q - zero_point` of each value, a float tensor of integers, or `None` when nobody
             computed it yet.
+        group: Name shared by tensors whose grids agree, or `None`.
     """
 
     params: QuantParams
     spec: QuantSpec
     steps: Any = None
+    group: str | None = None
 
 
 def on_grid(x, grid: Grid | None):
@@ -42,24 +44,26 @@ def grid_of(x) -> Grid | None:
 def steps_of(x):
     """Returns `q - zero_point` of a tensor that is on a grid, a float tensor of integers."""
     grid = grid_of(x)
-    return ops.round(x / grid.params.scale) if grid.steps is None else grid.steps
+    if grid.steps is not None:
+        return grid.steps
+    return ops.round(ops.cast(x, "float32") / grid.params.scale)
 
 
-def from_steps(steps, params: QuantParams, spec: QuantSpec, clamp=None):
+def from_steps(steps, quantizer, clamp=None):
     """Rounds output steps and returns the real values, which carry their grid.
 
         q = clip(round(steps) + zero_point, qmin, qmax);  y = scale * (q - zero_point)
 
     Args:
         steps: Real values divided by the scale, not yet rounded.
-        params: `QuantParams`, numbers.
-        spec: `QuantSpec`.
+        quantizer: `Quantizer` of the output.
         clamp: Real `(low, high)` of an activation computed together with the rounding, `None` for
             no bound, or `None`.
 
     Returns:
         Tensor of the shape of `steps`.
     """
+    params, spec = quantizer.params(), quantizer.spec
     low, high = spec.qmin - params.zero_point, spec.qmax - params.zero_point
     if clamp is not None:
         # Rounding is monotone: bounding behind it is bounding before it.
@@ -67,4 +71,4 @@ def from_steps(steps, params: QuantParams, spec: QuantSpec, clamp=None):
         high = high if clamp[1] is None else ops.minimum(high, ops.round(clamp[1] / params.scale))
     # Two passes are several times faster than one `clip`.
     steps = ops.minimum(ops.maximum(ops.round(steps), low), high)
-    return on_grid(steps * params.scale, Grid(params, spec, steps))
+    return on_grid(steps * params.scale, Grid(params, spec, steps, quantizer.group))

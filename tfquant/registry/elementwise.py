@@ -66,8 +66,8 @@ class ProductConfig(OutputConfig):
             return None
         (sa, sb), params = (grid.params.scale for grid in grids), output.params()
         integers = tree.map_structure(steps_of, args)
-        steps = wrapper.call_layer(*integers, weights=[], **kwargs) * (sa * sb / params.scale)
-        return from_steps(steps, params, output.spec, wrapper.call_sites[call_site].clamp)
+        steps = wrapper.call_exactly(*integers, **kwargs) * (sa * sb / params.scale)
+        return from_steps(steps, output, wrapper.call_sites[call_site].clamp)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -78,14 +78,19 @@ class MeanConfig(OutputConfig):
         """Computes `sum(q - z) * (s / (so * count))`."""
         grid = grid_of(args[0])
         output = next(iter(wrapper.output_quantizers[call_site]), None)
-        if grid is None or output is None or not output.calibrated:
+        if (
+            grid is None
+            or output is None
+            or not output.calibrated
+            or kwargs.get("mask") is not None
+        ):
             return None
         params = output.params()
-        mean = wrapper.call_layer(steps_of(args[0]), weights=[], **kwargs)
+        mean = wrapper.call_exactly(steps_of(args[0]), **kwargs)
         count = ops.cast(ops.size(args[0]), "float64") / ops.cast(ops.size(mean), "float64")
         scale = ops.cast(grid.params.scale, "float64") / ops.cast(params.scale, "float64") / count
         total = ops.round(mean * ops.cast(count, mean.dtype))
-        return from_steps(total * ops.cast(scale, total.dtype), params, output.spec)
+        return from_steps(total * ops.cast(scale, total.dtype), output)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -102,7 +107,7 @@ class SwishConfig(OutputConfig):
         gate = ops.clip(ops.round(ops.sigmoid(x) / gate_scale), 0, 1 / gate_scale - 1)
         params = output.params()
         steps = steps_of(x) * gate * (grid.params.scale * gate_scale / params.scale)
-        return from_steps(steps, params, output.spec)
+        return from_steps(steps, output)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -129,16 +134,18 @@ class SameGridConfig(QuantizeConfig):
         grids = [grid_of(x) for x in tree.flatten(args) if hasattr(x, "shape")]
         if not grids or None in grids:
             return None
-        params, spec, _ = grids[0]
+        if len(grids) > 1 and (grids[0].group is None or len({g.group for g in grids}) > 1):
+            return None  # Not calibrated yet: the branches do not agree.
+        params, spec, _, group = grids[0]
         moved = self.on_steps(wrapper, tree.map_structure(_steps, args), kwargs, params)
         return tree.map_structure(
-            lambda steps: on_grid(steps * params.scale, Grid(params, spec, steps)), moved
+            lambda steps: on_grid(steps * params.scale, Grid(params, spec, steps, group)), moved
         )
 
     def on_steps(self, wrapper, args, kwargs, params):
         """Runs the layer on integers `q - zero_point`; returns those of its outputs."""
         del params
-        return wrapper.call_layer(*args, weights=[], training=False, **kwargs)
+        return wrapper.call_exactly(*args, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -147,7 +154,7 @@ class AverageConfig(SameGridConfig):
 
     def on_steps(self, wrapper, args, kwargs, params):
         """Computes `round(mean(q))` on raw integers."""
-        mean = wrapper.call_layer(*args, weights=[], **kwargs) + params.zero_point
+        mean = wrapper.call_exactly(*args, **kwargs) + params.zero_point
         # A mean of up to 10,000 integers is a multiple of 1e-4: what is closer to a half is one.
         return ops.sign(mean) * ops.floor(ops.abs(mean) + (0.5 + 1e-5)) - params.zero_point
 

@@ -12,7 +12,7 @@ from tfquant.numerics.fixed_point import (
 from tfquant.numerics.params import SMALLEST_SCALE
 from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, from_steps, grid_of, steps_of
 from tfquant.registry.schemes import Scheme
-from tfquant.wrappers import IntegerWeights, Lowering, QuantizeConfig
+from tfquant.wrappers import LoweredKernel, Lowering, QuantizeConfig
 from tfquant.wrappers.config import copy_layer
 from tfquant.wrappers.wrapper import clamp
 
@@ -115,16 +115,15 @@ class LinearConfig(QuantizeConfig):
         if output is None:
             y = ops.cast(accumulator, "float32") * (grid.params.scale * scale)
             return clamp(y, bounds)
-        params = output.params()
-        steps = self._requantize(accumulator, grid.params.scale, scale, params.scale)
-        return from_steps(steps, params, output.spec, bounds)
+        steps = self._requantize(accumulator, grid.params.scale, scale, output.params().scale)
+        return from_steps(steps, output, bounds)
 
     def real_call(self, wrapper, args, kwargs):
         """Multiplies by the folded kernel: one pass over the output less than a batch norm."""
         if wrapper.batch_norm is None:
             return super().real_call(wrapper, args, kwargs)
         kernel, bias = self._real_weights(wrapper)
-        return self._multiply(wrapper, args[0], kernel) + bias
+        return self._multiply(wrapper, ops.cast(args[0], "float32"), kernel) + bias
 
     def integer_weights(self, wrapper, input_scale):
         """Returns the integers that the device multiplies with, batch norm folded.
@@ -168,23 +167,20 @@ class LinearConfig(QuantizeConfig):
         """Calls the layer with the folded kernel and bias, then the clamp."""
         layer = copy_layer(wrapper.layer, use_bias=True, name=name)
         outputs = clamp_layer(layer(*args), wrapper.call_sites[call_site].clamp)
-        weights = None
         if isinstance(self.weights, QuantSpec):
             scale_in = None if input_grids[0] is None else input_grids[0].params.scale
             kernel, scale, bias = (
                 ops.convert_to_numpy(v) for v in self.integer_weights(wrapper, scale_in)
             )
-            step = scale.reshape(wrapper.weight_quantizers[0][1].clip.shape)
-            real_bias = bias if scale_in is None else bias * (float(scale_in) * scale)
-            layer.set_weights([kernel * step, real_bias])
-            integer_bias = None if scale_in is None else bias
-            weights = IntegerWeights(kernel, scale, integer_bias, self.weights)
+            kernel = kernel * scale.reshape(wrapper.weight_quantizers[0][1].clip.shape)
+            bias = bias if scale_in is None else bias * (float(scale_in) * scale)
+            lowered = LoweredKernel(kernel, scale, self.weights)
         else:
-            layer.set_weights([ops.convert_to_numpy(v) for v in self._real_weights(wrapper)])
-        kernel = layer.get_weights()[0]
-        return Lowering(
-            outputs, kernel, weights, float16=self.weights == "float16", dynamic=self.dynamic
-        )
+            kernel, bias = (ops.convert_to_numpy(v) for v in self._real_weights(wrapper))
+            lowered = LoweredKernel(kernel)
+        layer.set_weights([kernel, bias])
+        kernels = () if self.weights is None else (lowered,)
+        return Lowering(outputs, kernels, dynamic=self.dynamic)
 
     def _real_weights(self, wrapper):
         """Returns kernel and bias with the batch norm folded, float32, the kernel quantized."""

@@ -70,7 +70,7 @@ def get(identifier: str | Scheme) -> Scheme:
     """
     if isinstance(identifier, Scheme):
         return identifier
-    if identifier not in SCHEMES:
+    if not isinstance(identifier, str) or identifier not in SCHEMES:
         raise ValueError(
             f"`scheme` must be one of {', '.join(SCHEMES)}, or a `Scheme`. "
             f"Received: {identifier!r}."

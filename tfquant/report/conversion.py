@@ -133,9 +133,9 @@ class ConversionReport:
         return Group(*self._parts())
 
     def __str__(self) -> str:
-        console = Console(width=110, file=io.StringIO())
+        console = Console(width=160, file=io.StringIO())
         console.print(self)
-        return console.file.getvalue()
+        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
     def _parts(self):
         ratio = self.float_bytes / self.quantized_bytes
@@ -175,8 +175,7 @@ def _layer_table(layers):
         ("output dB", "right"),
         ("apart", "right"),
     ):
-        width = 16 if name == "layer" else None
-        table.add_column(name, justify=justify, no_wrap=True, min_width=width)
+        table.add_column(name, justify=justify, no_wrap=True)
     for layer in layers:
         table.add_row(
             layer.name,

@@ -4,9 +4,10 @@ import difflib
 
 import keras
 
-from tfquant.rewrite.graph import clone_graph, copy_of
+from tfquant.rewrite.graph import clone_graph
 from tfquant.rewrite.validate import check_model
-from tfquant.wrappers import OperationLayer, QuantizeConfig
+from tfquant.wrappers import QuantizeConfig
+from tfquant.wrappers.config import copy_layer, transfer_weights
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -108,23 +109,26 @@ def quantize_annotate_model(model, skip=()):
             layer's.
     """
     check_model(model)
-    skipped = skip_predicate(model, skip)
+    return _annotate(model, skip_predicate(model, skip))
+
+
+def _annotate(model, skipped):
     copies = {}
 
     def annotate(layer):
         if isinstance(layer, keras.Model):
-            return quantize_annotate_model(layer, [x for x in skip if not isinstance(x, str)])
-        is_layer = isinstance(layer, keras.layers.Layer)
-        copy = copy_of(layer)
+            return _annotate(layer, skipped)
+        copy = copy_layer(layer)
+        if not isinstance(layer, keras.layers.Layer):
+            return copy
         copies[id(layer)] = layer, copy
         if skipped(layer) or isinstance(layer, QuantizeAnnotate):
             return copy
-        return QuantizeAnnotate(copy if is_layer else OperationLayer(copy, name=layer.name))
+        return QuantizeAnnotate(copy)
 
     annotated = clone_graph(model, annotate)
     for layer, copy in copies.values():
-        if isinstance(layer, keras.layers.Layer):
-            copy.set_weights(layer.get_weights())
+        transfer_weights(layer, copy)
     return annotated
 
 
@@ -133,10 +137,19 @@ def skip_predicate(model, skip):
 
     Raises:
         ValueError: If a name is no layer's of `model`, nested models included.
+        TypeError: If `skip` is no list of names, classes and layers.
     """
+    if isinstance(skip, str) or not isinstance(skip, (list, tuple, set, frozenset)):
+        raise TypeError(f"`skip` must be a list. Received: {skip!r}.")
+    for entry in skip:
+        if not isinstance(entry, (str, type, keras.layers.Layer)):
+            raise TypeError(
+                "`skip` must hold names of layers, layer classes or layers. Received: "
+                f"{entry!r} of type {type(entry).__name__}."
+            )
     names = {entry for entry in skip if isinstance(entry, str)}
     types = tuple(entry for entry in skip if isinstance(entry, type))
-    objects = [entry for entry in skip if not isinstance(entry, (str, type))]
+    objects = [entry for entry in skip if isinstance(entry, keras.layers.Layer)]
     known = [layer.name for layer in all_layers(model)]
     for name in sorted(names):
         if name not in known:
@@ -145,15 +158,23 @@ def skip_predicate(model, skip):
                 f"`skip` names a layer that '{model.name}' does not have. Received: {name!r}. "
                 f"Did you mean one of {close}?"
             )
-    return lambda layer: (
+    matches = lambda layer: (  # noqa: E731
         layer.name in names or isinstance(layer, types) or any(layer is x for x in objects)
     )
+    skipped = set()
+    for layer in all_layers(model):
+        if matches(layer):
+            inside = all_layers(layer) if isinstance(layer, keras.Model) else []
+            skipped.update(map(id, [layer, *inside]))
+    return lambda layer: id(layer) in skipped
 
 
 def all_layers(model) -> list:
     """Returns the layers of `model` and of the models in it, and its `keras.ops` operations."""
     found = []
     for operation in getattr(model, "operations", model.layers):
+        if isinstance(operation, keras.layers.InputLayer):
+            continue
         found.append(operation)
         if isinstance(operation, keras.Model):
             found.extend(all_layers(operation))

@@ -1,5 +1,6 @@
 """`quantize_apply`: from a marked float model to a model of quantized layers."""
 
+import itertools
 import logging
 
 import keras
@@ -11,10 +12,11 @@ from tfquant.registry.elementwise import OutputConfig, SameGridConfig
 from tfquant.registry.registry import KERAS_LAYERS
 from tfquant.rewrite.annotate import QuantizeAnnotate, skip_predicate
 from tfquant.rewrite.decompose import decompose, standalone_batch_norm
-from tfquant.rewrite.graph import trace
+from tfquant.rewrite.graph import UniqueNames, tensors, trace
 from tfquant.rewrite.units import Unit, fuse
 from tfquant.rewrite.validate import check_model
 from tfquant.wrappers import CallSite, OperationLayer, Quantize, QuantizeWrapper
+from tfquant.wrappers.config import copy_layer, transfer_weights
 
 _logger = logging.getLogger("tfquant")
 
@@ -87,20 +89,28 @@ class _Builder:
     def __init__(self, model, scheme, registry, chosen):
         self.scheme, self.registry = scheme, registry
         self.graph = trace(model, lambda layer: self._take_apart(layer, chosen))
-        self.marked, self.configs = set(), {}
+        self.marked, self.own_configs = set(), {}
         for node in self.graph.nodes:
             self._unwrap(node, chosen)
-        self.units = fuse(self.graph, lambda node: id(node) in self.marked)
-        self.names = set()
+        self.configs = {id(node): self._config(node) for node in self.graph.nodes}
+        self._warn_of_unknown_layers()
+        self.units = fuse(
+            self.graph,
+            lambda node: (
+                self.configs[id(node)] is not None and id(node.layer) not in self.own_configs
+            ),
+            lambda node: id(node) in self.marked,
+        )
+        self.unit_of = {id(x): u for u in self.units for x in tree.flatten(u.outputs)}
+        self.groups = {}
+        self.unique = UniqueNames()
 
     def build(self):
         """Returns the quantized model."""
-        self._choose_configs()
-        self.unit_of = {id(x): u for u in self.units for x in tree.flatten(u.outputs)}
         self._group_concatenations()
-        self.values, self.on_grid, self.quantized, self.made = {}, {}, {}, {}
+        self.values, self.on_grid, self.quantized, self.made = {}, set(), {}, {}
         inputs = tree.map_structure(
-            lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name),
+            lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=self.unique(x.name)),
             self.graph.inputs,
         )
         self._bind(self.graph.inputs, inputs)
@@ -109,50 +119,62 @@ class _Builder:
         outputs = tree.map_structure(lambda x: self.values[id(x)], self.graph.outputs)
         return keras.Model(inputs, outputs, name=self.graph.name)
 
+    # What becomes of each call.
+
     def _take_apart(self, layer, chosen):
         marked = isinstance(layer, QuantizeAnnotate)
         if marked and layer.quantize_config is not None:
             return None
         inner = layer.layer if marked else layer
-        if not (marked or chosen(inner)) or (
-            self.registry.get_quantize_config(inner, self.scheme) is None
-            and type(inner) not in (layers.SeparableConv1D, layers.SeparableConv2D)
-        ):
+        if not (marked or chosen(inner)) or not self._is_or_becomes_quantized(inner):
             return None
         parts = decompose(inner)
         if parts is None or not marked:
             return parts
         return [(QuantizeAnnotate(part), weights) for part, weights in parts]
 
+    def _is_or_becomes_quantized(self, layer):
+        separable = type(layer) in (layers.SeparableConv1D, layers.SeparableConv2D)
+        return separable or self.registry.get_quantize_config(layer, self.scheme) is not None
+
     def _unwrap(self, node, chosen):
         """Takes the mark off a layer and notes it."""
         if isinstance(node.layer, QuantizeAnnotate):
             self.marked.add(id(node))
             if node.layer.quantize_config is not None:
-                self.configs[id(node.layer.layer)] = node.layer.quantize_config
+                self.own_configs[id(node.layer.layer)] = node.layer.quantize_config
             node.layer, node.clone = node.layer.layer, node.clone.layer
         elif chosen(node.layer):
             self.marked.add(id(node))
-        if isinstance(node.layer, OperationLayer):
-            return
-        if not isinstance(node.layer, keras.layers.Layer):
-            operation = OperationLayer(node.clone, name=node.layer.name)
-            node.clone = operation
 
-    def _choose_configs(self):
-        """Finds the config of each unit; a unit without one stays float."""
-        self.unit_configs, unknown = {}, {}
-        for unit in self.units:
-            layer = unit.node.layer
-            config = None
-            if id(unit.node) in self.marked:
-                config = self.configs.get(id(layer))
-                if config is None:
-                    config = self.registry.get_quantize_config(layer, self.scheme)
-                    if config is None and layer.weights and not self.registry.supports(layer):
-                        unknown[layer.name] = type(layer).__name__
-            self.unit_configs[id(unit)] = config
-        unknown = {name: kind for name, kind in unknown.items() if kind != "BatchNormalization"}
+    def _config(self, node):
+        """Returns the config of a call; `None` for one that stays float."""
+        if id(node) not in self.marked:
+            return None
+        own = self.own_configs.get(id(node.layer))
+        if own is not None:
+            return own
+        if isinstance(node.layer, keras.layers.Layer):
+            return self.registry.get_quantize_config(node.layer, self.scheme)
+        # What an operation computes from values on grids is rounded to a grid in its turn.
+        real = [*node.inputs, *tree.flatten(node.outputs)]
+        if self.scheme.static and all(keras.backend.is_float_dtype(x.dtype) for x in real):
+            return OutputConfig(self.scheme.activations, outputs=len(real) - len(node.inputs))
+        return None
+
+    def _warn_of_unknown_layers(self):
+        unknown = {}
+        for node in self.graph.nodes:
+            layer = node.layer
+            if (
+                id(node) in self.marked
+                and self.configs[id(node)] is None
+                and isinstance(layer, keras.layers.Layer)
+                and layer.weights
+                and not self.registry.supports(layer)
+                and type(layer) is not layers.BatchNormalization
+            ):
+                unknown[layer.name] = type(layer).__name__
         if unknown:
             named = ", ".join(f"'{name}' ({kind})" for name, kind in unknown.items())
             _logger.warning(
@@ -161,27 +183,28 @@ class _Builder:
                 named,
             )
 
+    # Concatenations.
+
     def _group_concatenations(self):
         """Gives the branches of each concatenation one grid: it moves integers as they are."""
-        self.groups = {}
-        for unit in self.units:
-            if not self._same_grid(unit) or len(unit.node.inputs) < 2:
+        for number, unit in enumerate(self.units):
+            if not self._keeps_grid(unit) or len(unit.node.inputs) < 2:
                 continue
             sources = [id(self._source(x)) for x in unit.node.inputs]
             names = {self.groups[key] for key in sources if key in self.groups}
-            group = min(names, default=unit.node.layer.name)
+            group = min(names, default=f"{unit.node.layer.name}#{number}")
             for key, name in list(self.groups.items()):
                 if name in names:
                     self.groups[key] = group
             self.groups.update(dict.fromkeys(sources, group))
 
-    def _same_grid(self, unit):
-        return isinstance(self.unit_configs[id(unit)], SameGridConfig)
+    def _keeps_grid(self, unit):
+        return isinstance(self.configs[id(unit.node)], SameGridConfig)
 
     def _source(self, tensor):
         """Returns the tensor that `tensor`'s grid comes from."""
         unit = self.unit_of.get(id(tensor))
-        while unit is not None and self._same_grid(unit):
+        while unit is not None and self._keeps_grid(unit):
             tensor = unit.node.inputs[0]
             unit = self.unit_of.get(id(tensor))
         return tensor
@@ -189,8 +212,17 @@ class _Builder:
     def _grid_is_fixed(self, tensor):
         """Whether the device dictates the grid of `tensor`, so that no group can change it."""
         unit = self.unit_of.get(id(self._source(tensor)))
-        config = self.unit_configs[id(unit)] if unit else None
+        config = self.configs[id(unit.node)] if unit else None
         return isinstance(config, OutputConfig) and config.fixed is not None
+
+    def _site(self, unit):
+        return CallSite(unit.clamp, self.groups.get(id(tree.flatten(unit.outputs)[0])))
+
+    def _sites(self, unit):
+        """Returns the call sites of the unit's layer."""
+        return [self._site(u) for u in self.units if u.node.layer is unit.node.layer]
+
+    # Building.
 
     def _bind(self, old, new):
         for x, y in zip(tree.flatten(old), tree.flatten(new), strict=True):
@@ -198,27 +230,34 @@ class _Builder:
 
     def _call(self, unit: Unit):
         """Calls what stands for `unit` in the quantized model."""
-        config = self.unit_configs[id(unit)]
-        node = unit.node
-        standalone = self._standalone(unit)
-        if standalone is None and config is None:
+        lone = self._is_lone_batch_norm(unit)
+        config = self.configs[id(unit.node)]
+        if config is None and not lone:
             args, kwargs = self._arguments(unit, quantized=False)
-            return self._plain(node)(*args, **kwargs)
+            return self._plain(unit.node)(*args, **kwargs)
         args, kwargs = self._arguments(unit, quantized=True)
-        if standalone is not None:
-            outputs = standalone(*args)
-        else:
-            wrapper, call_site = self._wrapper(unit, config)
-            site = {"call_site": call_site} if call_site else {}
-            outputs = wrapper(*args, **kwargs, **site)
+        make = self._convolution_of_ones if lone else self._wrapper
+        (before, wrapper, after), site = self._made_once(unit, make)
+        if isinstance(wrapper.layer, OperationLayer):
+            args, kwargs = tensors((args, kwargs)), {}
+        if before is not None:
+            args = (before(*args),)
+        outputs = wrapper(*args, **kwargs, **({"call_site": site} if site else {}))
+        if after is not None:
+            outputs = after(outputs)
         if self.scheme.static:
-            for x in tree.flatten(outputs):
-                self.on_grid[id(x)] = True
+            self._note_grids(config, wrapper, outputs)
         return outputs
+
+    def _note_grids(self, config, wrapper, outputs):
+        quantizers = wrapper.output_quantizers[0]
+        for x, quantizer in itertools.zip_longest(tree.flatten(outputs), quantizers):
+            if quantizer is not None or isinstance(config, SameGridConfig):
+                self.on_grid.add(id(x))
 
     def _arguments(self, unit, quantized):
         """Returns the arguments of a call, on grids if the call is quantized."""
-        several = self._same_grid(unit) and len(unit.node.inputs) > 1
+        several = self._keeps_grid(unit) and len(unit.node.inputs) > 1
 
         def value(x):
             if not isinstance(x, keras.KerasTensor):
@@ -239,107 +278,81 @@ class _Builder:
             producer = self.graph.producer(x)
             name = f"quantize_{producer.layer.name if producer else x.name}"
             quantizer = Static(self.scheme.activations, group=group)
-            y = Quantize(quantizer, name=self._unique(name))(self.values[id(x)])
-            self.on_grid[id(y)] = True
+            y = Quantize(quantizer, name=self.unique(name))(self.values[id(x)])
+            self.on_grid.add(id(y))
             self.quantized[key] = y
             if producer is None:
                 # A model's input enters the device quantized, whoever reads it.
                 self.values[id(x)] = y
         return self.quantized[key]
 
-    def _wrapper(self, unit, config):
-        """Returns the wrapper of the unit's layer and the index of this call of it."""
+    def _made_once(self, unit, make):
+        """Returns what `make` made at the first call of the unit's layer, and which call it is."""
         key = id(unit.node.layer)
-        if key in self.made:
-            wrapper, calls = self.made[key]
-            self.made[key] = wrapper, calls + 1
+        if key not in self.made:
+            self.made[key] = [make(unit), 0]
+        made = self.made[key]
+        made[1] += 1
+        return made[0], made[1] - 1
+
+    def _wrapper(self, unit):
+        """Returns the wrapper of the unit's layer, between nothing."""
+        node = unit.node
+        if isinstance(node.layer, keras.layers.Layer):
+            layer = self._filled(node)
         else:
-            layer = self._filled(unit.node)
-            norm = self._filled(unit.batch_norm) if unit.batch_norm else None
-            sites = [u for u in self.units if u.node.layer is unit.node.layer]
-            wrapper = QuantizeWrapper(
-                layer,
-                config,
-                batch_norm=norm,
-                call_sites=[CallSite(u.clamp, self._group(u)) for u in sites],
-                name=self._unique(f"quant_{layer.name}"),
-            )
-            self.made[key] = wrapper, 1
-            calls = 0
-        return wrapper, calls
+            layer = OperationLayer(node.clone, node.args, node.kwargs, name=node.layer.name)
+        wrapper = QuantizeWrapper(
+            layer,
+            self.configs[id(node)],
+            batch_norm=self._filled(unit.batch_norm) if unit.batch_norm else None,
+            call_sites=self._sites(unit),
+            name=self.unique(f"quant_{layer.name}"),
+        )
+        return None, wrapper, None
 
-    def _group(self, unit):
-        return self.groups.get(id(tree.flatten(unit.outputs)[0]))
-
-    def _standalone(self, unit):
-        """Returns a function that computes a batch norm of its own as a convolution, or `None`."""
+    def _is_lone_batch_norm(self, unit):
         layer = unit.node.layer
         if not (
             self.scheme.static
             and id(unit.node) in self.marked
-            and id(layer) not in self.configs
+            and id(layer) not in self.own_configs
             and type(layer) is layers.BatchNormalization
         ):
-            return None
+            return False
         rank = len(unit.node.inputs[0].shape)
-        if rank not in (2, 3, 4) or layer.axis not in (-1, rank - 1):
-            return None
-        key = id(layer)
-        if key not in self.made:
-            self.made[key] = self._convolution_of_ones(unit, rank), 0
-        (before, wrapper, after), calls = self.made[key]
-        self.made[key] = self.made[key][0], calls + 1
+        return rank in (2, 3, 4) and layer.axis in (-1, rank - 1)
 
-        def call(x):
-            site = {"call_site": calls} if calls else {}
-            x = wrapper(before(x) if before else x, **site)
-            return after(x) if after else x
-
-        return call
-
-    def _convolution_of_ones(self, unit, rank):
+    def _convolution_of_ones(self, unit):
         """Returns the quantized layers that compute a batch norm of its own."""
-        layer = unit.node.layer
-        before, convolution, after = standalone_batch_norm(layer, rank)
         shape = unit.node.inputs[0].shape
-        for mover in (before, after):
-            if mover is not None:
-                mover.build(shape)
-        sites = [u for u in self.units if u.node.layer is layer]
+        before, convolution, after = standalone_batch_norm(unit.node.layer, len(shape))
         wrapper = QuantizeWrapper(
             convolution,
             self.registry.get_quantize_config(convolution, self.scheme),
             batch_norm=self._filled(unit.node),
-            call_sites=[CallSite(u.clamp, self._group(u)) for u in sites],
-            name=self._unique(f"quant_{layer.name}"),
+            call_sites=self._sites(unit),
+            name=self.unique(f"quant_{unit.node.layer.name}"),
         )
-        movers = [
-            mover
-            and QuantizeWrapper(mover, SameGridConfig(), name=self._unique(f"quant_{mover.name}"))
-            for mover in (before, after)
-        ]
-        return movers[0], wrapper, movers[1]
+        return self._mover(before, shape), wrapper, self._mover(after, shape)
+
+    def _mover(self, layer, shape):
+        if layer is None:
+            return None
+        layer.build(shape)
+        return QuantizeWrapper(layer, SameGridConfig(), name=self.unique(f"quant_{layer.name}"))
 
     def _plain(self, node):
-        """Returns the float layer of a call."""
+        """Returns the float layer (or operation) of a call."""
+        if not isinstance(node.layer, keras.layers.Layer):
+            return copy_layer(node.clone)
         key = id(node.layer)
         if key not in self.made:
-            layer = self._filled(node)
-            self.made[key] = layer, 0
-        return self.made[key][0]
+            self.made[key] = self._filled(node)
+        return self.made[key]
 
     def _filled(self, node):
         """Returns the node's copy of the layer with the layer's weights."""
-        layer = node.clone
-        if layer is not node.layer and getattr(node.layer, "weights", None):
-            layer.set_weights(node.layer.get_weights())
-        return layer
-
-    def _unique(self, name):
-        """Returns `name`, or `name_1`, ... where a nested model brought the name before."""
-        candidate, count = name, 0
-        while candidate in self.names:
-            count += 1
-            candidate = f"{name}_{count}"
-        self.names.add(candidate)
-        return candidate
+        if node.clone is not node.layer:
+            transfer_weights(node.layer, node.clone)
+        return node.clone

@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+import inspect
 
 import keras
 from keras import tree
+
+from tfquant.wrappers.config import copy_layer
 
 
 @dataclasses.dataclass
@@ -85,52 +88,81 @@ def trace(model, take_apart=lambda layer: None) -> Graph:
     Returns:
         `Graph`.
     """
-    nodes, originals, nested, parts = [], {}, {}, {}
+    return _Tracer(take_apart).trace(model)
 
-    def clone(layer):
-        if isinstance(layer, keras.Model):
-            return layer  # `call` reads through it.
-        copy = copy_of(layer)
-        originals[id(copy)] = layer, copy
-        return copy
 
-    def call(layer, *args, **kwargs):
+class _Tracer:
+    """Reads a model and the models in it; what they share stays shared."""
+
+    def __init__(self, take_apart):
+        self.take_apart = take_apart
+        self.copies, self.originals, self.parts, self.graphs = {}, {}, {}, {}
+        self.unique = UniqueNames()
+
+    def trace(self, model):
+        """Returns the `Graph` of `model`."""
+        nodes = []
+        call = lambda layer, *args, **kwargs: self._call(nodes, layer, args, kwargs)  # noqa: E731
+        copy = clone_graph(model, self._clone, call)
+        return Graph(copy.input, copy.output, nodes, model.name)
+
+    def _clone(self, layer):
         if isinstance(layer, keras.Model):
-            if id(layer) not in nested:
-                nested[id(layer)] = trace(layer, take_apart)
-            return _replay(nested[id(layer)], tensors((args, kwargs)), nodes)
-        original, copy = originals[id(layer)]
-        if id(original) not in parts:
-            parts[id(original)] = take_apart(original)
-        if parts[id(original)] is None:
+            return layer  # `_call` reads through it.
+        if id(layer) not in self.copies:
+            parts = self.take_apart(layer)
+            if parts is None:
+                copy = copy_layer(layer, name=self.unique(layer.name))
+            else:
+                copy = copy_layer(layer)  # Never called: the parts are.
+                parts = [(copy_layer(p, name=self.unique(p.name)), w) for p, w in parts]
+            self.copies[id(layer)] = copy
+            self.originals[id(copy)] = layer
+            self.parts[id(copy)] = parts
+        return self.copies[id(layer)]
+
+    def _call(self, nodes, copy, args, kwargs):
+        if isinstance(copy, keras.Model):
+            if id(copy) not in self.graphs:
+                self.graphs[id(copy)] = self.trace(copy)
+            return _replay(self.graphs[id(copy)], tensors((args, kwargs)), nodes)
+        original = self.originals[id(copy)]
+        args, kwargs = _positional(original, args, kwargs)
+        if self.parts[id(copy)] is None:
             outputs = copy(*args, **kwargs)
             nodes.append(Node(original, copy, args, kwargs, outputs))
             return outputs
         x = args[0]
-        for part, weights in parts[id(original)]:
+        for part, weights in self.parts[id(copy)]:
             y = part(x)
             part.set_weights(weights)
             nodes.append(Node(part, part, (x,), {}, y))
             x = y
         return x
 
-    copy = clone_graph(model, clone, call)
-    return Graph(copy.input, copy.output, nodes, model.name)
+
+def _positional(layer, args, kwargs):
+    """Passes the first argument by position, as layers are usually called."""
+    first = next(iter(inspect.signature(layer.call).parameters))
+    if args or first not in kwargs:
+        return args, kwargs
+    return (kwargs[first],), {name: x for name, x in kwargs.items() if name != first}
 
 
-def copy_of(layer):
-    """Returns a new layer (or `keras.Operation`) of the same settings, without its weights.
+class UniqueNames:
+    """Hands out names that are unique, as those within a model must be."""
 
-    Raises:
-        ValueError: If the layer cannot be made again from its settings.
-    """
-    try:
-        return layer.__class__.from_config(layer.get_config())
-    except (TypeError, ValueError, KeyError, NotImplementedError) as error:
-        raise ValueError(
-            f"Layer '{layer.name}' ({type(layer).__name__}) cannot be copied: its `get_config` must "
-            f"return the arguments of its constructor. It raised: {error}"
-        ) from error
+    def __init__(self):
+        self._taken = set()
+
+    def __call__(self, name: str) -> str:
+        """Returns `name`, or `name_1`, ... where it is taken."""
+        candidate, count = name, 0
+        while candidate in self._taken:
+            count += 1
+            candidate = f"{name}_{count}"
+        self._taken.add(candidate)
+        return candidate
 
 
 def clone_graph(model, clone_function, call_function=None):

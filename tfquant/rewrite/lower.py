@@ -3,14 +3,14 @@
 import dataclasses
 
 import keras
-import numpy as np
 from keras import tree
 
 from tfquant.numerics import QuantParams
 from tfquant.quantizers import Grid, Quantizer, grid_of, on_grid
 from tfquant.registry.elementwise import SameGridConfig
-from tfquant.rewrite.graph import clone_graph, copy_of
-from tfquant.wrappers import IntegerWeights, Quantize, QuantizeWrapper
+from tfquant.rewrite.graph import UniqueNames, clone_graph
+from tfquant.wrappers import LoweredKernel, Quantize, QuantizeWrapper
+from tfquant.wrappers.config import copy_layer, transfer_weights
 
 
 @dataclasses.dataclass(eq=False)
@@ -38,10 +38,8 @@ class LoweredUnit:
         args: Positional arguments of the call; tensors are KerasTensors of the float model.
         kwargs: Keyword arguments, likewise.
         outputs: List of KerasTensors of the float model.
-        kernel: Values of the float layer's kernel, or `None`.
-        weights: `IntegerWeights`, or `None`.
-        float16: Whether its weights are stored in half precision.
-        dynamic: Whether its kernel quantizes its input when it runs.
+        kernels: Its quantized weights.
+        dynamic: Whether the device quantizes its input when it runs.
     """
 
     name: str
@@ -49,9 +47,7 @@ class LoweredUnit:
     args: tuple
     kwargs: dict
     outputs: list
-    kernel: np.ndarray | None = None
-    weights: IntegerWeights | None = None
-    float16: bool = False
+    kernels: tuple[LoweredKernel, ...] = ()
     dynamic: bool = False
 
     @property
@@ -100,6 +96,7 @@ def lower(model) -> Lowered:
         ValueError: If the model is not quantized, or an activation has no grid yet.
     """
     points, units, float_layers, copies = {}, [], {}, {}
+    unique = UniqueNames()
 
     def note(name, x, grid):
         on_grid(x, grid)
@@ -113,21 +110,20 @@ def lower(model) -> Lowered:
             units.append(LoweredUnit(layer.name, layer, args, {}, [y]))
             return y
         if isinstance(layer, QuantizeWrapper):
-            outputs, unit = _lower_wrapper(layer, args, dict(kwargs))
+            outputs, unit = _lower_wrapper(layer, args, dict(kwargs), unique)
             units.append(unit)
             grids = _output_grids(layer, unit)
             for x, grid in zip(tree.flatten(outputs), grids, strict=True):
                 note(unit.name, x, grid)
             return outputs
-        if isinstance(layer, keras.layers.Layer):
-            float_layers[layer.name] = type(layer).__name__
-            if layer.name not in copies:
-                copies[layer.name] = copy_of(layer)
-            copy = copies[layer.name]
-            outputs = copy(*args, **kwargs)
-            copy.set_weights(layer.get_weights())
-            return outputs
-        return layer(*args, **kwargs)
+        if not isinstance(layer, keras.layers.Layer):
+            return copy_layer(layer)(*args, **kwargs)
+        float_layers[layer.name] = type(layer).__name__
+        if layer.name not in copies:
+            copies[layer.name] = copy_layer(layer, name=unique(layer.name))
+        outputs = copies[layer.name](*args, **kwargs)
+        transfer_weights(layer, copies[layer.name])
+        return outputs
 
     lowered = clone_graph(model, lambda layer: layer, call)
     if not units:
@@ -138,11 +134,15 @@ def lower(model) -> Lowered:
     return Lowered(lowered, list(points.values()), units, float_layers)
 
 
-def _lower_wrapper(layer, args, kwargs):
+def _lower_wrapper(layer, args, kwargs, unique):
     call_site = kwargs.pop("call_site", 0)
+    # Keras fills these in at each call by itself.
+    kwargs.pop("training", None)
+    if not [x for x in tree.flatten(kwargs.get("mask")) if x is not None]:
+        kwargs.pop("mask", None)
     tensors = [x for x in tree.flatten(args) if isinstance(x, keras.KerasTensor)]
     grids = [grid_of(x) for x in tensors]
-    name = layer.layer.name + (f"_call{call_site}" if call_site else "")
+    name = unique(layer.layer.name + (f"_call{call_site}" if call_site else ""))
     result = layer.quantize_config.lower(layer, call_site, args, kwargs, grids, name)
     # A layer that does nothing at inference returns its input; its output may lie on another grid.
     outputs = tree.map_structure(
@@ -156,9 +156,7 @@ def _lower_wrapper(layer, args, kwargs):
         args,
         kwargs,
         tree.flatten(outputs),
-        result.kernel,
-        result.weights,
-        result.float16,
+        result.kernels,
         result.dynamic,
     )
     return outputs, unit

@@ -34,7 +34,7 @@ class Unit:
         return self.last.outputs
 
 
-def fuse(graph: Graph, is_marked) -> list[Unit]:
+def fuse(graph: Graph, takes_followers, is_marked) -> list[Unit]:
     """Groups the calls of `graph` into units.
 
     A batch norm joins the linear layer before it when nothing else reads that layer's output. A
@@ -43,6 +43,8 @@ def fuse(graph: Graph, is_marked) -> list[Unit]:
 
     Args:
         graph: `Graph`.
+        takes_followers: Function of a node: whether its kernel computes a batch norm or a clamp
+            behind it as well.
         is_marked: Function of a node: whether the user wants it quantized.
 
     Returns:
@@ -51,7 +53,7 @@ def fuse(graph: Graph, is_marked) -> list[Unit]:
     calls = {}
     for node in graph.nodes:
         calls.setdefault(id(node.layer), []).append(node)
-    units = {id(node): _unit(graph, node, is_marked) for node in graph.nodes}
+    units = {id(n): _unit(graph, n, takes_followers, is_marked) for n in graph.nodes}
     for nodes in calls.values():
         found = [units[id(node)] for node in nodes]
         norms = {id(unit.batch_norm.layer) if unit.batch_norm else None for unit in found}
@@ -67,10 +69,10 @@ def fuse(graph: Graph, is_marked) -> list[Unit]:
     return [units[id(node)] for node in graph.nodes if id(node) not in absorbed]
 
 
-def _unit(graph, node, is_marked):
+def _unit(graph, node, takes_followers, is_marked):
     """Returns the unit that starts with `node`."""
     unit = Unit(node, last=node)
-    if not is_marked(node) or type(node.layer) not in CLAMPING:
+    if not takes_followers(node) or type(node.layer) not in CLAMPING:
         return unit
     follower = _only_follower(graph, node)
     if (

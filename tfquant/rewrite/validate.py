@@ -27,14 +27,21 @@ def check_model(model) -> None:
             f"Model '{model.name}' is not built: its input shape is not known. Add "
             "`keras.Input(shape)` as its first layer, or call it on data once."
         )
+    _check_readable(model)
+    for layer in _leaves(model):
+        _check_layer(model, layer)
+
+
+def _check_readable(model):
     if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
         raise ValueError(
             f"A functional or sequential model is expected. Received: '{model.name}', a subclass "
             f"of keras.Model ({type(model).__name__}) whose calls cannot be read. Build the same "
             "layers as `keras.Model(inputs, outputs)`."
         )
-    for layer in _leaves(model):
-        _check_layer(model, layer)
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            _check_readable(layer)
 
 
 def _check_layer(model, layer):
@@ -48,7 +55,7 @@ def _check_layer(model, layer):
             f"Model '{model.name}' is quantized already by Keras: layer '{layer.name}' is "
             f"{layer.quantization_mode}. A float model is expected."
         )
-    for variable in layer.trainable_variables:
+    for variable in layer.weights:
         values = variable.numpy()
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             raise ValueError(

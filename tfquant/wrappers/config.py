@@ -2,7 +2,9 @@
 
 import abc
 
-from tfquant.wrappers.lowering import Lowering
+import keras
+
+from tfquant.wrappers.lowering import LoweredKernel, Lowering
 
 
 class QuantizeConfig(abc.ABC):
@@ -69,8 +71,8 @@ class QuantizeConfig(abc.ABC):
     def lower(self, wrapper, call_site, args, kwargs, input_grids, name) -> Lowering:
         """Calls float layers that a converter understands, with weights on the integer grid.
 
-        The default calls a copy of the layer whose quantized weights are dequantized ones. The
-        converter then keeps the layer's weights float, as it does not know their integers.
+        The default calls a copy of the layer whose quantized weights are dequantized ones, and
+        says which integers they are.
 
         Args:
             wrapper: The `QuantizeWrapper`.
@@ -86,12 +88,15 @@ class QuantizeConfig(abc.ABC):
         del call_site, input_grids
         layer = copy_layer(wrapper.layer, name=name)
         outputs = layer(*args, **kwargs)
-        layer.set_weights(wrapper.layer.get_weights())
-        quantized = {id(v): q.call(v.value) for v, q in wrapper.weight_quantizers}
+        transfer_weights(wrapper.layer, layer)
+        kernels = []
+        of = {id(variable): quantizer for variable, quantizer in wrapper.weight_quantizers}
         for new, old in zip(layer.weights, wrapper.layer.weights, strict=True):
-            if id(old) in quantized:
-                new.assign(quantized[id(old)])
-        return Lowering(outputs)
+            quantizer = of.get(id(old))
+            if quantizer is not None:
+                new.assign(quantizer.call(old.value))
+                kernels.append(lowered_kernel(quantizer, old.value, new.numpy()))
+        return Lowering(outputs, tuple(kernels))
 
     def get_config(self) -> dict:
         """Returns the arguments of the constructor. The default is for one without arguments."""
@@ -103,13 +108,40 @@ class QuantizeConfig(abc.ABC):
         return cls(**config)
 
 
+def lowered_kernel(quantizer, weight, values) -> LoweredKernel:
+    """Describes the quantized `values` of a `weight`."""
+    if quantizer.spec is None:
+        return LoweredKernel(values)
+    scale = keras.ops.convert_to_numpy(quantizer.params(weight).scale)
+    return LoweredKernel(values, scale.reshape(-1), quantizer.spec)
+
+
 def copy_layer(layer, **changes):
     """Returns a new layer of the same type and settings, without its weights.
 
     Args:
-        layer: Keras layer.
+        layer: Keras layer, or `keras.Operation`.
         **changes: Settings that differ.
+
+    Raises:
+        ValueError: If the layer cannot be made again from its settings.
     """
-    config = {**layer.get_config(), **changes}
-    config.pop("build_config", None)
-    return layer.__class__.from_config(config)
+    try:
+        config = {**layer.get_config(), **changes}
+        if isinstance(layer, keras.layers.Lambda):
+            # The function is here already: there is nothing to be afraid of in loading it.
+            serialized = {**keras.saving.serialize_keras_object(layer), "config": config}
+            return keras.saving.deserialize_keras_object(serialized, safe_mode=False)
+        return layer.__class__.from_config(config)
+    except (TypeError, ValueError, KeyError, NotImplementedError) as error:
+        raise ValueError(
+            f"Layer '{layer.name}' ({type(layer).__name__}) cannot be copied: its `get_config` "
+            f"must return the arguments of its constructor. It raised: {error}"
+        ) from error
+
+
+def transfer_weights(source, target) -> None:
+    """Gives `target`, built, the weights of `source`, a layer of the same settings."""
+    target.set_weights(source.get_weights())
+    if isinstance(target, keras.layers.Normalization):
+        target.finalize_state()  # It computes with what it derived from its weights.

@@ -7,38 +7,32 @@ import numpy as np
 from tfquant.numerics import QuantSpec
 
 
-@dataclasses.dataclass(frozen=True)
-class IntegerWeights:
-    """The integers of a kernel and bias, in the layout of the Keras layer.
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoweredKernel:
+    """A weight of a lowered layer, whose values lie on a grid.
 
     Attributes:
-        kernel: Integers, an array of the shape of the lowered layer's kernel.
-        scale: Float32 step of the kernel, one for each output channel, flat.
-        bias: Integers of step `input scale * scale`, one for each output channel, flat; `None`
-            where the file keeps a float bias.
-        spec: `QuantSpec` of the kernel.
+        values: Float32 values, `q * scale`, as the lowered layer holds them.
+        scale: Float32 step, one for each output channel or one in all, flat; `None` for values
+            in half precision.
+        spec: `QuantSpec`; `None` for values in half precision.
     """
 
-    kernel: np.ndarray
-    scale: np.ndarray
-    bias: np.ndarray | None
-    spec: QuantSpec
+    values: np.ndarray
+    scale: np.ndarray | None = None
+    spec: QuantSpec | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Lowering:
     """A layer in float arithmetic whose weights lie on the integer grid.
 
     Attributes:
         outputs: Structure of KerasTensors: what the float layers return.
-        kernel: Values of the lowered layer's kernel, or `None` for a layer without one.
-        weights: `IntegerWeights`, or `None` for a layer without a quantized kernel.
-        float16: Whether the weights are to be stored in half precision.
-        dynamic: Whether the kernel quantizes its input when it runs.
+        kernels: Its quantized weights.
+        dynamic: Whether the device quantizes the layer's input when it runs.
     """
 
     outputs: object
-    kernel: np.ndarray | None = None
-    weights: IntegerWeights | None = None
-    float16: bool = False
+    kernels: tuple[LoweredKernel, ...] = ()
     dynamic: bool = False

@@ -1,6 +1,26 @@
 """`OperationLayer`: a `keras.ops` node of a functional model, as a layer."""
 
 import keras
+from keras import tree
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class Place:
+    """Holds the place of a tensor among the arguments of a call.
+
+    Args:
+        index: Which of the call's tensors.
+    """
+
+    def __init__(self, index: int):
+        self.index = index
+
+    def get_config(self):
+        return {"index": self.index}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -9,26 +29,51 @@ class OperationLayer(keras.layers.Layer):
 
     Args:
         operation: `keras.Operation` that is not a layer.
+        arguments: List of the positional arguments of the call. A KerasTensor (or `Place`) among
+            them stands for a tensor that the layer is called on; the rest (numbers, slices) are
+            passed on.
+        keywords: Dict of the keyword arguments, likewise.
+
+    Call arguments:
+        *inputs: The tensors, in the order in which the arguments name them.
     """
 
-    def __init__(self, operation, **kwargs):
+    def __init__(self, operation, arguments, keywords, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.operation = operation
+        count = 0
+
+        def place(x):
+            nonlocal count
+            if not isinstance(x, (keras.KerasTensor, Place)):
+                return x
+            count += 1
+            return Place(count - 1)
+
+        self.arguments, self.keywords = tree.map_structure(place, (list(arguments), dict(keywords)))
         self.built = True
 
-    def call(self, *args, **kwargs):
+    def call(self, *inputs):
         """Calls the operation."""
+        args, kwargs = tree.map_structure(
+            lambda x: inputs[x.index] if isinstance(x, Place) else x,
+            (list(self.arguments), dict(self.keywords)),
+        )
         return self.operation(*args, **kwargs)
 
     def get_config(self):
+        serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
-            "operation": keras.saving.serialize_keras_object(self.operation),
+            "operation": serialize(self.operation),
+            "arguments": serialize(list(self.arguments)),
+            "keywords": serialize(dict(self.keywords)),
         }
 
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        config["operation"] = keras.saving.deserialize_keras_object(config["operation"])
+        for key in ("operation", "arguments", "keywords"):
+            config[key] = keras.saving.deserialize_keras_object(config[key])
         config.pop("autocast", None)
         return cls(**config)

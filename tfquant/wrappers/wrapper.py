@@ -90,7 +90,9 @@ class QuantizeWrapper(keras.layers.Layer):
                 if isinstance(quantizer, Static):
                     quantizer.group = site.group
         self.supports_masking = layer.supports_masking
-        self._layer_takes_training = "training" in inspect.signature(layer.call).parameters
+        parameters = inspect.signature(layer.call).parameters
+        self._layer_takes_training = "training" in parameters
+        self._layer_takes_mask = "mask" in parameters
         self.built = True
 
     @property
@@ -101,8 +103,10 @@ class QuantizeWrapper(keras.layers.Layer):
     def build(self, *args, **kwargs):
         """Does nothing: the layer arrives built."""
 
-    def call(self, *args, training=None, call_site=0, **kwargs):
+    def call(self, *args, training=None, call_site=0, mask=None, **kwargs):
         """Runs the layer; see the class."""
+        if self._layer_takes_mask and mask is not None:
+            kwargs["mask"] = mask
         quantizers = self.output_quantizers[call_site]
         if training:
             outputs = self.float_call(*args, training=True, **kwargs)
@@ -137,6 +141,12 @@ class QuantizeWrapper(keras.layers.Layer):
             outputs = self.batch_norm(outputs, training=training)
         return outputs
 
+    def call_exactly(self, *args, **kwargs):
+        """Calls the layer on integers, past the casts of a mixed-precision policy."""
+        if self._layer_takes_training:
+            kwargs["training"] = False
+        return self.layer.call(*args, **kwargs)
+
     def call_layer(self, *args, weights, training=None, **kwargs):
         """Calls the wrapped layer with some of its variables read as other values.
 
@@ -163,6 +173,12 @@ class QuantizeWrapper(keras.layers.Layer):
         for loss in scope.losses:
             self.add_loss(loss)
         return outputs
+
+    def compute_mask(self, inputs, previous_mask=None):
+        """Returns the layer's own mask."""
+        if all(mask is None for mask in tree.flatten(previous_mask)):
+            return None
+        return self.layer.compute_mask(inputs, previous_mask)
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object

@@ -84,18 +84,18 @@ def assign(file: File, anchors: dict[int, list[Point]], lowered: Lowered) -> Ass
     result = Assignment(computed, {}, {}, set(), {}, {})
     by_kernel = _kernels(file, anchors, lowered, unit_of)
     for op in file.ops:
-        unit = by_kernel.get(op.index)
+        unit, kernel = by_kernel.get(op.index, (None, None))
         if unit is not None:
             result.units[op.index] = unit
-        reason = _why_float(file, op, computed, unit)
+        reason = _why_float(file, op, computed, kernel)
         if reason is None:
             result.integer.add(op.index)
             _requantize(file, op, result)
-            _store_constants(file, op, unit, result)
+            _store_constants(file, op, kernel, result)
         else:
             result.float_reasons[op.index] = reason
-            if unit is not None:
-                _store_weights_only(file, op, unit, result)
+            if kernel is not None:
+                _store_weights_only(file, op, unit, kernel, result)
     return result
 
 
@@ -158,21 +158,20 @@ def _is_float_data(file, index):
 def _kernels(file, anchors, lowered, unit_of):
     """Finds the unit behind each operator that has a kernel.
 
-    The operator's output tells, or, where the converter drew more into the operator than the unit
-    holds, the kernel's values: they lie on the grid of one unit.
+    The kernel's values tell, in whatever layout the operator stores them.
     """
     found = {}
-    candidates = [unit for unit in lowered.units if unit.kernel is not None]
+    kernels = [(unit, kernel) for unit in lowered.units for kernel in unit.kernels]
     for op in file.ops:
         if op.name not in rules.KERNELS or not file.is_constant(kernel_inputs(op)[1]):
             continue
-        units = [unit_of.get(id(point.tensor)) for point in anchors.get(op.outputs[0], ())]
-        unit = next((u for u in units if u is not None and u.kernel is not None), None)
-        if unit is None:
-            kernel = np.sort(file.constant(kernel_inputs(op)[1]), axis=None)
-            unit = next((u for u in candidates if _same_values(u.kernel, kernel)), None)
-        if unit is not None:
-            found[op.index] = unit
+        of_output = {unit_of.get(id(point.tensor)) for point in anchors.get(op.outputs[0], ())}
+        stored = np.sort(file.constant(kernel_inputs(op)[1]), axis=None)
+        # The operator's own unit first: two layers may hold the same values.
+        ordered = sorted(kernels, key=lambda pair: pair[0] not in of_output)
+        match = next((pair for pair in ordered if _same_values(pair[1].values, stored)), None)
+        if match is not None:
+            found[op.index] = match
     return found
 
 
@@ -184,7 +183,7 @@ def _same_values(kernel, in_order):
     return bool(np.allclose(np.sort(kernel, axis=None), in_order, rtol=0, atol=tolerance))
 
 
-def _why_float(file, op, computed, unit):
+def _why_float(file, op, computed, kernel):
     """Returns why an operator cannot run in integers, or `None` if it can."""
     data = [i for i in (*op.inputs, *op.outputs) if _is_float_data(file, i)]
     if not data:
@@ -196,7 +195,7 @@ def _why_float(file, op, computed, unit):
     missing = [file.name(i) for i in data if i not in computed]
     if missing:
         return f"the range of {_short(missing[0])} is not known"
-    if op.name in rules.KERNELS and (unit is None or unit.weights is None):
+    if op.name in rules.KERNELS and (kernel is None or kernel.spec is None):
         return "its weights are not quantized"
     return None
 
@@ -211,40 +210,49 @@ def kernel_inputs(op: Op) -> tuple[int, int, int | None]:
     return op.inputs[data], op.inputs[weights], op.inputs[bias] if len(op.inputs) > bias else None
 
 
-def _store_constants(file, op, unit, result):
-    if op.name in rules.KERNELS:
-        x, weights, bias = kernel_inputs(op)
-        result.stored[op.index, weights] = _weights(file, op, weights, unit)
-        if bias is not None:
-            params = result.computed[x]
-            scale = params.scale * unit.weights.scale
-            bits = 32 if params.num_bits <= 8 else 64
-            integers = unit.weights.bias.astype(np.int32 if bits == 32 else np.int64)
-            result.stored[op.index, bias] = TensorParams(
-                bits, scale.astype(np.float32), np.zeros(len(scale), np.int64), 0, integers
-            )
+def _store_constants(file, op, kernel, result):
+    if op.name not in rules.KERNELS:
+        for index in op.inputs:
+            if file.type(index) == "FLOAT32" and file.is_constant(index):
+                result.stored[op.index, index] = _constant(file, op, index, result)
         return
-    for index in op.inputs:
-        if file.type(index) == "FLOAT32" and file.is_constant(index):
-            result.stored[op.index, index] = _constant(file, op, index, result)
+    x, weights, bias = kernel_inputs(op)
+    result.stored[op.index, weights] = _weights(file, op, weights, kernel)
+    if bias is not None:
+        params = result.computed[x]
+        scale = params.scale.astype(np.float64) * kernel.scale.astype(np.float64)
+        info = np.iinfo(np.int32 if params.num_bits <= 8 else np.int64)
+        # The last float64 below 2**63 is 1024 less.
+        limit = float(info.max) if info.bits == 32 else 2.0**63 - 1024
+        integers = np.clip(np.rint(file.constant(bias) / scale), -limit, limit)
+        zeros = np.zeros(len(scale), np.int64)
+        result.stored[op.index, bias] = TensorParams(
+            info.bits, scale.astype(np.float32), zeros, 0, integers.astype(info.dtype)
+        )
 
 
-def _weights(file, op, index, unit, dequantize=False):
+def _weights(file, op, index, kernel, dequantize=False):
     """Recovers the integers of a stored kernel from its values, which lie on the grid."""
     values, axis = file.constant(index), rules.KERNELS[op.name]
-    scale, spec = unit.weights.scale, unit.weights.spec
+    scale, spec = kernel.scale, kernel.spec
     shape = [1] * values.ndim
-    shape[axis] = -1
-    steps = values.astype(np.float64) / scale.astype(np.float64).reshape(shape)
-    q = np.rint(steps)
-    off = float(np.abs(steps - q).max(initial=0.0))
-    if off > OFF_GRID or np.abs(q).max(initial=0) > spec.qmax:
+    if len(scale) > 1:
+        shape[axis] = -1
+    q = np.rint(values.astype(np.float64) / scale.astype(np.float64).reshape(shape))
+    off = np.abs(values - q * scale.reshape(shape)) / scale.reshape(shape)
+    if off.max(initial=0.0) > OFF_GRID or np.abs(q).max(initial=0) > spec.qmax:
         raise RuntimeError(
-            f"The converter changed the weights of layer '{unit.name}': they are off their grid "
-            f"by {off:.3g} of a step in {op.name}. Please report the model."
+            f"The converter changed weights of {op.name} '{file.name(index)}': they are off their "
+            f"grid by {off.max():.3g} of a step. Please report the model."
         )
-    zeros = np.zeros(len(scale), np.int64)
-    return TensorParams(spec.num_bits, scale, zeros, axis, q.astype(np.int8), dequantize=dequantize)
+    return TensorParams(
+        spec.num_bits,
+        scale,
+        np.zeros(len(scale), np.int64),
+        axis if len(scale) > 1 else None,
+        q.astype(np.int8),
+        dequantize=dequantize,
+    )
 
 
 def _constant(file, op, index, result):
@@ -267,12 +275,12 @@ def _constant(file, op, index, result):
     )
 
 
-def _store_weights_only(file, op, unit, result):
+def _store_weights_only(file, op, unit, kernel, result):
     """Stores the kernel of a float operator in few bits."""
     _, weights, _ = kernel_inputs(op)
-    if unit.float16:
+    if kernel.spec is None:
         data = file.constant(weights).astype(np.float16)
         params = TensorParams(16, None, None, data=data, dequantize=True)
     else:
-        params = _weights(file, op, weights, unit, dequantize=not unit.dynamic)
+        params = _weights(file, op, weights, kernel, dequantize=not unit.dynamic)
     result.stored[op.index, weights] = params

@@ -169,20 +169,19 @@ def _input_range(model, x):
 def _layer(unit, file, anchors, assignment, verifier) -> LayerReport:
     """Describes one unit."""
     op = _operator(unit, file, anchors, assignment)
-    weights = unit.weights
     grids = {id(p.tensor): p.grid for points in anchors.values() for p in points}
     grid = grids.get(id(unit.outputs[0]))
     fields = {}
-    if weights is not None:
-        one = len(weights.scale) == 1
-        fields = {
-            "weight_bits": weights.spec.num_bits,
-            "granularity": "tensor" if one else f"{len(weights.scale)} channels",
-            "scale": (float(weights.scale.min()), float(weights.scale.max())),
-            "weight_sqnr": _weight_sqnr(unit),
-        }
-    elif unit.float16:
+    if unit.kernels:
+        kernel = unit.kernels[0]
         fields = {"weight_bits": 16, "weight_sqnr": _weight_sqnr(unit)}
+        if kernel.spec is not None:
+            one = len(kernel.scale) == 1
+            fields |= {
+                "weight_bits": kernel.spec.num_bits,
+                "granularity": "tensor" if one else f"{len(kernel.scale)} channels",
+                "scale": (float(kernel.scale.min()), float(kernel.scale.max())),
+            }
     name = op.name if op else ("QUANTIZE" if isinstance(unit.layer, Quantize) else "-")
     return LayerReport(
         name=unit.name,
@@ -207,7 +206,7 @@ def _operator(unit, file, anchors, assignment):
 
 
 def _weight_sqnr(unit):
-    ((variable, quantizer),) = unit.layer.weight_quantizers
+    variable, quantizer = unit.layer.weight_quantizers[0]
     weights = variable.numpy()
     return sqnr(weights, keras.ops.convert_to_numpy(quantizer.call(variable.value)))
 
