@@ -99,6 +99,31 @@ def requantize_fixed_point_64(accumulator, multiplier):
     return ops.cast(_rounding_shift(product, _int64(15) - exponent), "float64")
 
 
+def requantize_sum(a, b, a_scale, b_scale):
+    """Adds two tensors of integers as XNNPACK does, with multipliers of 21 bits.
+
+        shift = 20 - floor(log2(max(|a_scale|, |b_scale|)))
+        y = floor((a * round(a_scale * 2**shift) + b * round(b_scale * 2**shift)) / 2**shift + 1/2)
+
+    Source: XNNPACK, `xnn_init_qs8_add_minmax_*`.
+
+    Args:
+        a: Float tensor of 8-bit integers.
+        b: Likewise.
+        a_scale: Float32, scale of `a` divided by that of the output.
+        b_scale: Likewise; negative to subtract.
+
+    Returns:
+        Float32 tensor of integers.
+    """
+    a_scale, b_scale = ops.cast(a_scale, "float64"), ops.cast(b_scale, "float64")
+    largest = ops.maximum(ops.abs(a_scale), ops.abs(b_scale))
+    unit = 2.0 ** (20.0 - ops.floor(ops.log2(largest)))
+    product = lambda x, scale: ops.cast(x, "float64") * ops.round(scale * unit)  # noqa: E731
+    total = product(a, a_scale) + product(b, b_scale)
+    return ops.cast(ops.floor(total / unit + 0.5), "float32")
+
+
 def _int64(value):
     return ops.convert_to_tensor(value, "int64")
 

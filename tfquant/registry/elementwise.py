@@ -4,6 +4,7 @@ import keras
 from keras import ops, tree
 
 from tfquant.numerics import QuantSpec
+from tfquant.numerics.fixed_point import requantize_sum
 from tfquant.quantizers import Fixed, Grid, Static, from_steps, grid_of, on_grid, steps_of
 from tfquant.registry.linear import clamp_layer
 from tfquant.wrappers import Lowering, QuantizeConfig
@@ -52,6 +53,37 @@ class OutputConfig(QuantizeConfig):
             "outputs": self.outputs,
             "fixed": self.fixed,
         }
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class SumConfig(OutputConfig):
+    """Sums (`sign` 1) and differences (`sign` -1) of two tensors.
+
+    Args:
+        activations: `QuantSpec` of the output.
+        sign: What the second tensor is multiplied by.
+    """
+
+    def __init__(self, activations, sign: int = 1, **kwargs):
+        super().__init__(activations, **kwargs)
+        self.sign = sign
+
+    def device_call(self, wrapper, call_site, args, kwargs):
+        """Adds integers times fixed-point multipliers; real arithmetic differs in ties."""
+        grids = [grid_of(x) for x in tree.flatten(args)]
+        output = next(iter(wrapper.output_quantizers[call_site]), None)
+        if len(grids) != 2 or None in grids or output is None or not output.calibrated:
+            return None
+        if output.spec.num_bits > 8:
+            return None
+        scale = output.params().scale
+        a, b = (steps_of(x) for x in tree.flatten(args))
+        a_scale, b_scale = (grid.params.scale / scale for grid in grids)
+        steps = requantize_sum(a, b, a_scale, self.sign * b_scale)
+        return from_steps(steps, output, wrapper.call_sites[call_site].clamp)
+
+    def get_config(self):
+        return {**super().get_config(), "sign": self.sign}
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

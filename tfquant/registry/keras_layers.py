@@ -8,6 +8,7 @@ from tfquant.registry.elementwise import (
     OutputConfig,
     ProductConfig,
     SameGridConfig,
+    SumConfig,
     SwishConfig,
 )
 from tfquant.registry.linear import LinearConfig
@@ -49,7 +50,7 @@ SAME_GRID = (
 )
 
 # Layers with a grid of their own at the output.
-OUTPUT = (layers.Add, layers.Subtract, layers.Maximum, layers.Minimum)
+OUTPUT = (layers.Maximum, layers.Minimum)
 
 AVERAGE = (layers.AveragePooling1D, layers.AveragePooling2D)
 MEAN = (layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D)
@@ -111,6 +112,8 @@ def register_all(registry) -> None:
         **dict.fromkeys(OUTPUT, lambda layer, spec: OutputConfig(spec)),
         **dict.fromkeys(AVERAGE, lambda layer, spec: AverageConfig()),
         **dict.fromkeys(MEAN, lambda layer, spec: MeanConfig(spec)),
+        layers.Add: lambda layer, spec: SumConfig(spec),
+        layers.Subtract: lambda layer, spec: SumConfig(spec, sign=-1),
         layers.Multiply: lambda layer, spec: ProductConfig(spec),
         layers.Activation: lambda layer, spec: activation_config(layer.activation, spec),
         layers.ReLU: lambda layer, spec: OutputConfig(spec),

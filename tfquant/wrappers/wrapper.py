@@ -105,8 +105,9 @@ class QuantizeWrapper(keras.layers.Layer):
 
     def call(self, *args, training=None, call_site=0, mask=None, **kwargs):
         """Runs the layer; see the class."""
-        if self._layer_takes_mask and mask is not None:
-            kwargs["mask"] = mask
+        if self._layer_takes_mask and any(m is not None for m in tree.flatten(mask)):
+            # Keras collects the masks of all that came by position.
+            kwargs["mask"] = mask[0] if isinstance(mask, tuple) and len(mask) == 1 else mask
         quantizers = self.output_quantizers[call_site]
         if training:
             outputs = self.float_call(*args, training=True, **kwargs)
