@@ -305,7 +305,7 @@ class TestGrid:
     @pytest.mark.parametrize("clamp", [None, (0.0, None), (0.0, 1.0), (None, 1.0), (-0.5, 0.5)])
     def test_output_steps_are_rounded_clipped_and_clamped(self, clamp, rng):
         steps = rng.uniform(-200, 200, 500).astype(np.float32)
-        y = from_steps(ops.array(steps), self.params, INT8, clamp)
+        y = from_steps(ops.array(steps), static(0.0317, 5), clamp)
         q = np.clip(np.rint(steps) + 5, -128, 127)
         low, high = clamp or (None, None)
         if low is not None:

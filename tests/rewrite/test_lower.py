@@ -159,7 +159,7 @@ def test_points_are_what_the_quantized_layers_compute(rng):
         for quantizer, tensor in zip(unit.output_quantizers, unit.outputs, strict=True):
             if quantizer is None or id(tensor) not in points:
                 continue
-            got = np.asarray(keras.Model(lowered.model.inputs, tensor)(data))
+            got = np.asarray(keras.Model(lowered.model.input, tensor)(data))
             expected = recorded[id(quantizer)]
             tolerance = 2e-3 * max(np.abs(expected).max(), 1e-3)
             np.testing.assert_allclose(got, expected, atol=tolerance, err_msg=unit.name)

@@ -1,0 +1,320 @@
+"""Which layer is quantized how: the tables, and layers that users add."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import tfquant as tfq
+from tfquant import PerAxis, PerTensor, QuantSpec
+from tfquant.quantizers import AbsMax, Float16, Quantizer, Static
+from tfquant.registry import KERAS_LAYERS, SCHEMES, schemes
+
+ROWS = KERAS_LAYERS.layer_types()
+
+# Arguments of layers that cannot be made without any.
+ARGUMENTS = {
+    layers.Activation: {"activation": "tanh"},
+    layers.AveragePooling1D: {"pool_size": 2},
+    layers.AveragePooling2D: {"pool_size": 2},
+    layers.Conv1D: {"filters": 4, "kernel_size": 3},
+    layers.Conv1DTranspose: {"filters": 4, "kernel_size": 3},
+    layers.Conv2D: {"filters": 4, "kernel_size": 3},
+    layers.Conv2DTranspose: {"filters": 4, "kernel_size": 3},
+    layers.Dense: {"units": 4},
+    layers.DepthwiseConv1D: {"kernel_size": 3, "depth_multiplier": 2},
+    layers.DepthwiseConv2D: {"kernel_size": 3, "depth_multiplier": 2},
+    layers.Dropout: {"rate": 0.5},
+    layers.GaussianDropout: {"rate": 0.5},
+    layers.GaussianNoise: {"stddev": 0.1},
+    layers.Permute: {"dims": (2, 1)},
+    layers.RepeatVector: {"n": 2},
+    layers.Reshape: {"target_shape": (-1,)},
+    layers.SpatialDropout1D: {"rate": 0.5},
+    layers.SpatialDropout2D: {"rate": 0.5},
+}
+
+# A layer with a kernel: shape of its input, its output channels, bits of its weights under w4a8.
+LINEAR = {
+    layers.Dense: ((6,), 4, 4),
+    layers.Conv1D: ((6, 3), 4, 4),
+    layers.Conv2D: ((6, 6, 3), 4, 4),
+    layers.DepthwiseConv1D: ((6, 3), 6, 8),
+    layers.DepthwiseConv2D: ((6, 6, 3), 6, 8),
+    layers.Conv1DTranspose: ((6, 3), 4, 8),
+    layers.Conv2DTranspose: ((6, 6, 3), 4, 8),
+}
+
+
+def make(layer_type, **kwargs):
+    return layer_type(**ARGUMENTS.get(layer_type, {}), **kwargs)
+
+
+def built(layer_type, **kwargs):
+    layer = make(layer_type, **kwargs)
+    layer.build((None, *LINEAR[layer_type][0]))
+    return layer
+
+
+def config_of(layer, scheme="w8a8", registry=KERAS_LAYERS):
+    return registry.get_quantize_config(layer, SCHEMES[scheme])
+
+
+class TestEveryRow:
+    @pytest.mark.parametrize("layer_type", ROWS, ids=lambda t: t.__name__)
+    def test_it_has_a_config_exactly_where_the_scheme_touches_it(self, layer_type):
+        layer = make(layer_type)
+        touched = [name for name in SCHEMES if config_of(layer, name) is not None]
+        static = [name for name, scheme in SCHEMES.items() if scheme.static]
+        assert touched == (list(SCHEMES) if layer_type in LINEAR else static)
+
+    @pytest.mark.parametrize("layer_type", ROWS, ids=lambda t: t.__name__)
+    def test_its_configs_survive_serialization(self, layer_type):
+        layer = make(layer_type)
+        for name in SCHEMES:
+            config = config_of(layer, name)
+            described = json.loads(json.dumps(keras.saving.serialize_keras_object(config)))
+            again = keras.saving.deserialize_keras_object(described)
+            assert type(again) is type(config)
+            if config is not None:
+                assert again.get_config() == config.get_config()
+
+    @pytest.mark.parametrize("layer_type", ROWS, ids=lambda t: t.__name__)
+    def test_its_outputs_have_the_activations_of_the_scheme(self, layer_type):
+        layer = make(layer_type)
+        for name, bits in (("w8a8", 8), ("w8a16", 16), ("w4a8", 8)):
+            for quantizer in config_of(layer, name).get_output_quantizers(layer):
+                assert isinstance(quantizer, Quantizer)
+                assert quantizer.spec.num_bits == bits
+
+    @pytest.mark.parametrize("scheme", SCHEMES)
+    @pytest.mark.parametrize("layer_type", LINEAR, ids=lambda t: t.__name__)
+    def test_its_weights_have_a_scale_for_each_output_channel(self, layer_type, scheme):
+        layer = built(layer_type)
+        ((variable, quantizer),) = config_of(layer, scheme).get_weights_and_quantizers(layer)
+        assert variable is layer.kernel
+        if scheme == "f16":
+            assert isinstance(quantizer, Float16)
+            return
+        bits = LINEAR[layer_type][2] if scheme.startswith("w4") else 8
+        assert quantizer.spec == QuantSpec(
+            bits, symmetric=True, narrow_range=True, granularity=quantizer.spec.granularity
+        )
+        quantizer.build(variable.shape)
+        assert np.prod(quantizer.clip.shape) == LINEAR[layer_type][1]
+
+    @pytest.mark.parametrize("layer_type", LINEAR, ids=lambda t: t.__name__)
+    def test_two_layers_have_two_quantizers(self, layer_type):
+        layer = built(layer_type)
+        config = config_of(layer)
+        first, second = (config.get_weights_and_quantizers(layer)[0][1] for _ in range(2))
+        assert first is not second
+
+    @pytest.mark.parametrize(
+        "layer_type",
+        [layers.Conv1D, layers.Conv2D, layers.DepthwiseConv2D, layers.Conv2DTranspose],
+    )
+    def test_channels_first_stays_float(self, layer_type):
+        assert config_of(make(layer_type, data_format="channels_first")) is None
+
+    @pytest.mark.parametrize(
+        "layer",
+        [
+            layers.Activation("softplus"),
+            layers.Activation(lambda x: x * x),
+            layers.ELU(alpha=0.5),
+            layers.UpSampling2D(interpolation="bilinear"),
+        ],
+        ids=["softplus", "lambda", "elu of 0.5", "bilinear"],
+    )
+    def test_what_no_integer_kernel_computes_stays_float(self, layer):
+        assert config_of(layer) is None
+
+    @pytest.mark.parametrize(
+        ("activation", "scale", "zero_point"),
+        [("sigmoid", 1 / 256, -128), ("softmax", 1 / 256, -128), ("tanh", 1 / 128, 0)],
+    )
+    def test_grids_that_the_specification_fixes_are_fixed(self, activation, scale, zero_point):
+        (quantizer,) = config_of(layers.Activation(activation)).get_output_quantizers(None)
+        assert (quantizer.scale, quantizer.zero_point) == (scale, zero_point)
+
+
+class TestRegister:
+    def test_a_second_registration_is_an_error(self):
+        registry = tfq.QuantizeRegistry()
+        registry.register(Factor, lambda layer, scheme: FactorConfig())
+        with pytest.raises(ValueError, match=r"registered once\. Received: Factor"):
+            registry.register(Factor, lambda layer, scheme: None)
+        assert isinstance(config_of(Factor(), registry=registry), FactorConfig)
+
+    def test_what_is_not_registered_is_looked_up_in_the_parent(self):
+        parent = tfq.QuantizeRegistry(parent=None)
+        parent.register(Factor, lambda layer, scheme: FactorConfig())
+        registry = tfq.QuantizeRegistry(parent=parent)
+        assert registry.supports(Factor())
+        assert isinstance(config_of(Factor(), registry=registry), FactorConfig)
+        assert not registry.supports(layers.Dense(2))
+        assert registry.layer_types() == [Factor]
+
+    def test_a_registry_comes_before_its_parent(self):
+        registry = tfq.QuantizeRegistry()
+        registry.register(layers.Dense, lambda layer, scheme: None)
+        assert config_of(layers.Dense(2), registry=registry) is None
+        assert config_of(layers.Dense(2)) is not None
+        assert len(registry.layer_types()) == len(ROWS)
+
+    def test_keras_layers_are_known_unless_told_otherwise(self):
+        assert tfq.QuantizeRegistry().supports(layers.Dense(2))
+        assert not tfq.QuantizeRegistry(parent=None).supports(layers.Dense(2))
+        assert tfq.QuantizeRegistry(parent=None).layer_types() == []
+
+    def test_a_subclass_is_not_taken_for_the_class_it_extends(self):
+        assert not KERAS_LAYERS.supports(TwiceDense(2))
+        assert config_of(TwiceDense(2)) is None
+
+    def test_the_factory_sees_layer_and_scheme(self):
+        seen = []
+        registry = tfq.QuantizeRegistry(parent=None)
+        registry.register(Factor, lambda *args: seen.append(args))
+        layer = Factor()
+        registry.get_quantize_config(layer, SCHEMES["w4"])
+        assert seen == [(layer, SCHEMES["w4"])]
+
+
+class TestSchemes:
+    @pytest.mark.parametrize(
+        ("name", "weight_bits", "activations"),
+        [
+            ("w8a8", 8, QuantSpec(8)),
+            ("w8a16", 8, QuantSpec(16, symmetric=True, narrow_range=True)),
+            ("w4a8", 4, QuantSpec(8)),
+            ("w8", 8, None),
+            ("w4", 4, None),
+            ("w8a8_dynamic", 8, QuantSpec(8)),
+            ("f16", None, None),
+        ],
+    )
+    def test_a_name_says_the_bits(self, name, weight_bits, activations):
+        scheme = schemes.get(name)
+        assert scheme.name == name
+        assert scheme.activations == activations
+        for granularity in (PerTensor(), PerAxis((2, 3))):
+            expected = weight_bits and QuantSpec(
+                weight_bits, symmetric=True, narrow_range=True, granularity=granularity
+            )
+            assert scheme.weights(granularity) == expected
+
+    def test_all_are_tested(self):
+        (mark,) = self.test_a_name_says_the_bits.pytestmark
+        assert [row[0] for row in mark.args[1]] == list(SCHEMES)
+
+    def test_only_grids_that_stand_still_need_calibration(self):
+        assert [s.name for s in SCHEMES.values() if s.static] == ["w8a8", "w8a16", "w4a8"]
+
+    def test_weights_are_as_wide_as_the_kernel_needs(self):
+        assert schemes.get("w4a8").weights(PerTensor(), minimum_bits=8).num_bits == 8
+        assert schemes.get("w8a8").weights(PerTensor(), minimum_bits=4).num_bits == 8
+
+    def test_a_scheme_stands_for_itself(self):
+        own = tfq.Scheme("w2a8", 2, 8)
+        assert schemes.get(own) is own
+
+    @pytest.mark.parametrize("unknown", ["int8", "", "W8A8", 8, None])
+    def test_an_unknown_scheme_is_an_error_that_lists_the_known(self, unknown):
+        with pytest.raises(ValueError, match=r"must be one of w8a8, .*f16.* Received: ") as error:
+            schemes.get(unknown)
+        assert repr(unknown) in str(error.value)
+
+    def test_a_model_is_quantized_under_a_scheme_of_ones_own(self):
+        model = keras.Sequential([keras.Input((6,)), layers.Dense(4)])
+        quantized = tfq.quantize_model(model, tfq.Scheme("w2a8", 2, 8))
+        (wrapper,) = [x for x in quantized.layers if isinstance(x, tfq.QuantizeWrapper)]
+        ((_, quantizer),) = wrapper.weight_quantizers
+        assert quantizer.spec.num_bits == 4  # No kernel of the device takes fewer.
+
+
+@keras.saving.register_keras_serializable(package="tfquant_tests")
+class Factor(layers.Layer):
+    def build(self, shape):
+        self.factor = self.add_weight(shape=shape[-1:], initializer="random_normal", name="factor")
+
+    def call(self, x):
+        return x * self.factor
+
+
+@keras.saving.register_keras_serializable(package="tfquant_tests")
+class FactorConfig(tfq.QuantizeConfig):
+    def get_weights_and_quantizers(self, layer):
+        return [(layer.factor, AbsMax(QuantSpec(8, symmetric=True, narrow_range=True)))]
+
+    def get_output_quantizers(self, layer):
+        return [Static(QuantSpec(8))]
+
+
+@keras.saving.register_keras_serializable(package="tfquant_tests")
+class TwiceDense(layers.Dense):
+    def call(self, x):
+        return 2.0 * super().call(x)
+
+
+@pytest.fixture
+def with_factor(rng):
+    """A calibrated model with a layer of the user's, its float model and data."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((6, 6, 3))
+    y = layers.Conv2D(4, 3, activation="relu")(x)
+    y = Factor(name="own")(y)
+    model = keras.Model(x, layers.Dense(3)(layers.Flatten()(y)))
+    registry = tfq.QuantizeRegistry()
+    registry.register(Factor, lambda layer, scheme: FactorConfig())
+    data = rng.normal(size=(32, 6, 6, 3)).astype(np.float32)
+    quantized = tfq.calibrate(tfq.quantize_model(model, registry=registry), data, progress=False)
+    return quantized, model, data
+
+
+def wrapper_of(quantized, name):
+    found = [x for x in quantized.layers if isinstance(x, tfq.QuantizeWrapper)]
+    return next(x for x in found if x.layer.name == name)
+
+
+class TestALayerOfTheUsers:
+    def test_it_is_quantized_as_its_config_says(self, with_factor, rng):
+        quantized, model, _ = with_factor
+        wrapper = wrapper_of(quantized, "own")
+        factor = model.get_layer("own").factor.numpy()
+        step = np.float32(np.abs(factor).max()) * np.float32(1 / 127)
+        x = rng.normal(size=(2, 4, 4, 4)).astype(np.float32)
+        params = wrapper.output_quantizers[0][0].params()
+        exact = x * (np.rint(factor / step) * step)
+        y = np.asarray(wrapper(x))
+        inside = np.abs(y - exact) <= float(params.scale) / 2 * (1 + 1e-4)
+        ends = (np.array([-128, 127]) - float(params.zero_point)) * float(params.scale)
+        assert (inside | np.isclose(y, ends[0]) | np.isclose(y, ends[1])).all()
+        assert inside.mean() > 0.5
+
+    def test_it_converts_and_agrees_with_its_file(self, with_factor, tmp_path):
+        quantized, _, data = with_factor
+        report = tfq.to_tflite(quantized, tmp_path / "model.tflite", samples=data, progress=False)
+        # A product in the file: its rounding may differ by a step, of which the layer behind
+        # sums 64.
+        assert report.end_to_end.largest <= 2
+
+    def test_it_is_the_same_once_saved_and_loaded(self, with_factor, tmp_path):
+        quantized, _, data = with_factor
+        quantized.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        np.testing.assert_array_equal(loaded(data), quantized(data))
+
+    def test_without_its_row_it_stays_float_and_is_named(self, rng, caplog):
+        model = keras.Sequential([keras.Input((6,)), layers.Dense(4), Factor(name="own")])
+        with caplog.at_level("WARNING", logger="tfquant"):
+            quantized = tfq.quantize_model(model)
+        assert "'own' (Factor)" in caplog.text
+        assert any(isinstance(x, Factor) for x in quantized.layers)
+
+    def test_a_subclass_of_dense_computes_its_own_thing(self, rng):
+        model = keras.Sequential([keras.Input((6,)), TwiceDense(4)])
+        x = rng.normal(size=(3, 6)).astype(np.float32)
+        np.testing.assert_allclose(tfq.quantize_model(model)(x), model(x), rtol=1e-6)
