@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
@@ -35,6 +36,26 @@ class Op:
     name: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+
+
+class _SharingBuilder(flatbuffers.Builder):
+    """Writes each vector once, however many tables point to it.
+
+    Every scale comes with a zero point of 8 bytes, and those of weights and biases are all 0: by
+    themselves they are a tenth of a small file.
+    """
+
+    def __init__(self, size):
+        super().__init__(size)
+        self._vectors = {}
+
+    def CreateNumpyVector(self, x):
+        """Returns the offset of the vector `x`, aligned as kernels like to read weights."""
+        key = x.dtype.str, x.tobytes()
+        if key not in self._vectors:
+            self.Prep(16, x.nbytes)
+            self._vectors[key] = super().CreateNumpyVector(x)
+        return self._vectors[key]
 
 
 class File:
@@ -136,8 +157,10 @@ class File:
             self.subgraph.outputs, self.model.signatureDefs = outputs, signatures
 
     def to_bytes(self) -> bytes:
-        """Returns the file."""
-        return bytes(flatbuffer_utils.convert_object_to_bytearray(self.model))
+        """Returns the file; vectors of equal content are stored once."""
+        builder = _SharingBuilder(1024)
+        builder.Finish(self.model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
 
     def copy_constant(self, index: int) -> int:
         """Adds a tensor with the same stored values in a buffer of its own; returns its index."""

@@ -39,7 +39,7 @@ def write(file: File, assignment: Assignment, input_type: str, output_type: str)
             file.name(index), None, consumers
         )
     modifier = model_modifier.ModelModifier(file.model)
-    return bytes(modifier.modify_model(params, enable_progress_bar=False))
+    return File(bytes(modifier.modify_model(params, enable_progress_bar=False))).to_bytes()
 
 
 def _computed(file, assignment, index, input_type, output_type):
