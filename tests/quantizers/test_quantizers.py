@@ -405,7 +405,8 @@ class Rounded(layers.Layer):
         self.quantizer = quantizer
 
     def build(self, shape):
-        self.quantizer.build(shape)
+        if not self.quantizer.built:
+            self.quantizer.build(shape)
 
     def call(self, x):
         return self.quantizer.call(x)
