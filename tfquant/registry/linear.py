@@ -125,6 +125,21 @@ class LinearConfig(QuantizeConfig):
         kernel, bias = self._real_weights(wrapper)
         return self._multiply(wrapper, ops.cast(args[0], "float32"), kernel) + bias
 
+    def shift_bias(self, wrapper, shift) -> bool:
+        """Adds `shift`, one number for each channel, to what layer and batch norm compute.
+
+        Returns:
+            Whether there is a variable to hold it.
+        """
+        layer, norm = wrapper.layer, wrapper.batch_norm
+        if norm is not None and norm.center:
+            norm.beta.assign_add(ops.cast(shift, norm.beta.dtype))
+        elif norm is None and layer.use_bias:
+            layer.bias.assign_add(ops.cast(shift, layer.bias.dtype))
+        else:
+            return False
+        return True
+
     def integer_weights(self, wrapper, input_scale):
         """Returns the integers that the device multiplies with, batch norm folded.
 

@@ -1,12 +1,14 @@
 """Keras layers around Keras layers: they quantize weights and outputs and change nothing else."""
 
 from tfquant.wrappers.config import QuantizeConfig
+from tfquant.wrappers.hook import CallHook
 from tfquant.wrappers.lowering import LoweredKernel, Lowering
 from tfquant.wrappers.operation import OperationLayer
 from tfquant.wrappers.quantize import Quantize
 from tfquant.wrappers.wrapper import CallSite, QuantizeWrapper
 
 __all__ = [
+    "CallHook",
     "CallSite",
     "LoweredKernel",
     "Lowering",

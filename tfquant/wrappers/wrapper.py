@@ -9,6 +9,7 @@ from keras import ops, tree
 
 from tfquant.quantizers import RecordingScope, Static
 from tfquant.wrappers.config import QuantizeConfig
+from tfquant.wrappers.hook import CallHook
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,9 @@ class QuantizeWrapper(keras.layers.Layer):
         if training:
             outputs = self.float_call(*args, training=True, **kwargs)
         else:
+            hook = CallHook.current()
+            if hook is not None:
+                hook.function(self, args, kwargs)
             if RecordingScope.current() is None:
                 outputs = self.quantize_config.device_call(self, call_site, args, kwargs)
                 if outputs is not None:
