@@ -201,6 +201,11 @@ class TestFixed:
         np.testing.assert_array_equal(np.asarray(y), np.clip(np.rint(x * 256), 0, 255) / 256)
         assert float(grid_of(y).params.zero_point) == -128
 
+    @pytest.mark.parametrize("scale", [0.0317, 0.0, -0.5])
+    def test_a_scale_that_graphs_compute_otherwise_is_an_error(self, scale):
+        with pytest.raises(ValueError, match=r"`scale` must be a power of two\. Received"):
+            Fixed(INT8, scale, 0)
+
     def test_it_is_calibrated_and_has_no_variables(self):
         quantizer = Fixed(INT8, 0.5, 3)
         quantizer.build(())
@@ -210,7 +215,7 @@ class TestFixed:
     @pytest.mark.parametrize("jit_compile", [False, True])
     def test_a_graph_computes_what_eager_execution_does(self, jit_compile, rng):
         x = (rng.integers(-128, 127, 4000) + 0.5).astype(np.float32) * np.float32(0.0317)
-        quantizer = Fixed(INT8, 0.0317, 0)
+        quantizer = Fixed(INT8, 2.0**-5, 0)
         got = tf.function(lambda x: quantizer.call(x) * 1, jit_compile=jit_compile)(x)
         np.testing.assert_array_equal(got.numpy(), quantizer.call(ops.array(x)).numpy())
 

@@ -11,6 +11,7 @@ from tfquant.calibrate.bias_correction import correct_biases
 from tfquant.calibrate.data import batches
 from tfquant.numerics import choose_params
 from tfquant.quantizers import RecordingScope, Static, observers
+from tfquant.rewrite.validate import check_is_model
 from tfquant.wrappers import Quantize, QuantizeWrapper
 
 # Rows kept at the model's inputs, so that a converted file can be compared on real data.
@@ -54,9 +55,11 @@ def calibrate(
         `model`.
 
     Raises:
+        TypeError: If `model` is not a Keras model.
         ValueError: If the model is not quantized, or the data are empty, of the wrong shape or
             dtype, or not finite.
     """
+    check_is_model(model)
     if not any(isinstance(layer, (QuantizeWrapper, Quantize)) for layer in _layers(model)):
         raise ValueError(
             f"A model from tfq.quantize_model is expected. Received: '{model.name}', which has no "

@@ -9,6 +9,9 @@ from tfquant.numerics.spec import QuantSpec
 # A float32 below this is not normal any more, and its reciprocal overflows.
 SMALLEST_SCALE = np.float32(1e-30)
 
+# A grid of one bit may need more than float32 holds.
+LARGEST_SCALE = np.finfo(np.float32).max
+
 
 class QuantParams(NamedTuple):
     """The affine map of a tensor: `real = scale * (q - zero_point)`.
@@ -55,11 +58,13 @@ def choose_params(low, high, spec: QuantSpec) -> QuantParams:
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     if spec.symmetric:
         middle = 0 if spec.signed else 2 ** (spec.num_bits - 1)
-        scale = np.maximum(-low, high) / (spec.qmax - middle)
+        scale = np.maximum(-low, high) / max(spec.qmax - middle, 1)
         zero_point = np.full(scale.shape, middle)
     else:
-        scale = (high - low) / (spec.qmax - spec.qmin)
+        scale = (high - low) / max(spec.qmax - spec.qmin, 1)
+        scale = np.minimum(scale, LARGEST_SCALE)
         scale32 = np.where(scale > SMALLEST_SCALE, scale, 1.0).astype(np.float32)
         zero_point = np.clip(np.rint(spec.qmin - low / scale32), spec.qmin, spec.qmax)
-    scale = np.where(scale > SMALLEST_SCALE, scale, 1.0).astype(np.float32)
+    scale = np.minimum(np.where(scale > SMALLEST_SCALE, scale, 1.0), LARGEST_SCALE)
+    scale = scale.astype(np.float32)
     return QuantParams(scale, zero_point.astype(np.int32))

@@ -27,7 +27,9 @@ class Dynamic(Quantizer):
         low = ops.minimum(ops.min(x, axis=axes, keepdims=True), 0.0)
         high = ops.maximum(ops.max(x, axis=axes, keepdims=True), 0.0)
         span = high - low
-        scale = ops.where(span > 0, span, ops.ones_like(span)) / (self.spec.qmax - self.spec.qmin)
+        # A product, for the reason given in `AbsMax.params`.
+        unit = 1.0 / (self.spec.qmax - self.spec.qmin)
+        scale = ops.where(span > 0, span, ops.ones_like(span)) * unit
         scale = ops.stop_gradient(scale)
         zero_point = ops.clip(
             ops.round(self.spec.qmin - low / scale), self.spec.qmin, self.spec.qmax

@@ -1,5 +1,7 @@
 """A grid that the device dictates."""
 
+import math
+
 import keras
 
 from tfquant.numerics import QuantParams
@@ -15,12 +17,18 @@ class Fixed(Quantizer):
 
     Args:
         spec: `QuantSpec`, per tensor.
-        scale: The step.
+        scale: The step, a power of two: graph optimizers turn a division by a constant into a
+            product, which is the same only for those.
         zero_point: The integer of real zero.
+
+    Raises:
+        ValueError: If `scale` is no power of two.
     """
 
     def __init__(self, spec, scale: float, zero_point: int, **kwargs):
         super().__init__(spec, **kwargs)
+        if scale <= 0 or not math.log2(scale).is_integer():
+            raise ValueError(f"`scale` must be a power of two. Received: scale={scale}.")
         self.scale = float(scale)
         self.zero_point = int(zero_point)
 

@@ -6,6 +6,9 @@ from keras import ops
 from tfquant.numerics import QuantParams
 from tfquant.quantizers.base import Quantizer, RecordingScope
 
+# Of half precision; what is beyond becomes this, not infinity.
+LARGEST = 65504.0
+
 
 @keras.saving.register_keras_serializable(package="tfquant")
 class Float16(Quantizer):
@@ -34,7 +37,7 @@ class Float16(Quantizer):
         scope = RecordingScope.current()
         if scope is not None and not scope.quantize_weights:
             return x
-        return ops.cast(ops.cast(x, "float16"), x.dtype)
+        return ops.cast(ops.cast(ops.clip(x, -LARGEST, LARGEST), "float16"), x.dtype)
 
     def get_config(self):
         config = keras.layers.Layer.get_config(self)

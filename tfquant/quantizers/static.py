@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfquant.numerics import QuantParams
 from tfquant.quantizers.base import Quantizer
@@ -23,7 +24,6 @@ class Static(Quantizer):
     def __init__(self, spec, group: str | None = None, **kwargs):
         super().__init__(spec, **kwargs)
         self.group = group
-        self._calibrated = False
 
     def build(self, input_shape=None):
         """Creates `scale`, `zero_point` and the flag that says whether they were set."""
@@ -42,7 +42,8 @@ class Static(Quantizer):
 
     @property
     def calibrated(self) -> bool:
-        return self._calibrated
+        with tf.init_scope():  # Also while a graph is traced: the answer shapes the graph.
+            return bool(self.is_set.numpy())
 
     def params(self, x=None) -> QuantParams:
         """Returns scalars `scale` and `zero_point`."""
@@ -64,11 +65,6 @@ class Static(Quantizer):
         self.scale.assign(scale)
         self.zero_point.assign(float(params.zero_point))
         self.is_set.assign(1.0)
-        self._calibrated = True
-
-    def load_own_variables(self, store):
-        super().load_own_variables(store)
-        self._calibrated = bool(self.is_set.numpy())
 
     def get_config(self):
         return {**super().get_config(), "group": self.group}

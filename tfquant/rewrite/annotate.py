@@ -70,7 +70,7 @@ def quantize_annotate_layer(layer, quantize_config: QuantizeConfig | None = None
 
     Raises:
         ValueError: If `layer` is a model or marked already.
-        TypeError: If `quantize_config` is not a `QuantizeConfig`.
+        TypeError: If `layer` is no layer, or `quantize_config` no `QuantizeConfig`.
 
     Example:
 
@@ -89,6 +89,8 @@ def quantize_annotate_layer(layer, quantize_config: QuantizeConfig | None = None
             f"quantize_annotate_layer expects a layer. Received: the model '{layer.name}'. Use "
             "quantize_annotate_model for a model."
         )
+    if not isinstance(layer, keras.layers.Layer):
+        raise TypeError(f"quantize_annotate_layer expects a layer. Received: {layer!r}.")
     if isinstance(layer, QuantizeAnnotate):
         raise ValueError(f"Layer '{layer.layer.name}' is marked already.")
     return QuantizeAnnotate(layer, quantize_config)

@@ -9,6 +9,7 @@ from tfquant.numerics import QuantParams
 from tfquant.quantizers import Grid, Quantizer, grid_of, on_grid
 from tfquant.registry.elementwise import SameGridConfig
 from tfquant.rewrite.graph import UniqueNames, clone_graph
+from tfquant.rewrite.validate import check_is_model
 from tfquant.wrappers import LoweredKernel, Quantize, QuantizeWrapper
 from tfquant.wrappers.config import copy_layer, transfer_weights
 
@@ -93,8 +94,10 @@ def lower(model) -> Lowered:
         `Lowered`.
 
     Raises:
+        TypeError: If it is no Keras model.
         ValueError: If the model is not quantized, or an activation has no grid yet.
     """
+    check_is_model(model)
     points, units, float_layers, copies = {}, [], {}, {}
     unique = UniqueNames()
 

@@ -17,11 +17,7 @@ def check_model(model) -> None:
         ValueError: If it is not built, subclassed without a graph, quantized already, or holds
             weights that are not finite.
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"A Keras 3 model is expected. Received: {type(model).__module__}."
-            f"{type(model).__name__}."
-        )
+    check_is_model(model)
     if isinstance(model, keras.Sequential) and not model.built:
         raise ValueError(
             f"Model '{model.name}' is not built: its input shape is not known. Add "
@@ -30,6 +26,15 @@ def check_model(model) -> None:
     _check_readable(model)
     for layer in _leaves(model):
         _check_layer(model, layer)
+
+
+def check_is_model(model) -> None:
+    """Raises a `TypeError` if `model` is not a Keras model."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"A Keras 3 model is expected. Received: {model!r} of type "
+            f"{type(model).__module__}.{type(model).__name__}."
+        )
 
 
 def _check_readable(model):

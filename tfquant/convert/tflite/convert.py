@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
+from tfquant.calibrate.data import batches
 from tfquant.convert.tflite import rules
 from tfquant.convert.tflite.anchor import anchor
 from tfquant.convert.tflite.assign import AS_THE_SCHEME_SAYS, assign
@@ -21,6 +22,7 @@ from tfquant.wrappers import Quantize
 
 INPUT_TYPES = ("int8", "uint8", "int16", "float32")
 RANDOM_ROWS = 16
+SAMPLE_ROWS = 512
 
 
 def to_tflite(
@@ -45,7 +47,7 @@ def to_tflite(
             activations, or `"float32"` where they are float.
         output_type: Type of its outputs; the default is `input_type`.
         batch_size: Fixed batch dimension, `None` for a free one. A fixed one is faster.
-        samples: Inputs for the comparison: an array, or a list of arrays. The default is what
+        samples: Inputs for the comparison, in any form that `calibrate` takes. The default is what
             `calibrate` saw; a model loaded from a file has forgotten it, and random inputs within
             the calibrated range are used.
         verify: Whether to compare.
@@ -55,10 +57,16 @@ def to_tflite(
         `ConversionReport`; print it.
 
     Raises:
-        ValueError: If the model is not quantized or not calibrated, or a type does not fit.
+        TypeError: If `model` is not a Keras model.
+        ValueError: If the model is not quantized or not calibrated, a type does not fit, or the
+            samples do not.
         OSError: If `path` cannot be written.
     """
     path = os.fspath(path)
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(
+            f"`batch_size` must be a positive integer or None. Received: {batch_size!r}."
+        )
     _check_writable(path)
     lowered = lower(model)
     input_type, output_type = _io_types(lowered, input_type, output_type)
@@ -140,8 +148,8 @@ def _write_file(path, content):
 def _sample_rows(model, samples):
     """Returns one array for each input, and where they come from."""
     if samples is not None:
-        from_user = samples if isinstance(samples, (list, tuple)) else [samples]
-        return [np.asarray(array) for array in from_user], "your samples"
+        parts = list(batches(samples, model.inputs, SAMPLE_ROWS, steps=1))
+        return parts[0], "your samples"
     kept = getattr(model, "calibration_samples", None)
     if kept:
         return [np.asarray(array) for array in kept], "calibration inputs"
