@@ -33,6 +33,22 @@ enum Scales { kNoScales = 0, kWeightScales = 1, kBothScales = 2, kScaleModes = 3
 // A tile's number of rows as its log2, 0 to 3; kGemv is the tile of one row and more panels.
 constexpr int kGemv = 4, kRowSizes = 5;
 
+// Where a row of x goes: K is cut into stretches, and within a stretch all the rows of a tile lie
+// together, interleaved by `unit` values; so a tile reads one short sequential piece, and the tiles
+// of a stretch follow each other. (Rows a power of two apart would fall on the same cache sets.)
+//
+//     | stretch 0: tile 0 | tile 1 | ... | stretch 1: tile 0 | tile 1 | ...
+//     tile = [k / unit][rows][unit]
+struct InterleavedRow {
+  int64_t m;          // rows of all tiles
+  int64_t first_row;  // of this tile
+  int64_t rows, row;  // of this tile, and this row in it
+  int64_t stretch;    // values of k
+
+  // Start of the stretch at `k`, of `length`; of the row itself, add row * unit.
+  int64_t At(int64_t k, int64_t length) const { return k * m + first_row * length; }
+};
+
 // One row of x on its way to the tiles.
 struct PrepareArgs {
   const float* x;  // padded_k floats, zero beyond k
@@ -40,10 +56,10 @@ struct PrepareArgs {
   Activations activations;
   float x_scale;
   int zero_point, offset;
-  int64_t rows, row;    // interleaved as row `row` of `rows`
-  void* out;            // int8 or float, interleaved
-  int32_t* offset_sum;  // interleaved [group][rows]
-  float* group_scale;   // interleaved, kPerGroup only
+  InterleavedRow to;
+  void* out;            // int8 or float, at `to`
+  int32_t* offset_sum;  // likewise, one for each group
+  float* group_scale;   // likewise, kPerGroup only
   float* row_scale;     // one value
   int8_t* scratch;      // padded_k bytes
 };
@@ -86,7 +102,7 @@ struct DequantizeArgs {
 
 struct Kernels {
   int64_t panels, gemv_panels;  // panels of a tile, and of a kGemv tile
-  int max_row_size;             // log2 of the most rows a tile takes
+  int max_row_size[2];          // log2 of the most rows of a tile, without and with group scales
   bool unsigned_weights;        // stored offsets are left in and undone by offset_sum
   Tile integer[kSources][kScaleModes][kRowSizes];
   Tile real[kSources][2][kRowSizes];  // float activations; staged ones are floats, scaled
@@ -96,7 +112,8 @@ struct Kernels {
                         float* values);
   void (*prepare)(const PrepareArgs&);
   void (*finish)(const FinishArgs&);
-  void (*encode_signs)(const float* x, int64_t padded_k, int64_t rows, int64_t row, uint32_t* out);
+  // 8 values of k make one code, so `to.stretch` counts codes.
+  void (*encode_signs)(const float* x, int64_t padded_k, const InterleavedRow& to, uint32_t* out);
   void (*binary[kGemv])(const BinaryTileArgs&);
   void (*dequantize)(const DequantizeArgs&);
 };

@@ -60,6 +60,10 @@ std::vector<RowBlock> CutRows(int64_t m, int max_size) {
   return blocks;
 }
 
+int MaxRowSize(const PackedLayout& layout, const Kernels& kernels) {
+  return kernels.max_row_size[layout.group_size != 0];
+}
+
 // Row `m` of x as padded_k floats: in place where it can be, otherwise copied to `scratch`.
 const float* FloatRow(const MatmulArgs& args, int64_t m, Scratch* scratch) {
   const int64_t k = args.layout.k, padded = args.layout.padded_k();
@@ -92,7 +96,11 @@ struct Prepared {
   int32_t* offset_sum_at = nullptr;
   float* group_scale_at = nullptr;
   float* row_scale_at = nullptr;
-  int64_t x_row_bytes = 0;
+  int64_t stretch = 0;  // in int8 values, floats or codes of eight signs
+
+  InterleavedRow Place(const RowBlock& block, int64_t row) const {
+    return {m, block.row, block.rows(), row, stretch};
+  }
 };
 
 void PrepareRows(const MatmulArgs& args, const Kernels& kernels, int64_t first, int64_t m,
@@ -102,24 +110,25 @@ void PrepareRows(const MatmulArgs& args, const Kernels& kernels, int64_t first, 
   const bool binary = layout.binary();
   const bool real = args.activations == Activations::kFloat && !binary;
   p->m = m;
-  p->blocks = CutRows(m, kernels.max_row_size);
-  p->x_row_bytes = binary ? padded / 8 * 4 : (real ? padded * 4 : padded);
-  p->x_at = p->x.Get<uint8_t>(m * p->x_row_bytes);
+  p->blocks = CutRows(m, MaxRowSize(layout, kernels));
+  p->stretch = binary ? kBinaryStretch : kBlockDepth * (real ? kRealBlocks : kIntegerBlocks);
+  // A single tile reads one piece.
+  if (p->blocks.size() == 1) p->stretch = padded;
+  p->x_at = p->x.Get<uint8_t>(m * (binary ? padded / 8 * 4 : (real ? padded * 4 : padded)));
   p->row_scale_at = p->row_scale.Get<float>(m);
   if (!binary && !real) {
     p->offset_sum_at = p->offset_sum.Get<int32_t>(m * groups);
     p->group_scale_at = p->group_scale.Get<float>(m * groups);
   }
-  const int64_t cost = std::max<int64_t>(1, padded * int64_t{1} << kernels.max_row_size) / 2;
+  const int64_t cost = std::max<int64_t>(1, (padded << MaxRowSize(layout, kernels)) / 2);
   parallel_for(static_cast<int64_t>(p->blocks.size()), cost, [&](int64_t begin, int64_t end) {
     static thread_local Scratch row_scratch, byte_scratch;
     for (int64_t b = begin; b < end; ++b) {
       const RowBlock& block = p->blocks[static_cast<size_t>(b)];
       for (int64_t r = 0; r < block.rows(); ++r) {
         const float* const x = FloatRow(args, first + block.row + r, &row_scratch);
-        uint8_t* const out = p->x_at + block.row * p->x_row_bytes;
         if (binary) {
-          kernels.encode_signs(x, padded, block.rows(), r, reinterpret_cast<uint32_t*>(out));
+          kernels.encode_signs(x, padded, p->Place(block, r), reinterpret_cast<uint32_t*>(p->x_at));
           continue;
         }
         PrepareArgs prepare = {};
@@ -130,13 +139,12 @@ void PrepareRows(const MatmulArgs& args, const Kernels& kernels, int64_t first, 
         prepare.x_scale = args.x_scale;
         prepare.zero_point = args.zero_point;
         prepare.offset = Offset(layout.num_bits);
-        prepare.rows = block.rows();
-        prepare.row = r;
-        prepare.out = out;
+        prepare.to = p->Place(block, r);
+        prepare.out = p->x_at;
         prepare.row_scale = p->row_scale_at + block.row + r;
         if (!real) {
-          prepare.offset_sum = p->offset_sum_at + block.row * groups;
-          prepare.group_scale = p->group_scale_at + block.row * groups;
+          prepare.offset_sum = p->offset_sum_at;
+          prepare.group_scale = p->group_scale_at;
           prepare.scratch = byte_scratch.Get<int8_t>(padded);
         }
         kernels.prepare(prepare);
@@ -220,9 +228,10 @@ void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
   const int64_t blocks = layout.padded_k() / kBlockDepth;
   const bool grouped = layout.group_size != 0;
   const int64_t group_blocks = layout.group_depth() / kBlockDepth;
-  const bool many = stripe.last_block - stripe.first_block > 1;
-  const bool staged = many && (real || layout.num_bits < 8);
-  const int64_t stretch = !many ? blocks : (real ? kRealBlocks : kIntegerBlocks);
+  // Unpacking to the cache first pays from the third tile on.
+  const size_t tiles = stripe.last_block - stripe.first_block;
+  const bool staged = tiles > 2 && (real || layout.num_bits < 8);
+  const int64_t stretch = std::min(blocks, p.stretch / kBlockDepth);
   const Source packed =
       layout.num_bits == 8 ? kPacked8 : (layout.num_bits == 4 ? kPacked4 : kPacked2);
   const Scales scales =
@@ -265,11 +274,12 @@ void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
     const Source source = staged ? kStaged : packed;
     for (size_t b = stripe.first_block; b < stripe.last_block; ++b) {
       const RowBlock& block = p.blocks[b];
-      const int64_t rows = block.rows();
-      const int64_t group = grouped ? begin / group_blocks : 0;
-      tile.x = p.x_at + block.row * p.x_row_bytes + begin * kBlockDepth * rows * (real ? 4 : 1);
+      const InterleavedRow place = p.Place(block, 0);
+      const int64_t k = begin * kBlockDepth, length = tile.blocks * kBlockDepth;
+      tile.x = p.x_at + place.At(k, length) * (real ? 4 : 1);
       if (!real) {
-        const int64_t at = block.row * layout.groups() + group * rows;
+        const int64_t at =
+            grouped ? place.At(begin / group_blocks, tile.blocks / group_blocks) : place.At(0, 1);
         tile.offset_sum = p.offset_sum_at + at;
         tile.x_scale = p.group_scale_at + at;
       }
@@ -295,16 +305,14 @@ void RunBinaryPanel(const Job& job, const Stripe& stripe, int64_t panel) {
   const uint8_t* const weights =
       job.args.weights + layout.panels_offset() + panel * layout.panel_bytes();
   const int64_t depth = layout.padded_k() / 8;
-  const bool many = stripe.last_block - stripe.first_block > 1;
-  const int64_t stretch = many ? kBinaryStretch : depth;
+  const int64_t stretch = std::min(depth, p.stretch);
   for (int64_t begin = 0; begin < depth; begin += stretch) {
     for (size_t b = stripe.first_block; b < stripe.last_block; ++b) {
       const RowBlock& block = p.blocks[b];
       BinaryTileArgs tile = {};
       tile.weights = weights + begin * kRowBytes;
       tile.depth = std::min(stretch, depth - begin);
-      tile.x = reinterpret_cast<const uint32_t*>(p.x_at + block.row * p.x_row_bytes) +
-               begin * block.rows();
+      tile.x = reinterpret_cast<const uint32_t*>(p.x_at) + p.Place(block, 0).At(begin, tile.depth);
       tile.sum = sum + (block.row - stripe.begin) * kBinaryPanelColumns;
       job.kernels.binary[block.size](tile);
     }
@@ -322,7 +330,7 @@ void SerialFor(int64_t count, int64_t cost, const std::function<void(int64_t, in
   if (count > 0) body(0, count);
 }
 
-std::string CheckMatmul(const MatmulArgs& args) {
+std::string CheckSettings(const MatmulArgs& args) {
   PackedLayout layout;
   std::string error = MakeLayout(args.layout.num_bits, args.layout.group_size, args.layout.k,
                                  args.layout.n, &layout);
@@ -350,6 +358,13 @@ std::string CheckMatmul(const MatmulArgs& args) {
              std::to_string(args.zero_point) + ".";
     }
   }
+  return "";
+}
+
+std::string CheckMatmul(const MatmulArgs& args) {
+  const std::string error = CheckSettings(args);
+  if (!error.empty()) return error;
+  const PackedLayout& layout = args.layout;
   constexpr int64_t kMost = int64_t{1} << 60;
   if (args.m < 0 || args.m > kMost / layout.padded_k() || args.m > kMost / layout.padded_n()) {
     return "`x` has a number of rows that overflows. Received: m=" + std::to_string(args.m) + ".";

@@ -57,7 +57,9 @@ using ParallelFor = std::function<void(int64_t count, int64_t cost,
 // Runs everything on the calling thread.
 void SerialFor(int64_t count, int64_t cost, const std::function<void(int64_t, int64_t)>& body);
 
-// What is wrong with the arguments, in words, or "".
+// What is wrong with the arguments, in words, or "". CheckSettings looks at the numbers alone, so a
+// shape function can say the same before there are tensors.
+std::string CheckSettings(const MatmulArgs& args);
 std::string CheckMatmul(const MatmulArgs& args);
 
 // `args` must have passed CheckMatmul; `kernels` are those of a path, see path.h.

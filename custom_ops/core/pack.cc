@@ -77,7 +77,7 @@ std::string MakeLayout(int num_bits, int64_t group_size, int64_t k, int64_t n,
   return "";
 }
 
-std::string CheckPacked(const uint8_t* data, int64_t bytes, const PackedLayout& layout) {
+std::string CheckPackedBytes(int64_t bytes, const PackedLayout& layout) {
   if (bytes != layout.bytes()) {
     return "`weights` must hold " + std::to_string(layout.bytes()) +
            " bytes for k=" + std::to_string(layout.k) + ", n=" + std::to_string(layout.n) +
@@ -85,6 +85,12 @@ std::string CheckPacked(const uint8_t* data, int64_t bytes, const PackedLayout& 
            ", group_size=" + std::to_string(layout.group_size) +
            ". Received: " + std::to_string(bytes) + " bytes.";
   }
+  return "";
+}
+
+std::string CheckPacked(const uint8_t* data, int64_t bytes, const PackedLayout& layout) {
+  const std::string error = CheckPackedBytes(bytes, layout);
+  if (!error.empty()) return error;
   PackedHeader header;
   std::memcpy(&header, data, sizeof(header));
   if (header.magic != kPackedMagic || header.num_bits != layout.num_bits ||

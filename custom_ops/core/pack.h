@@ -16,6 +16,9 @@ namespace tfquant {
 std::string MakeLayout(int num_bits, int64_t group_size, int64_t k, int64_t n,
                        PackedLayout* layout);
 
+// Does a buffer of `bytes` bytes fit this layout?
+std::string CheckPackedBytes(int64_t bytes, const PackedLayout& layout);
+
 // Is `data` a buffer of this layout? Looks at its size and at its header.
 std::string CheckPacked(const uint8_t* data, int64_t bytes, const PackedLayout& layout);
 

@@ -3,7 +3,7 @@
 // `PanelKernels<Isa>::kTable`. Meaning: reference_matmul.h. Layouts: blocks.h.
 //
 // `Isa` provides
-//   constants   kUnsignedWeights, kPanels, kGemvPanels, kMaxRowSize
+//   constants   kUnsignedWeights, kPanels, kGemvPanels, kMaxRowSize, kMaxGroupedRowSize
 //   Sum         16 x int32:  Splat LoadSum StoreSum ToReal
 //   Real        16 x float:  SplatReal LoadReal StoreReal Fma Mul HalfScales
 //   Dot<kBits, kPacked, rows, panels>(weights, x, sum)   sum += one block of 32 values of k
@@ -36,6 +36,7 @@ void IntegerTile(const TileArgs& args) {
   using Sum = typename Isa::Sum;
   using Real = typename Isa::Real;
   const uint8_t* weights[kPanels];
+#pragma GCC unroll 4
   for (int p = 0; p < kPanels; ++p) weights[p] = args.weights[p];
   const int8_t* x = static_cast<const int8_t*>(args.x);
   constexpr int64_t kBytes = kPacked ? kBits * kRowBytes : 8 * kRowBytes;
@@ -43,7 +44,9 @@ void IntegerTile(const TileArgs& args) {
   if (kScales == kNoScales) {
     int32_t* const out = static_cast<int32_t*>(args.sum);
     Sum sum[kRows][kPanels];
+#pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
         sum[m][p] = args.first ? Isa::Splat(Isa::kUnsignedWeights ? args.offset_sum[m] : 0)
                                : Isa::LoadSum(out + (m * kPanels + p) * kPanelColumns);
@@ -51,9 +54,12 @@ void IntegerTile(const TileArgs& args) {
     }
     for (int64_t b = 0; b < args.blocks; ++b, x += kBlockDepth * kRows) {
       Isa::template Dot<kBits, kPacked, kRows, kPanels>(weights, x, sum);
+#pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) weights[p] += kBytes;
     }
+#pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
         Isa::StoreSum(out + (m * kPanels + p) * kPanelColumns, sum[m][p]);
       }
@@ -63,7 +69,9 @@ void IntegerTile(const TileArgs& args) {
 
   float* const out = static_cast<float*>(args.sum);
   Real total[kRows][kPanels];
+#pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
       total[m][p] =
           args.first ? Isa::SplatReal(0) : Isa::LoadReal(out + (m * kPanels + p) * kPanelColumns);
@@ -74,33 +82,41 @@ void IntegerTile(const TileArgs& args) {
   const int64_t groups = args.blocks / args.blocks_per_group;
   for (int64_t g = 0; g < groups; ++g, offset_sum += kRows) {
     Sum sum[kRows][kPanels];
+#pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
-      const Sum start = Isa::Splat(Isa::kUnsignedWeights ? offset_sum[m] : 0);
-      for (int p = 0; p < kPanels; ++p) sum[m][p] = start;
-    }
-    for (int64_t b = 0; b < args.blocks_per_group; ++b, x += kBlockDepth * kRows) {
-      Isa::template Dot<kBits, kPacked, kRows, kPanels>(weights, x, sum);
-      for (int p = 0; p < kPanels; ++p) weights[p] += kBytes;
-    }
-    Real scale[kPanels];
-    for (int p = 0; p < kPanels; ++p) {
-      if (kPacked) {
-        scale[p] = Isa::HalfScales(weights[p]);
-        weights[p] += sizeof(GroupScales);
-      } else {
-        scale[p] = Isa::LoadReal(args.scale[p] + g * kPanelColumns);
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) {
+        sum[m][p] = Isa::Splat(Isa::kUnsignedWeights ? offset_sum[m] : 0);
       }
     }
-    for (int m = 0; m < kRows; ++m) {
-      for (int p = 0; p < kPanels; ++p) {
+    int64_t b = args.blocks_per_group;
+    do {
+      Isa::template Dot<kBits, kPacked, kRows, kPanels>(weights, x, sum);
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) weights[p] += kBytes;
+      x += kBlockDepth * kRows;
+    } while (--b > 0);
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) {
+      Real scale;
+      if (kPacked) {
+        scale = Isa::HalfScales(weights[p]);
+        weights[p] += sizeof(GroupScales);
+      } else {
+        scale = Isa::LoadReal(args.scale[p] + g * kPanelColumns);
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m) {
         const Real factor =
-            kScales == kBothScales ? Isa::Mul(scale[p], Isa::SplatReal(x_scale[m])) : scale[p];
+            kScales == kBothScales ? Isa::Mul(scale, Isa::SplatReal(x_scale[m])) : scale;
         total[m][p] = Isa::Fma(Isa::ToReal(sum[m][p]), factor, total[m][p]);
       }
     }
     if (kScales == kBothScales) x_scale += kRows;
   }
+#pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
       Isa::StoreReal(out + (m * kPanels + p) * kPanelColumns, total[m][p]);
     }
@@ -113,12 +129,15 @@ void RealTile(const TileArgs& args) {
   constexpr int kValues = 32 / kBits;  // values of k in a row of 64 bytes
   using Real = typename Isa::Real;
   const uint8_t* weights[kPanels];
+#pragma GCC unroll 4
   for (int p = 0; p < kPanels; ++p) weights[p] = args.weights[p];
   const float* x = static_cast<const float*>(args.x);
   float* const out = static_cast<float*>(args.sum);
 
   Real total[kRows][kPanels];
+#pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
       total[m][p] =
           args.first ? Isa::SplatReal(0) : Isa::LoadReal(out + (m * kPanels + p) * kPanelColumns);
@@ -127,11 +146,14 @@ void RealTile(const TileArgs& args) {
   const int64_t groups = args.blocks / args.blocks_per_group;
   for (int64_t g = 0; g < groups; ++g) {
     Real part[kRows][kPanels];
+#pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) part[m][p] = kScaled ? Isa::SplatReal(0) : total[m][p];
     }
     for (int64_t r = 0; r < args.blocks_per_group * kBits; ++r) {
       typename Isa::Row row[kPanels];
+#pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) row[p] = Isa::LoadRow(weights[p] + r * kRowBytes);
 #pragma GCC unroll 16
       for (int i = 0; i < kValues; ++i, x += kRows) {
@@ -145,18 +167,23 @@ void RealTile(const TileArgs& args) {
         }
       }
     }
+#pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
       weights[p] += args.blocks_per_group * kBits * kRowBytes;
       if (kScaled) {
         const Real scale = Isa::HalfScales(weights[p]);
         weights[p] += sizeof(GroupScales);
+#pragma GCC unroll 8
         for (int m = 0; m < kRows; ++m) total[m][p] = Isa::Fma(part[m][p], scale, total[m][p]);
       } else {
+#pragma GCC unroll 8
         for (int m = 0; m < kRows; ++m) total[m][p] = part[m][p];
       }
     }
   }
+#pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
       Isa::StoreReal(out + (m * kPanels + p) * kPanelColumns, total[m][p]);
     }
@@ -168,11 +195,14 @@ template <class Isa, int kRows, int kPanels>
 void StagedRealTile(const TileArgs& args) {
   using Real = typename Isa::Real;
   const float* weights[kPanels];
+#pragma GCC unroll 4
   for (int p = 0; p < kPanels; ++p) weights[p] = reinterpret_cast<const float*>(args.weights[p]);
   const float* x = static_cast<const float*>(args.x);
   float* const out = static_cast<float*>(args.sum);
   Real total[kRows][kPanels];
+#pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
       total[m][p] =
           args.first ? Isa::SplatReal(0) : Isa::LoadReal(out + (m * kPanels + p) * kPanelColumns);
@@ -181,6 +211,7 @@ void StagedRealTile(const TileArgs& args) {
   const int64_t depth = args.blocks * kBlockDepth;
   for (int64_t k = 0; k < depth; ++k, x += kRows) {
     Real value[kPanels];
+#pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) value[p] = Isa::LoadReal(weights[p] + k * kPanelColumns);
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
@@ -189,7 +220,9 @@ void StagedRealTile(const TileArgs& args) {
       for (int p = 0; p < kPanels; ++p) total[m][p] = Isa::Fma(value[p], one, total[m][p]);
     }
   }
+#pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
       Isa::StoreReal(out + (m * kPanels + p) * kPanelColumns, total[m][p]);
     }
@@ -249,8 +282,11 @@ inline int32_t LargestBits(const float* x, int64_t count) {
 template <class Isa>
 void Prepare(const PrepareArgs& a) {
   if (a.activations == Activations::kFloat) {
-    float* const out = static_cast<float*>(a.out) + a.row;
-    for (int64_t k = 0; k < a.padded_k; ++k) out[k * a.rows] = a.x[k];
+    for (int64_t at = 0; at < a.padded_k; at += a.to.stretch) {
+      const int64_t length = Min(a.to.stretch, a.padded_k - at);
+      float* const out = static_cast<float*>(a.out) + a.to.At(at, length) + a.to.row;
+      for (int64_t k = 0; k < length; ++k) out[k * a.to.rows] = a.x[at + k];
+    }
     *a.row_scale = 1;
     return;
   }
@@ -260,13 +296,20 @@ void Prepare(const PrepareArgs& a) {
   const bool by_group = a.activations == Activations::kPerGroup;
   const int64_t stretch = by_group ? a.group_depth : a.padded_k;
   const float not_a_number = BitsToFloat(0x7fc00000u);
+  const int64_t groups = a.padded_k / a.group_depth;
+  // At least one group: per channel, the one group belongs to the first stretch.
+  const int64_t group_stretch = a.to.stretch < a.group_depth ? 1 : a.to.stretch / a.group_depth;
+  const auto group_at = [&](int64_t g) {
+    const int64_t first = g / group_stretch * group_stretch;
+    return a.to.At(first, Min(group_stretch, groups - first)) + (g - first) * a.to.rows + a.to.row;
+  };
   *a.row_scale = finite ? 1 : not_a_number;
   for (int64_t at = 0, g = 0; at < a.padded_k; at += stretch, ++g) {
     const float* const x = a.x + at;
     int8_t* const q = a.scratch + at;
     if (!finite) {
       memset(q, 0, static_cast<size_t>(stretch));
-      if (by_group) a.group_scale[g * a.rows + a.row] = not_a_number;
+      if (by_group) a.group_scale[group_at(g)] = not_a_number;
       continue;
     }
     if (a.activations == Activations::kStatic) {
@@ -293,17 +336,20 @@ void Prepare(const PrepareArgs& a) {
       q[i] = static_cast<int8_t>(static_cast<int32_t>(Round(x[i] * inverse)));
     }
     if (by_group) {
-      a.group_scale[g * a.rows + a.row] = scale;
+      a.group_scale[group_at(g)] = scale;
     } else {
       *a.row_scale = scale;
     }
   }
-  int8_t* const out = static_cast<int8_t*>(a.out) + a.row * 4;
-  for (int64_t k = 0; k < a.padded_k; k += 4) memcpy(out + k * a.rows, a.scratch + k, 4);
-  for (int64_t at = 0, g = 0; at < a.padded_k; at += a.group_depth, ++g) {
+  for (int64_t at = 0; at < a.padded_k; at += a.to.stretch) {
+    const int64_t length = Min(a.to.stretch, a.padded_k - at);
+    int8_t* const out = static_cast<int8_t*>(a.out) + a.to.At(at, length) + a.to.row * 4;
+    for (int64_t k = 0; k < length; k += 4) memcpy(out + k * a.to.rows, a.scratch + at + k, 4);
+  }
+  for (int64_t g = 0; g < groups; ++g) {
     int32_t sum = 0;
-    for (int64_t i = 0; i < a.group_depth; ++i) sum += a.scratch[at + i];
-    a.offset_sum[g * a.rows + a.row] = -a.offset * sum;
+    for (int64_t i = 0; i < a.group_depth; ++i) sum += a.scratch[g * a.group_depth + i];
+    a.offset_sum[group_at(g)] = -a.offset * sum;
   }
 }
 
@@ -382,11 +428,16 @@ void Finish(const FinishArgs& a) {
 
 // One code for eight signs, what Isa::BinaryTile wants of an activation byte.
 template <class Isa>
-void EncodeSigns(const float* x, int64_t padded_k, int64_t rows, int64_t row, uint32_t* out) {
-  for (int64_t k = 0; k < padded_k; k += 8) {
-    uint32_t byte = 0;
-    for (int i = 0; i < 8; ++i) byte |= static_cast<uint32_t>(x[k + i] < 0) << i;
-    out[k / 8 * rows + row] = Isa::EncodeByte(byte);
+void EncodeSigns(const float* x, int64_t padded_k, const InterleavedRow& to, uint32_t* out) {
+  const int64_t codes = padded_k / 8;
+  for (int64_t at = 0; at < codes; at += to.stretch) {
+    const int64_t length = Min(to.stretch, codes - at);
+    uint32_t* const piece = out + to.At(at, length) + to.row;
+    for (int64_t i = 0; i < length; ++i, x += 8) {
+      uint32_t byte = 0;
+      for (int j = 0; j < 8; ++j) byte |= static_cast<uint32_t>(x[j] < 0) << j;
+      piece[i * to.rows] = Isa::EncodeByte(byte);
+    }
   }
 }
 
@@ -560,7 +611,8 @@ struct PanelKernels {
     Kernels t = {};
     t.panels = Isa::kPanels;
     t.gemv_panels = Isa::kGemvPanels;
-    t.max_row_size = Isa::kMaxRowSize;
+    t.max_row_size[0] = Isa::kMaxRowSize;
+    t.max_row_size[1] = Isa::kMaxGroupedRowSize;
     t.unsigned_weights = Isa::kUnsignedWeights;
     FillSize<0>(&t);
     FillSize<1>(&t);

@@ -15,7 +15,7 @@ namespace {
 
 struct Pairs {
   static constexpr bool kUnsignedWeights = true;
-  static constexpr int kPanels = 1, kGemvPanels = 4, kMaxRowSize = 2;
+  static constexpr int kPanels = 1, kGemvPanels = 4, kMaxRowSize = 2, kMaxGroupedRowSize = 2;
 
   struct Sum {
     __m256i a, b;

@@ -10,7 +10,7 @@ namespace {
 
 struct Avx512 {
   static constexpr bool kUnsignedWeights = true;
-  static constexpr int kPanels = 2, kGemvPanels = 4, kMaxRowSize = 3;
+  static constexpr int kPanels = 2, kGemvPanels = 4, kMaxRowSize = 3, kMaxGroupedRowSize = 2;
 
   using Sum = __m512i;
   using Real = __m512;

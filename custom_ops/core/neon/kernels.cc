@@ -11,7 +11,7 @@ namespace {
 
 struct Neon {
   static constexpr bool kUnsignedWeights = false;
-  static constexpr int kPanels = 1, kGemvPanels = 2, kMaxRowSize = 2;
+  static constexpr int kPanels = 1, kGemvPanels = 2, kMaxRowSize = 2, kMaxGroupedRowSize = 2;
 
   struct Sum {
     int32x4_t v[4];

@@ -6,7 +6,7 @@ namespace {
 
 struct Portable {
   static constexpr bool kUnsignedWeights = true;
-  static constexpr int kPanels = 1, kGemvPanels = 1, kMaxRowSize = 2;
+  static constexpr int kPanels = 1, kGemvPanels = 1, kMaxRowSize = 2, kMaxGroupedRowSize = 2;
 
   struct Sum {
     int32_t v[16];
