@@ -1,6 +1,7 @@
 // The CPU kernels of the ops: check, allocate, call core on TensorFlow's own threads.
-#include <limits>
+#include <optional>
 #include <string>
+#include <type_traits>
 
 #include "../core/dequantize.h"
 #include "../core/matmul.h"
@@ -44,7 +45,11 @@ ParallelFor ThreadsOf(OpKernelContext* ctx) {
   tensorflow::thread::ThreadPool* const pool = threads->workers;
   return [pool](int64_t count, int64_t cost, const std::function<void(int64_t, int64_t)>& body) {
     if (count == 0) return;
-    pool->ParallelFor(count, cost * 3, body);  // in cycles
+    using Pool = tensorflow::thread::ThreadPool;
+    constexpr int64_t kCyclesPerNanosecond = 3;
+    const Pool::SchedulingParams params(Pool::SchedulingStrategy::kAdaptive,
+                                        cost * kCyclesPerNanosecond, std::nullopt);
+    pool->ParallelFor(count, params, body);
   };
 }
 

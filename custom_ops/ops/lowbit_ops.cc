@@ -13,12 +13,11 @@
 namespace tfquant {
 namespace {
 
-using tensorflow::Status;
 using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
-Status Words(const std::string& error) {
+absl::Status Words(const std::string& error) {
   return error.empty() ? absl::OkStatus() : absl::InvalidArgumentError(error);
 }
 
@@ -29,7 +28,7 @@ T Attr(InferenceContext* c, const char* name) {
   return value;
 }
 
-Status LowbitMatmulShape(InferenceContext* c) {
+absl::Status LowbitMatmulShape(InferenceContext* c) {
   ShapeHandle x, weights, bias;
   TF_RETURN_IF_ERROR(c->WithRankAtLeast(c->input(0), 1, &x));
   TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 1, &weights));
@@ -59,7 +58,7 @@ Status LowbitMatmulShape(InferenceContext* c) {
   return absl::OkStatus();
 }
 
-Status LowbitPackShape(InferenceContext* c) {
+absl::Status LowbitPackShape(InferenceContext* c) {
   ShapeHandle q, scale;
   TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &q));
   TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 2, &scale));
@@ -77,7 +76,7 @@ Status LowbitPackShape(InferenceContext* c) {
   return absl::OkStatus();
 }
 
-Status LowbitUnpackShape(InferenceContext* c) {
+absl::Status LowbitUnpackShape(InferenceContext* c) {
   ShapeHandle weights;
   TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 1, &weights));
   PackedLayout layout;
@@ -91,7 +90,7 @@ Status LowbitUnpackShape(InferenceContext* c) {
   return absl::OkStatus();
 }
 
-Status PlainNumBits(InferenceContext* c, int* num_bits) {
+absl::Status PlainNumBits(InferenceContext* c, int* num_bits) {
   *num_bits = static_cast<int>(Attr<int64_t>(c, "num_bits"));
   PlainArgs args;  // nothing but the numbers
   args.num_bits = *num_bits;
@@ -100,7 +99,7 @@ Status PlainNumBits(InferenceContext* c, int* num_bits) {
   return Words(CheckPlain(args));
 }
 
-Status DequantizeShape(InferenceContext* c) {
+absl::Status DequantizeShape(InferenceContext* c) {
   ShapeHandle packed, ignored;
   int num_bits;
   TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &packed));
@@ -113,7 +112,7 @@ Status DequantizeShape(InferenceContext* c) {
   return absl::OkStatus();
 }
 
-Status QuantizePackShape(InferenceContext* c) {
+absl::Status QuantizePackShape(InferenceContext* c) {
   ShapeHandle x, ignored;
   int num_bits;
   TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &x));

@@ -153,7 +153,8 @@ def matmul_shape(num_bits, group_size, k, n):
 def split_scale(scale):
     """Splits group scales into what the format stores.
 
-        column_scale = 2^floor(log2(max over groups of scale)),  group_scale = f16(scale / column_scale)
+        column_scale = 2^floor(log2(max over groups of scale))
+        group_scale = f16(scale / column_scale)
 
     Args:
         scale: Positive float array `[groups, N]`.
@@ -200,9 +201,7 @@ def pack_matmul(q, scale, *, num_bits, group_size=0):
     _check_range(q, num_bits)
 
     out = np.zeros(total, np.uint8)
-    out[: HEADER.size] = np.frombuffer(
-        HEADER.pack(MAGIC, num_bits, group_size, k, n), np.uint8
-    )
+    out[: HEADER.size] = np.frombuffer(HEADER.pack(MAGIC, num_bits, group_size, k, n), np.uint8)
     panels = out[HEADER.size : HEADER.size + padded_n // _panel_columns(num_bits) * panel]
     panels = panels.reshape(-1, panel)
     tail = out[HEADER.size + panels.size :].view(np.float32)

@@ -80,8 +80,8 @@ def lowbit_matmul(
         sum[m, n, g] = sum over k in g of (x_q[m, k] - zero_point) * q[k, n]
         y[m, n] = fused(sum over g of sum[m, n, g] * x_scale[m, g] * scale[g, n] + bias[n])
 
-    `activations` chooses the integers: `"per_row"` and `"per_group"` as in `quantize_rows`, over the
-    row or over each group of it; `"static"` as in `quantize_static`; `"float"` uses x as it is.
+    `activations` chooses the integers: `"per_row"` and `"per_group"` as in `quantize_rows`, over
+    the row or over each group of it; `"static"` as in `quantize_static`; `"float"` uses x as it is.
     Inf or NaN in a row makes its whole result NaN, except with `"float"`, where they spread as in
     any float matmul.
 
@@ -179,8 +179,9 @@ def fuse(y, fused):
     return y
 
 
-def dequantize(packed, scale, *, num_bits, columns, row_group=1, column_group=1, zero_point=None,
-               codebook=None):
+def dequantize(
+    packed, scale, *, num_bits, columns, row_group=1, column_group=1, zero_point=None, codebook=None
+):
     """Turns plain packed values (`packing.pack`) into real ones.
 
         x = scale * (v - zero_point)   or   x = scale * codebook[v]
@@ -205,7 +206,9 @@ def dequantize(packed, scale, *, num_bits, columns, row_group=1, column_group=1,
         return spread * np.asarray(codebook, np.float32)[v]
     if zero_point is None:
         return spread * (v.astype(np.float32) - np.float32(2 ** (num_bits - 1)))
-    return spread * (v.astype(np.float32) - _spread(zero_point, rows, columns, row_group, column_group))
+    return spread * (
+        v.astype(np.float32) - _spread(zero_point, rows, columns, row_group, column_group)
+    )
 
 
 def quantize(x, scale, *, num_bits, row_group=1, column_group=1, zero_point=None):
