@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tfquant.lowbit import build
 from tfquant.lowbit.core import Core, aligned
 from tfquant.numerics import packing, reference
 
@@ -277,7 +278,7 @@ def test_the_environment_forces_a_path_or_fails_clearly(core, value, works):
         expected = value if works else "Environment variable TFQUANT_PATH: the path must be one"
     done = subprocess.run(
         [sys.executable, "-c", code, core.file],
-        env=os.environ | {"TFQUANT_PATH": value},
+        env=os.environ | {"TFQUANT_PATH": value, "LD_LIBRARY_PATH": str(build.tensorflow_folder())},
         capture_output=True,
         text=True,
         check=True,
