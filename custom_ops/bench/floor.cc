@@ -40,6 +40,79 @@ double OnThreads(int threads, const Body& body) {
   return longest;
 }
 
+template <int kind>
+double Compute(int threads, int64_t rounds) {
+  return OnThreads(threads, [&](int t) {
+#if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BITALG__)
+    volatile int seed = t;
+    __m512i a = _mm512_set1_epi32(seed), b = _mm512_set1_epi32(seed + 1);
+    __m512i sum[16];
+    __m512 real[16];
+    __m512 half =
+        _mm512_set1_ps(0.5f);  // a sum of it with half of itself settles, far from denormals
+    for (int i = 0; i < 16; ++i) sum[i] = a, real[i] = half;
+    for (int64_t r = 0; r < rounds; ++r) {
+      asm volatile("" : "+v"(a), "+v"(b), "+v"(half));
+      if (kind == 0) {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) real[i] = _mm512_fmadd_ps(real[i], half, half);
+      } else if (kind == 3) {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) {
+          __m512i differ = _mm512_xor_si512(a, sum[(i + 8) % 16]);
+          sum[i] = _mm512_add_epi8(sum[i], _mm512_popcnt_epi8(differ));
+        }
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) sum[i] = _mm512_dpbusd_epi32(sum[i], a, b);
+        if (kind == 2) {
+#pragma GCC unroll 2
+          for (int i = 0; i < 2; ++i) {
+            real[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i]), half, real[i]);
+          }
+        }
+      }
+    }
+    __m512i all = _mm512_setzero_si512();
+    for (int i = 0; i < 16; ++i) {
+      all = _mm512_xor_si512(all, _mm512_xor_si512(sum[i], _mm512_castps_si512(real[i])));
+    }
+    volatile int sink = _mm512_reduce_add_epi32(all);
+    (void)sink;
+#elif defined(__AVX2__)
+    volatile int seed = t;
+    __m256i a = _mm256_set1_epi32(seed), b = _mm256_set1_epi32(seed + 1);
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i sum[8];
+    __m256 real[8];
+    __m256 half = _mm256_set1_ps(0.5f);
+    for (int i = 0; i < 8; ++i) sum[i] = a, real[i] = half;
+    for (int64_t r = 0; r < rounds * 2; ++r) {
+      asm volatile("" : "+x"(a), "+x"(b), "+x"(half));
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) {
+        if (kind == 0) {
+          real[i] = _mm256_fmadd_ps(real[i], half, half);
+        } else if (kind == 1) {
+          sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(a, b));
+        } else {
+          sum[i] = _mm256_add_epi16(sum[i], _mm256_maddubs_epi16(a, b));
+        }
+      }
+    }
+    __m256i all = ones;
+    for (int i = 0; i < 8; ++i) {
+      all = _mm256_xor_si256(all, _mm256_xor_si256(sum[i], _mm256_castps_si256(real[i])));
+    }
+    volatile int sink = _mm256_extract_epi32(all, 0);
+    (void)sink;
+#else
+    volatile float sink = 0;
+    for (int64_t r = 0; r < rounds * 16; ++r) sink = sink * 0.5f + static_cast<float>(t);
+#endif
+  });
+}
+
 }  // namespace
 
 extern "C" {
@@ -57,74 +130,16 @@ double tfquant_floor_products(int kind, int64_t rounds) {
 // kind 0: float fused multiply-add; 1: exact u8 x s8 to int32; 2: the same with a conversion and a
 // float multiply-add for every eight (groups of 32); 3: XOR and population count of bits.
 double tfquant_floor_compute(int kind, int threads, int64_t rounds) {
-  return OnThreads(threads, [&](int t) {
-#if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BITALG__)
-    volatile int seed = t;
-    __m512i a = _mm512_set1_epi32(seed), b = _mm512_set1_epi32(seed + 1);
-    __m512i sum[16];
-    __m512 real[16];
-    for (int i = 0; i < 16; ++i) sum[i] = a, real[i] = _mm512_castsi512_ps(b);
-    for (int64_t r = 0; r < rounds; ++r) {
-      asm volatile("" : "+v"(a), "+v"(b));
-      if (kind == 0) {
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i)
-          real[i] = _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), real[i]);
-      } else if (kind == 3) {
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) {
-          __m512i differ = _mm512_xor_si512(a, sum[(i + 8) % 16]);
-          sum[i] = _mm512_add_epi8(sum[i], _mm512_popcnt_epi8(differ));
-        }
-      } else {
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) sum[i] = _mm512_dpbusd_epi32(sum[i], a, b);
-        if (kind == 2) {
-#pragma GCC unroll 2
-          for (int i = 0; i < 2; ++i) {
-            real[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i]), _mm512_castsi512_ps(a), real[i]);
-          }
-        }
-      }
-    }
-    __m512i all = _mm512_setzero_si512();
-    for (int i = 0; i < 16; ++i) {
-      all = _mm512_xor_si512(all, _mm512_xor_si512(sum[i], _mm512_castps_si512(real[i])));
-    }
-    volatile int sink = _mm512_reduce_add_epi32(all);
-    (void)sink;
-#elif defined(__AVX2__)
-    volatile int seed = t;
-    __m256i a = _mm256_set1_epi32(seed), b = _mm256_set1_epi32(seed + 1);
-    const __m256i ones = _mm256_set1_epi16(1);
-    __m256i sum[8];
-    __m256 real[8];
-    for (int i = 0; i < 8; ++i) sum[i] = a, real[i] = _mm256_castsi256_ps(b);
-    for (int64_t r = 0; r < rounds * 2; ++r) {
-      asm volatile("" : "+x"(a), "+x"(b));
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) {
-        if (kind == 0) {
-          real[i] = _mm256_fmadd_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), real[i]);
-        } else if (kind == 1) {
-          sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(a, b));
-        } else {
-          sum[i] = _mm256_add_epi16(sum[i], _mm256_maddubs_epi16(a, b));
-        }
-      }
-    }
-    __m256i all = ones;
-    for (int i = 0; i < 8; ++i) {
-      all = _mm256_xor_si256(all, _mm256_xor_si256(sum[i], _mm256_castps_si256(real[i])));
-    }
-    volatile int sink = _mm256_extract_epi32(all, 0);
-    (void)sink;
-#else
-    (void)kind;
-    volatile float sink = 0;
-    for (int64_t r = 0; r < rounds * 16; ++r) sink = sink * 0.5f + static_cast<float>(t);
-#endif
-  });
+  switch (kind) {
+    case 0:
+      return Compute<0>(threads, rounds);
+    case 1:
+      return Compute<1>(threads, rounds);
+    case 2:
+      return Compute<2>(threads, rounds);
+    default:
+      return Compute<3>(threads, rounds);
+  }
 }
 
 // Reads `bytes` bytes, cut between the threads, each in four streams.
