@@ -20,6 +20,7 @@ constexpr int64_t kPassRows = 1024;      // rows of x that are quantized at a ti
 constexpr int64_t kStripeRows = 128;     // rows whose quantized x stays in the second-level cache
 constexpr int64_t kIntegerBlocks = 16;   // stretch of K of a tile: 512 values, staged in 16 KB
 constexpr int64_t kRealBlocks = 4;       // 128 values, staged in 16 KB of floats
+constexpr int64_t kDirectRealRows = 8;   // up to these, float tiles read the packed weights
 constexpr int64_t kBinaryStretch = 256;  // rows of 64 bytes
 static_assert(kIntegerBlocks % 4 == 0 && kRealBlocks % 4 == 0, "whole groups of 128");
 
@@ -60,8 +61,12 @@ std::vector<RowBlock> CutRows(int64_t m, int max_size) {
   return blocks;
 }
 
-int MaxRowSize(const PackedLayout& layout, const Kernels& kernels) {
-  return kernels.max_row_size[layout.group_size != 0];
+// Group sums beside totals fill the registers, so such tiles have fewer rows; staged floats are
+// already scaled and have no group sums.
+int MaxRowSize(const MatmulArgs& args, const Kernels& kernels, int64_t m) {
+  const bool real = args.activations == Activations::kFloat;
+  const bool group_sums = args.layout.group_size != 0 && !(real && m > kDirectRealRows);
+  return kernels.max_row_size[group_sums];
 }
 
 // Row `m` of x as padded_k floats: in place where it can be, otherwise copied to `scratch`.
@@ -110,7 +115,7 @@ void PrepareRows(const MatmulArgs& args, const Kernels& kernels, int64_t first, 
   const bool binary = layout.binary();
   const bool real = args.activations == Activations::kFloat && !binary;
   p->m = m;
-  p->blocks = CutRows(m, MaxRowSize(layout, kernels));
+  p->blocks = CutRows(m, MaxRowSize(args, kernels, m));
   p->stretch = binary ? kBinaryStretch : kBlockDepth * (real ? kRealBlocks : kIntegerBlocks);
   // A single tile reads one piece.
   if (p->blocks.size() == 1) p->stretch = padded;
@@ -120,7 +125,7 @@ void PrepareRows(const MatmulArgs& args, const Kernels& kernels, int64_t first, 
     p->offset_sum_at = p->offset_sum.Get<int32_t>(m * groups);
     p->group_scale_at = p->group_scale.Get<float>(m * groups);
   }
-  const int64_t cost = std::max<int64_t>(1, (padded << MaxRowSize(layout, kernels)) / 2);
+  const int64_t cost = std::max<int64_t>(1, (padded << kernels.max_row_size[0]) / 2);
   parallel_for(static_cast<int64_t>(p->blocks.size()), cost, [&](int64_t begin, int64_t end) {
     static thread_local Scratch row_scratch, byte_scratch;
     for (int64_t b = begin; b < end; ++b) {
@@ -230,7 +235,7 @@ void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
   const int64_t group_blocks = layout.group_depth() / kBlockDepth;
   // Unpacking to the cache first pays from the third tile on.
   const size_t tiles = stripe.last_block - stripe.first_block;
-  const bool staged = tiles > 2 && (real || layout.num_bits < 8);
+  const bool staged = real ? p.m > kDirectRealRows : tiles > 2 && layout.num_bits < 8;
   const int64_t stretch = std::min(blocks, p.stretch / kBlockDepth);
   const Source packed =
       layout.num_bits == 8 ? kPacked8 : (layout.num_bits == 4 ? kPacked4 : kPacked2);
