@@ -2,7 +2,9 @@
 
 #include <cstdlib>
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
 
@@ -26,15 +28,22 @@ struct PathRow {
 };
 
 #if defined(__x86_64__)
+// A bit of cpuid that not every compiler's __builtin_cpu_supports knows by name.
+bool HasBit(unsigned leaf, unsigned subleaf, int register_index, int bit) {
+  unsigned words[4] = {};  // eax, ebx, ecx, edx
+  return __get_cpuid_count(leaf, subleaf, &words[0], &words[1], &words[2], &words[3]) != 0 &&
+         ((words[register_index] >> bit) & 1u) != 0;
+}
+
 bool HasAvx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
+  const bool has_f16c = HasBit(1, 0, 2, 29);
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c;
 }
 bool HasAvxVnni() {
 #ifdef TFQUANT_VNNI_AS_AVX512VL
   return HasAvx2() && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 #else
-  return HasAvx2() && __builtin_cpu_supports("avxvnni");
+  return HasAvx2() && HasBit(7, 1, 0, 4);
 #endif
 }
 bool HasAvx512() {

@@ -99,7 +99,7 @@ def test_the_source_list_names_every_source_and_no_other():
 
 def test_bazel_reads_the_same_source_list():
     text = (ROOT / "BUILD").read_text()
-    loaded = re.search(r'load\(\s*"//custom_ops:sources.bzl",(.*?)\)', text, re.DOTALL).group(1)
+    loaded = re.search(r'load\(\s*"//:custom_ops/sources.bzl",(.*?)\)', text, re.DOTALL).group(1)
     assert set(re.findall(r'"(\w+)"', loaded)) == set(build.source_lists())
     for name in build.source_lists():
         assert text.count(name) >= 2, f"BUILD loads {name} and does not use it"
