@@ -99,6 +99,8 @@ def main():
             for cold in (False, True) if m == 1 else (False,):
                 times = race(contestants, m, k, n, cold, args)
                 report(times, m, k, n, cold, floor, summary)
+    if not args.only or "dequantize" in args.only:
+        dequantize(floor, args)
     print("\n| target | bar | where | min | median | max | |\n|---|---|---|---|---|---|---|")
     for (ours, rival, bar), lines in summary.items():
         for where, ratios in lines:
@@ -172,6 +174,51 @@ def report(times, m, k, n, cold, floor, summary):
             summary.setdefault((row.ours, row.rival, row.bar), []).append((where, ratios))
 
 
+def dequantize(floor, args):
+    """Bytes written in a second by dequantize, beside those of a copy that writes as many."""
+    from tfquant.lowbit.core import Core, aligned
+
+    core, rng = Core(), np.random.default_rng(0)
+    rows = columns = 4096
+    # On a cache line, as TensorFlow allocates.
+    out = aligned(rows * columns, np.float32).reshape(rows, columns)
+    source = aligned(rows * columns, np.float32).reshape(rows, columns)
+    out[:] = source[:] = 1
+    cases = {
+        "per tensor": (rows, columns),
+        "per row": (1, columns),
+        "per column": (rows, 1),
+        "groups of 32": (1, 32),
+    }
+    print("\n## dequantize 4096x4096 to float32, share of copy bandwidth (bar: 0.8)\n")
+    print("| bits | scales | min | median | max | |\n|---|---|---|---|---|---|")
+    copy = floor.copier(source, out)
+    for num_bits in (8, 4, 2, 1):
+        packed = rng.integers(0, 256, (rows, columns * num_bits // 8), dtype=np.uint8)
+        for name, (row_group, column_group) in {**cases, "codebook": (1, 64)}.items():
+            scale = np.ones((-(-rows // row_group), -(-columns // column_group)), np.float32)
+            book = np.arange(2.0**num_bits, dtype=np.float32) if name == "codebook" else None
+            form = {"row_group": row_group, "column_group": column_group, "codebook": book}
+            ratios = []
+            for _ in range(args.rounds):
+                start = time.perf_counter()
+                core.dequantize(
+                    packed,
+                    scale,
+                    num_bits=num_bits,
+                    columns=columns,
+                    threads=args.threads,
+                    out=out,
+                    **form,
+                )
+                ours = time.perf_counter() - start
+                ratios.append(copy() / ours)
+            middle = np.median(ratios)
+            verdict = "met" if middle >= 0.8 else "MISSED"
+            ends = f"{min(ratios):.2f} | {middle:.2f} | {max(ratios):.2f}"
+            print(f"| {num_bits} | {name} | {ends} | {verdict} |")
+
+
 # The machine ------------------------------------------------------------------------------------
 
 
@@ -206,12 +253,11 @@ class Floor:
             self._reads[size] = size * repeats / best
         return self._reads[size]
 
-    def copy(self, size):
-        """Bytes a second written by a copy of that many bytes."""
-        a, b = np.ones(size, np.uint8), np.ones(size, np.uint8)
-        p, q = ctypes.c_void_p(a.ctypes.data), ctypes.c_void_p(b.ctypes.data)
-        call = self._c.tfquant_floor_copy
-        return size / min(call(p, q, ctypes.c_int64(size), self._threads) for _ in range(9))
+    def copier(self, source, target):
+        """A call that copies an array on all threads and returns its seconds."""
+        pointers = [ctypes.c_void_p(a.ctypes.data) for a in (source, target)]
+        call, size = self._c.tfquant_floor_copy, ctypes.c_int64(source.nbytes)
+        return lambda: call(*pointers, size, self._threads)
 
     def describe(self):
         """The measurements in one line."""

@@ -4,6 +4,7 @@ setup.cfg names it; it needs no setup.py and no TensorFlow in the build environm
 """
 
 import importlib.util
+import logging
 import os
 import pathlib
 import shutil
@@ -42,15 +43,15 @@ class BuildOps(build_ext):
         build = _load_build()
         tensorflow = build.tensorflow_folder()
         if os.environ.get("TFQUANT_BUILD") == "0":
-            return self.announce("tfquant ops: TFQUANT_BUILD=0, not compiled", level=3)
+            return self.announce("tfquant ops: TFQUANT_BUILD=0, not compiled", level=logging.WARNING)
         if tensorflow is None:
-            return self.announce("tfquant ops: no TensorFlow yet, compiled at first use", level=3)
+            return self.announce("tfquant ops: no TensorFlow yet, compiled at first use", level=logging.WARNING)
         try:
             build.compile_library(
                 self.get_ext_fullpath(ext.name), tensorflow=tensorflow, root=_ROOT
             )
         except build.BuildError as error:
-            self.announce(f"tfquant ops: not compiled. {error}", level=3)
+            self.announce(f"tfquant ops: not compiled. {error}", level=logging.WARNING)
 
     def get_outputs(self):
         """What there is, which may lack the library."""

@@ -98,6 +98,7 @@ struct DequantizeArgs {
   const float* codebook;    // null, or 2^num_bits values that stand in for (v - zero_point)
   DataType type;
   void* out;
+  bool stream;  // more output than caches hold: write past them where `out` is on a cache line
 };
 
 struct Kernels {

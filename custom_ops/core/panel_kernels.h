@@ -9,7 +9,8 @@
 //   Dot<kBits, kPacked, rows, panels>(weights, x, sum)   sum += one block of 32 values of k
 //   Unpack<kBits>(block, bytes)                          a block as 8 rows of bytes
 //   Value<kBits>(row, index)                             one k of a row, offset removed, as Real
-//   BinaryTile<rows>, EncodeByte, DequantizeRun          1-bit weights; plain rows
+//   BinaryTile<rows>, EncodeByte                         1-bit weights
+//   DequantizeRun, DequantizeColumns, Fence              plain rows
 //
 // Everything here is compiled once for each path with that path's instructions, so nothing may be
 // shared between the paths: all of it lives in an anonymous namespace, and no standard template is
@@ -470,23 +471,25 @@ inline float ZeroPoint(const DequantizeArgs& a, int64_t group) {
 template <class Isa, int kBits>
 void DequantizeBits(const DequantizeArgs& a) {
   constexpr int64_t kInByte = 8 / kBits;
+  // What a value stands for before its scale; repeated to 16, so that a look-up may take the bits
+  // of the next value along.
+  float small[16];
+  const float* base = a.codebook;
+  if (kBits < 8) {
+    for (int j = 0; j < 16; ++j) {
+      const int v = j & ((1 << kBits) - 1);
+      small[j] = a.codebook ? a.codebook[v] : static_cast<float>(v);
+    }
+    base = small;
+  }
   for (int64_t at = 0, g = 0; at < a.columns; at += a.group_size, ++g) {
     int64_t i = at;
     const int64_t end = Min(at + a.group_size, a.columns);
     if (end - i >= 16 && i % kInByte == 0) {
-      float table[kBits == 8 ? 1 : 16];
-      if (kBits < 8) {  // repeated, so that the bits of the next value do not matter
-        for (int j = 0; j < 16; ++j) {
-          const int v = j & ((1 << kBits) - 1);
-          table[j] = a.scale[g] *
-                     (a.codebook ? a.codebook[v] : static_cast<float>(v) - ZeroPoint<kBits>(a, g));
-        }
-      }
-      const float* const source = kBits < 8 ? table : a.codebook;
-      i += Isa::template DequantizeRun<kBits>(a, i, end - i, source, a.scale[g],
-                                              ZeroPoint<kBits>(a, g));
+      const float zero_point = a.codebook ? 0.0f : ZeroPoint<kBits>(a, g);
+      i += Isa::template DequantizeRun<kBits>(a, i, end - i, base, a.scale[g], zero_point);
     } else if (a.group_size == 1 && !a.codebook && a.columns - i >= 16) {
-      i += Isa::template DequantizeColumns<kBits>(a, a.columns);
+      i += Isa::template DequantizeColumns<kBits>(a, a.columns, base);
       at = i - 1;
       g = at;
       continue;
@@ -517,8 +520,8 @@ void Dequantize(const DequantizeArgs& args) {
 
 // Plain loops for an Isa that has nothing better; the compiler vectorizes them.
 template <int kBits>
-int64_t PlainRun(const DequantizeArgs& a, int64_t at, int64_t count, const float* table,
-                 float scale, float zero_point) {
+int64_t PlainRun(const DequantizeArgs& a, int64_t at, int64_t count, const float* base, float scale,
+                 float zero_point) {
   constexpr int64_t kInByte = 8 / kBits;
   const int64_t whole = count / kInByte * kInByte;
   const uint8_t* const packed = a.packed + at / kInByte;
@@ -530,12 +533,8 @@ int64_t PlainRun(const DequantizeArgs& a, int64_t at, int64_t count, const float
       const uint32_t byte = packed[c / kInByte + i];
       for (int j = 0; j < kInByte; ++j) {
         const uint32_t v = (byte >> (j * kBits)) & ((1u << kBits) - 1u);
-        if (kBits == 8) {
-          line[i] =
-              scale * (table ? table[v] : static_cast<float>(static_cast<int>(v)) - zero_point);
-        } else {
-          line[i * kInByte + j] = table[v];
-        }
+        const float value = base ? base[v] : static_cast<float>(static_cast<int>(v));
+        line[i * kInByte + j] = scale * (value - zero_point);
       }
     }
     if (a.type == DataType::kFloat32) {

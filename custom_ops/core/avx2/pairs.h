@@ -152,13 +152,14 @@ struct Pairs {
     }
   }
 
+  static void Fence() {}
   template <int kBits>
   static int64_t DequantizeRun(const DequantizeArgs& a, int64_t at, int64_t count,
-                               const float* table, float scale, float zero_point) {
-    return PlainRun<kBits>(a, at, count, table, scale, zero_point);
+                               const float* base, float scale, float zero_point) {
+    return PlainRun<kBits>(a, at, count, base, scale, zero_point);
   }
   template <int kBits>
-  static int64_t DequantizeColumns(const DequantizeArgs& a, int64_t count) {
+  static int64_t DequantizeColumns(const DequantizeArgs& a, int64_t count, const float*) {
     return PlainColumns<kBits>(a, count);
   }
 };

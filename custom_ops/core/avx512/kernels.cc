@@ -157,10 +157,11 @@ struct Avx512 {
     }
   }
 
+  template <bool kStream>
   static void Store16(const DequantizeArgs& a, int64_t at, __m512 v) {
     if (a.type == DataType::kFloat32) {
-      _mm512_storeu_ps(static_cast<float*>(a.out) + at, v);
-      return;
+      float* const to = static_cast<float*>(a.out) + at;
+      return kStream ? _mm512_stream_ps(to, v) : _mm512_storeu_ps(to, v);
     }
     // To bfloat16: add half a step, or half minus one where the kept part is even, and cut.
     const __m512i bits = _mm512_castps_si512(v);
@@ -173,49 +174,79 @@ struct Avx512 {
   }
 
   // 16 values of 4, 2 or 1 bits: every lane gets a 32-bit word that holds its value, shifts it to
-  // the bottom, and looks it up. The table repeats, so the bits above do not matter.
+  // the bottom, and looks it up in a register; the bits above do not matter. 8 bits are converted.
+  template <int kBits>
+  static __m512 Values16(const uint8_t* from, const float* base) {
+    if constexpr (kBits == 8) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+      const __m512i v = _mm512_cvtepu8_epi32(bytes);
+      return _mm512_cvtepi32_ps(v);
+    } else {
+      const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+      const __m512i in_word = _mm512_and_si512(lane, _mm512_set1_epi32(kBits == 4 ? 7 : 15));
+      const __m512i shift = _mm512_mullo_epi32(in_word, _mm512_set1_epi32(kBits));
+      uint64_t bits = 0;
+      memcpy(&bits, from, 2 * kBits);
+      __m512i word = _mm512_set1_epi32(static_cast<int32_t>(bits));
+      if (kBits == 4) {
+        word = _mm512_mask_set1_epi32(word, 0xff00, static_cast<int32_t>(bits >> 32));
+      }
+      return _mm512_permutexvar_ps(_mm512_srlv_epi32(word, shift), _mm512_loadu_ps(base));
+    }
+  }
+
+  // Streamed stores are ordered before what the thread says next.
+  static void Fence() { _mm_sfence(); }
+
+  template <int kBits, bool kStream>
+  static void RunOf16(const DequantizeArgs& a, int64_t at, int64_t whole, const float* base,
+                      float scale, float zero_point) {
+    const uint8_t* const from = a.packed + at * kBits / 8;
+    const __m512 zero = _mm512_set1_ps(zero_point), factor = _mm512_set1_ps(scale);
+    for (int64_t i = 0; i < whole; i += 16) {
+      const __m512 v = Values16<kBits>(from + i * kBits / 8, base);
+      Store16<kStream>(a, at + i, _mm512_mul_ps(_mm512_sub_ps(v, zero), factor));
+    }
+  }
+
+  static bool Streams(const DequantizeArgs& a, int64_t at) {
+    return a.stream && a.type == DataType::kFloat32 &&
+           reinterpret_cast<uintptr_t>(static_cast<float*>(a.out) + at) % 64 == 0;
+  }
+
   template <int kBits>
   static int64_t DequantizeRun(const DequantizeArgs& a, int64_t at, int64_t count,
-                               const float* table, float scale, float zero_point) {
+                               const float* base, float scale, float zero_point) {
+    if (kBits == 8 && base) return PlainRun<kBits>(a, at, count, base, scale, zero_point);
     const int64_t whole = count / 16 * 16;
-    const uint8_t* from = a.packed + at * kBits / 8;
-    if (kBits == 8) {
-      if (table) return PlainRun<8>(a, at, count, table, scale, zero_point);
-      for (int64_t i = 0; i < whole; i += 16) {
-        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
-        const __m512 v = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
-        Store16(a, at + i,
-                _mm512_mul_ps(_mm512_sub_ps(v, _mm512_set1_ps(zero_point)), _mm512_set1_ps(scale)));
-      }
-      return whole;
-    }
-    const __m512 values = _mm512_loadu_ps(table);
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i in_word = _mm512_and_si512(lane, _mm512_set1_epi32(kBits == 4 ? 7 : 15));
-    const __m512i shift = _mm512_mullo_epi32(in_word, _mm512_set1_epi32(kBits));
-    for (int64_t i = 0; i < whole; i += 16, from += 2 * kBits) {
-      __m512i word;
-      if (kBits == 4) {
-        uint64_t bits;
-        memcpy(&bits, from, 8);
-        word = _mm512_mask_set1_epi32(_mm512_set1_epi32(static_cast<int32_t>(bits)), 0xff00,
-                                      static_cast<int32_t>(bits >> 32));
-      } else if (kBits == 2) {
-        int32_t bits;
-        memcpy(&bits, from, 4);
-        word = _mm512_set1_epi32(bits);
-      } else {
-        uint16_t bits;
-        memcpy(&bits, from, 2);
-        word = _mm512_set1_epi32(bits);
-      }
-      Store16(a, at + i, _mm512_permutexvar_ps(_mm512_srlv_epi32(word, shift), values));
+    if (Streams(a, at)) {
+      RunOf16<kBits, true>(a, at, whole, base, scale, zero_point);
+    } else {
+      RunOf16<kBits, false>(a, at, whole, base, scale, zero_point);
     }
     return whole;
   }
+
+  template <int kBits, bool kStream>
+  static void ColumnsOf16(const DequantizeArgs& a, int64_t whole, const float* base) {
+    const __m512 symmetric = _mm512_set1_ps(static_cast<float>(Offset(kBits)));
+    for (int64_t i = 0; i < whole; i += 16) {
+      const __m512 v = Values16<kBits>(a.packed + i * kBits / 8, base);
+      const __m512 zero = a.zero_point ? _mm512_loadu_ps(a.zero_point + i) : symmetric;
+      const __m512 scale = _mm512_loadu_ps(a.scale + i);
+      Store16<kStream>(a, i, _mm512_mul_ps(_mm512_sub_ps(v, zero), scale));
+    }
+  }
+
   template <int kBits>
-  static int64_t DequantizeColumns(const DequantizeArgs& a, int64_t count) {
-    return PlainColumns<kBits>(a, count);
+  static int64_t DequantizeColumns(const DequantizeArgs& a, int64_t count, const float* base) {
+    const int64_t whole = count / 16 * 16;
+    if (Streams(a, 0)) {
+      ColumnsOf16<kBits, true>(a, whole, base);
+    } else {
+      ColumnsOf16<kBits, false>(a, whole, base);
+    }
+    return whole;
   }
 };
 
