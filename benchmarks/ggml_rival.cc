@@ -54,7 +54,7 @@ void* rival_new(const char* name, const float* rows, int k, int n, int m, const 
   ggml_init_params params = {ggml_tensor_overhead() * 4, nullptr, true};
   rival->weights = ggml_init(params);
   ggml_tensor* w = ggml_new_tensor_2d(rival->weights, type, k, n);
-  const bool repack = wanted == "q4_0" || wanted == "q4_k" || wanted == "q8_0";
+  const bool repack = wanted == "q4_0" || wanted == "q4_k";  // asked for others, it crashes
   ggml_backend_buffer_type_t buffer_type = repack ? RepackedBuffer(rival->backend) : nullptr;
   if (buffer_type == nullptr) buffer_type = ggml_backend_cpu_buffer_type();
   if (ggml_backend_alloc_ctx_tensors_from_buft(rival->weights, buffer_type) == nullptr) {

@@ -540,7 +540,7 @@ def ggml(weight, threads, wanted):
     source, built = os.environ.get("TFQUANT_GGML_SOURCE"), os.environ.get("TFQUANT_GGML_BUILD")
     if not source or not built:
         raise NotAvailable("TFQUANT_GGML_SOURCE and TFQUANT_GGML_BUILD are not set")
-    table = [("ggml q4_0", 0.2), ("ggml q4_k", 0.2), ("ggml q8_0", 0.02), ("ggml tq2_0", 0.8)]
+    table = [("ggml q4_0", 0.2), ("ggml q4_k", 0.2), ("ggml q8_0", 0.02), ("ggml tq2_0", 0.95)]
     table = [line for line in table if wanted(line[0])]
     if not table:
         return
