@@ -43,15 +43,15 @@ class BuildOps(build_ext):
         build = _load_build()
         tensorflow = build.tensorflow_folder()
         if os.environ.get("TFQUANT_BUILD") == "0":
-            return self.announce("tfquant ops: TFQUANT_BUILD=0, not compiled", level=logging.WARNING)
+            return self._say("TFQUANT_BUILD=0, not compiled")
         if tensorflow is None:
-            return self.announce("tfquant ops: no TensorFlow yet, compiled at first use", level=logging.WARNING)
+            return self._say("no TensorFlow yet, compiled at first use")
         try:
             build.compile_library(
                 self.get_ext_fullpath(ext.name), tensorflow=tensorflow, root=_ROOT
             )
         except build.BuildError as error:
-            self.announce(f"tfquant ops: not compiled. {error}", level=logging.WARNING)
+            self._say(f"not compiled. {error}")
 
     def get_outputs(self):
         """What there is, which may lack the library."""
@@ -59,6 +59,9 @@ class BuildOps(build_ext):
         stamps = [path.with_name("built.json") for path in libraries]
         copies = [] if self.inplace else [target for _, target in self._copies()]
         return [str(path) for path in (*libraries, *stamps, *copies) if path.exists()]
+
+    def _say(self, words):
+        self.announce(f"tfquant ops: {words}", level=logging.WARNING)
 
     def _copies(self):
         folder = pathlib.Path(self.build_lib) / "tfquant" / "lowbit" / "custom_ops"
