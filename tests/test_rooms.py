@@ -15,6 +15,7 @@ PACKAGE = ROOT / "tfquant"
 # From left to right; a room imports rooms to its left only.
 ORDER = (
     "numerics",
+    "lowbit",
     "quantizers",
     "wrappers",
     "registry",

@@ -1,0 +1,181 @@
+// What this machine can do at most: the peak of each class of arithmetic on registers, and the
+// bandwidth of reading and of copying a footprint. benchmarks/lowbit_matmul.py compiles this with
+// `-march=native` and calls it through ctypes; every function returns seconds for its work.
+#include <stdint.h>
+#include <string.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+template <class Body>
+double OnThreads(int threads, const Body& body) {
+  std::atomic<int> ready{0};
+  std::vector<double> begin(threads), end(threads);
+  std::vector<std::thread> pool;
+  for (int t = 0; t < threads; ++t) {
+    pool.emplace_back([&, t] {
+      ready.fetch_add(1);
+      while (ready.load() < threads) std::this_thread::yield();
+      begin[t] = Now();
+      body(t);
+      end[t] = Now();
+    });
+  }
+  for (std::thread& thread : pool) thread.join();
+  double longest = 0;
+  for (int t = 0; t < threads; ++t) longest = std::max(longest, end[t] - begin[t]);
+  return longest;
+}
+
+template <int kind>
+double Compute(int threads, int64_t rounds) {
+  return OnThreads(threads, [&](int t) {
+#if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BITALG__)
+    volatile int seed = t;
+    __m512i a = _mm512_set1_epi32(seed), b = _mm512_set1_epi32(seed + 1);
+    __m512i sum[16];
+    __m512 real[16];
+    __m512 half =
+        _mm512_set1_ps(0.5f);  // a sum of it with half of itself settles, far from denormals
+    for (int i = 0; i < 16; ++i) sum[i] = a, real[i] = half;
+    for (int64_t r = 0; r < rounds; ++r) {
+      asm volatile("" : "+v"(a), "+v"(b), "+v"(half));
+      if (kind == 0) {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) real[i] = _mm512_fmadd_ps(real[i], half, half);
+      } else if (kind == 3) {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) {
+          __m512i differ = _mm512_xor_si512(a, sum[(i + 8) % 16]);
+          sum[i] = _mm512_add_epi8(sum[i], _mm512_popcnt_epi8(differ));
+        }
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) sum[i] = _mm512_dpbusd_epi32(sum[i], a, b);
+        if (kind == 2) {
+#pragma GCC unroll 2
+          for (int i = 0; i < 2; ++i) {
+            real[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i]), half, real[i]);
+          }
+        }
+      }
+    }
+    __m512i all = _mm512_setzero_si512();
+    for (int i = 0; i < 16; ++i) {
+      all = _mm512_xor_si512(all, _mm512_xor_si512(sum[i], _mm512_castps_si512(real[i])));
+    }
+    volatile int sink = _mm512_reduce_add_epi32(all);
+    (void)sink;
+#elif defined(__AVX2__)
+    volatile int seed = t;
+    __m256i a = _mm256_set1_epi32(seed), b = _mm256_set1_epi32(seed + 1);
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i sum[8];
+    __m256 real[8];
+    __m256 half = _mm256_set1_ps(0.5f);
+    for (int i = 0; i < 8; ++i) sum[i] = a, real[i] = half;
+    for (int64_t r = 0; r < rounds * 2; ++r) {
+      asm volatile("" : "+x"(a), "+x"(b), "+x"(half));
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) {
+        if (kind == 0) {
+          real[i] = _mm256_fmadd_ps(real[i], half, half);
+        } else if (kind == 1) {
+          sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(a, b));
+        } else {
+          sum[i] = _mm256_add_epi16(sum[i], _mm256_maddubs_epi16(a, b));
+        }
+      }
+    }
+    __m256i all = ones;
+    for (int i = 0; i < 8; ++i) {
+      all = _mm256_xor_si256(all, _mm256_xor_si256(sum[i], _mm256_castps_si256(real[i])));
+    }
+    volatile int sink = _mm256_extract_epi32(all, 0);
+    (void)sink;
+#else
+    volatile float sink = 0;
+    for (int64_t r = 0; r < rounds * 16; ++r) sink = sink * 0.5f + static_cast<float>(t);
+#endif
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+// Multiply-adds a thread does in `rounds` rounds of each class.
+double tfquant_floor_products(int kind, int64_t rounds) {
+#if defined(__AVX512F__)
+  const double each = kind == 0 ? 16 : (kind == 1 ? 64 : (kind == 2 ? 64 * 8.0 / 10 : 512));
+#else
+  const double each = kind == 0 ? 8 : (kind == 1 ? 32 * 0.5 : 32);
+#endif
+  return each * 16 * static_cast<double>(rounds);
+}
+
+// kind 0: float fused multiply-add; 1: exact u8 x s8 to int32; 2: the same with a conversion and a
+// float multiply-add for every eight (groups of 32); 3: XOR and population count of bits.
+double tfquant_floor_compute(int kind, int threads, int64_t rounds) {
+  switch (kind) {
+    case 0:
+      return Compute<0>(threads, rounds);
+    case 1:
+      return Compute<1>(threads, rounds);
+    case 2:
+      return Compute<2>(threads, rounds);
+    default:
+      return Compute<3>(threads, rounds);
+  }
+}
+
+// Reads `bytes` bytes, cut between the threads, each in four streams.
+double tfquant_floor_read(const uint8_t* data, int64_t bytes, int threads, int repeats) {
+  const int64_t share = bytes / threads / 1024 * 1024;
+  return OnThreads(threads, [&](int t) {
+    uint64_t sum[8] = {};
+    for (int r = 0; r < repeats; ++r) {
+      const uint8_t* const from = data + t * share;
+      const int64_t stream = share / 4;
+      for (int64_t i = 0; i < stream; i += 64) {
+        for (int s = 0; s < 4; ++s) {
+          uint64_t word[8];
+          memcpy(word, from + s * stream + i, 64);
+          for (int j = 0; j < 8; ++j) sum[j] ^= word[j];
+        }
+      }
+      asm volatile("" : "+m"(sum));
+    }
+    volatile uint64_t sink = sum[0] ^ sum[1] ^ sum[2] ^ sum[3] ^ sum[4] ^ sum[5] ^ sum[6] ^ sum[7];
+    (void)sink;
+  });
+}
+
+double tfquant_floor_copy(const uint8_t* from, uint8_t* to, int64_t bytes, int threads) {
+  const int64_t share = bytes / threads;
+  return OnThreads(threads, [&](int t) {
+    memcpy(to + t * share, from + t * share, static_cast<size_t>(share));
+  });
+}
+
+// Evicts what the caches hold.
+uint64_t tfquant_floor_flush(const uint64_t* data, int64_t words) {
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < words; ++i) sum ^= data[i];
+  return sum;
+}
+
+}  // extern "C"

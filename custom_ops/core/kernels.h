@@ -1,0 +1,124 @@
+// What a path must provide: one table of functions. Each path fills it in its own folder, from the
+// algorithms of panel_kernels.h; matmul.cc and dequantize.cc call through it.
+#ifndef TFQUANT_CUSTOM_OPS_CORE_KERNELS_H_
+#define TFQUANT_CUSTOM_OPS_CORE_KERNELS_H_
+
+#include <cstdint>
+
+#include "blocks.h"
+#include "matmul.h"
+
+namespace tfquant {
+
+constexpr int kMaxPanels = 4;  // panels that one tile covers at most
+
+// A tile: 1, 2, 4 or 8 rows of x times a few panels, over a stretch of K.
+struct TileArgs {
+  const uint8_t* weights[kMaxPanels];  // first block of the stretch in each panel, or staged values
+  const float* scale[kMaxPanels];      // staged weights only: 16 floats for each group
+  int64_t blocks;                      // length of the stretch, in blocks
+  int64_t blocks_per_group;
+  const void* x;              // interleaved rows: [k / 4][rows][4] int8, or [k][rows] float
+  const int32_t* offset_sum;  // [group][rows]: minus the weights' offset times the sum of x
+  const float* x_scale;       // [group][rows], kBothScales only
+  void* sum;                  // [rows][panels * 16] float, or int32 with kNoScales
+  bool first;                 // start from zero rather than from `sum`
+};
+using Tile = void (*)(const TileArgs&);
+
+// Where a tile's weights come from: straight from the packed blocks, or unpacked to bytes before.
+enum Source { kPacked8 = 0, kPacked4 = 1, kPacked2 = 2, kStaged = 3, kSources = 4 };
+// What multiplies a group's sum: nothing, the weights' scale, or that and the activations' scale.
+enum Scales { kNoScales = 0, kWeightScales = 1, kBothScales = 2, kScaleModes = 3 };
+// A tile's number of rows as its log2, 0 to 3; kGemv is the tile of one row and more panels.
+constexpr int kGemv = 4, kRowSizes = 5;
+
+// Where a row of x goes: K is cut into stretches, and within a stretch all the rows of a tile lie
+// together, interleaved by `unit` values; so a tile reads one short sequential piece, and the tiles
+// of a stretch follow each other. (Rows a power of two apart would fall on the same cache sets.)
+//
+//     | stretch 0: tile 0 | tile 1 | ... | stretch 1: tile 0 | tile 1 | ...
+//     tile = [k / unit][rows][unit]
+struct InterleavedRow {
+  int64_t m;          // rows of all tiles
+  int64_t first_row;  // of this tile
+  int64_t rows, row;  // of this tile, and this row in it
+  int64_t stretch;    // values of k
+
+  // Start of the stretch at `k`, of `length`; of the row itself, add row * unit.
+  int64_t At(int64_t k, int64_t length) const { return k * m + first_row * length; }
+};
+
+// One row of x on its way to the tiles.
+struct PrepareArgs {
+  const float* x;  // padded_k floats, zero beyond k
+  int64_t padded_k, group_depth;
+  Activations activations;
+  float x_scale;
+  int zero_point, offset;
+  InterleavedRow to;
+  void* out;            // int8 or float, at `to`
+  int32_t* offset_sum;  // likewise, one for each group
+  float* group_scale;   // likewise, kPerGroup only
+  float* row_scale;     // one value
+  int8_t* scratch;      // padded_k bytes
+};
+
+// The end of a stripe of y.
+struct FinishArgs {
+  const void* sum;  // [rows][stride], int32 or float
+  bool integer;
+  int64_t rows, stride, columns;
+  const float* row_scale;  // [rows] or null
+  const float* column_scale;
+  const float* column_sum;  // null unless zero_point != 0
+  int zero_point;
+  const float* bias;  // null, or [columns]
+  Fused fused;
+  DataType type;
+  void* y;
+  int64_t y_stride;
+};
+
+struct BinaryTileArgs {
+  const uint8_t* weights;  // rows of 64 bytes
+  int64_t depth;           // rows of the stretch
+  const uint32_t* x;       // [depth][rows] codes, see EncodeSigns
+  int32_t* sum;            // [rows][64]: number of differing signs, added to
+};
+
+// Dequantize one row of plain values: out[i] = table-or-affine of value i.
+struct DequantizeArgs {
+  const uint8_t* packed;
+  int num_bits;
+  int64_t columns;
+  int64_t group_size;       // columns that share a scale; 1: every column its own
+  const float* scale;       // one for each group of columns
+  const float* zero_point;  // like scale; null: 2^(num_bits-1)
+  const float* codebook;    // null, or 2^num_bits values that stand in for (v - zero_point)
+  DataType type;
+  void* out;
+  bool stream;  // more output than caches hold: write past them where `out` is on a cache line
+};
+
+struct Kernels {
+  int64_t panels, gemv_panels;  // panels of a tile, and of a kGemv tile
+  int max_row_size[2];          // log2 of the most rows of a tile, without and with group scales
+  bool unsigned_weights;        // stored offsets are left in and undone by offset_sum
+  Tile integer[kSources][kScaleModes][kRowSizes];
+  Tile real[kSources][2][kRowSizes];  // float activations; staged ones are floats, scaled
+  void (*stage[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group, bool scales,
+                   uint8_t* bytes, float* scale);
+  void (*stage_real[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group, bool scales,
+                        float* values);
+  void (*prepare)(const PrepareArgs&);
+  void (*finish)(const FinishArgs&);
+  // 8 values of k make one code, so `to.stretch` counts codes.
+  void (*encode_signs)(const float* x, int64_t padded_k, const InterleavedRow& to, uint32_t* out);
+  void (*binary[kGemv])(const BinaryTileArgs&);
+  void (*dequantize)(const DequantizeArgs&);
+};
+
+}  // namespace tfquant
+
+#endif  // TFQUANT_CUSTOM_OPS_CORE_KERNELS_H_

@@ -1,0 +1,421 @@
+#include "matmul.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "float16.h"
+#include "kernels.h"
+#include "pack.h"
+#include "path.h"
+
+namespace tfquant {
+namespace {
+
+constexpr int64_t kPassRows = 1024;      // rows of x that are quantized at a time
+constexpr int64_t kStripeRows = 128;     // rows whose quantized x stays in the second-level cache
+constexpr int64_t kIntegerBlocks = 16;   // stretch of K of a tile: 512 values, staged in 16 KB
+constexpr int64_t kRealBlocks = 4;       // 128 values, staged in 16 KB of floats
+constexpr int64_t kDirectRealRows = 8;   // up to these, float tiles read the packed weights
+constexpr int64_t kBinaryStretch = 256;  // rows of 64 bytes
+static_assert(kIntegerBlocks % 4 == 0 && kRealBlocks % 4 == 0, "whole groups of 128");
+
+// Uninitialized memory on a cache line, kept by its thread for the next call.
+class Scratch {
+ public:
+  template <class T>
+  T* Get(int64_t count) {
+    const size_t bytes = static_cast<size_t>(count) * sizeof(T) + 64;
+    if (bytes > size_) {
+      memory_.reset(new uint8_t[bytes]);
+      size_ = bytes;
+    }
+    const uintptr_t at = (reinterpret_cast<uintptr_t>(memory_.get()) + 63) / 64 * 64;
+    return reinterpret_cast<T*>(at);
+  }
+
+ private:
+  std::unique_ptr<uint8_t[]> memory_;
+  size_t size_ = 0;
+};
+
+// Rows row .. row + 2^size - 1 of a pass.
+struct RowBlock {
+  int64_t row;
+  int size;
+  int64_t rows() const { return int64_t{1} << size; }
+};
+
+std::vector<RowBlock> CutRows(int64_t m, int max_size) {
+  std::vector<RowBlock> blocks;
+  for (int64_t row = 0; row < m;) {
+    int size = max_size;
+    while ((int64_t{1} << size) > m - row) --size;
+    blocks.push_back({row, size});
+    row += int64_t{1} << size;
+  }
+  return blocks;
+}
+
+// Group sums beside totals fill the registers, so such tiles have fewer rows; staged floats are
+// already scaled and have no group sums.
+int MaxRowSize(const MatmulArgs& args, const Kernels& kernels, int64_t m) {
+  const bool real = args.activations == Activations::kFloat;
+  const bool group_sums = args.layout.group_size != 0 && !(real && m > kDirectRealRows);
+  return kernels.max_row_size[group_sums];
+}
+
+// Row `m` of x as padded_k floats: in place where it can be, otherwise copied to `scratch`.
+const float* FloatRow(const MatmulArgs& args, int64_t m, Scratch* scratch) {
+  const int64_t k = args.layout.k, padded = args.layout.padded_k();
+  if (args.type == DataType::kFloat32) {
+    const float* const x = static_cast<const float*>(args.x) + m * k;
+    const bool aligned = reinterpret_cast<uintptr_t>(x) % alignof(float) == 0;
+    if (k == padded && aligned) return x;
+    float* const row = scratch->Get<float>(padded);
+    std::memcpy(row, x, static_cast<size_t>(k) * sizeof(float));
+    std::fill(row + k, row + padded, 0.0f);
+    return row;
+  }
+  const uint8_t* const x = static_cast<const uint8_t*>(args.x) + m * k * 2;
+  float* const row = scratch->Get<float>(padded);
+  for (int64_t i = 0; i < k; ++i) {
+    uint16_t brain;
+    std::memcpy(&brain, x + 2 * i, sizeof(brain));
+    row[i] = BrainToFloat(brain);
+  }
+  std::fill(row + k, row + padded, 0.0f);
+  return row;
+}
+
+// Some rows of x, in the order in which the tiles read them.
+struct Prepared {
+  int64_t m = 0;
+  std::vector<RowBlock> blocks;
+  Scratch x, offset_sum, group_scale, row_scale;
+  uint8_t* x_at = nullptr;
+  int32_t* offset_sum_at = nullptr;
+  float* group_scale_at = nullptr;
+  float* row_scale_at = nullptr;
+  int64_t stretch = 0;  // in int8 values, floats or codes of eight signs
+
+  InterleavedRow Place(const RowBlock& block, int64_t row) const {
+    return {m, block.row, block.rows(), row, stretch};
+  }
+};
+
+void PrepareRows(const MatmulArgs& args, const Kernels& kernels, int64_t first, int64_t m,
+                 const ParallelFor& parallel_for, Prepared* p) {
+  const PackedLayout& layout = args.layout;
+  const int64_t padded = layout.padded_k(), groups = layout.groups();
+  const bool binary = layout.binary();
+  const bool real = args.activations == Activations::kFloat && !binary;
+  p->m = m;
+  p->blocks = CutRows(m, MaxRowSize(args, kernels, m));
+  p->stretch = binary ? kBinaryStretch : kBlockDepth * (real ? kRealBlocks : kIntegerBlocks);
+  // A single tile reads one piece.
+  if (p->blocks.size() == 1) p->stretch = padded;
+  p->x_at = p->x.Get<uint8_t>(m * (binary ? padded / 8 * 4 : (real ? padded * 4 : padded)));
+  p->row_scale_at = p->row_scale.Get<float>(m);
+  if (!binary && !real) {
+    p->offset_sum_at = p->offset_sum.Get<int32_t>(m * groups);
+    p->group_scale_at = p->group_scale.Get<float>(m * groups);
+  }
+  const int64_t cost = std::max<int64_t>(1, (padded << kernels.max_row_size[0]) / 2);
+  parallel_for(static_cast<int64_t>(p->blocks.size()), cost, [&](int64_t begin, int64_t end) {
+    static thread_local Scratch row_scratch, byte_scratch;
+    for (int64_t b = begin; b < end; ++b) {
+      const RowBlock& block = p->blocks[static_cast<size_t>(b)];
+      for (int64_t r = 0; r < block.rows(); ++r) {
+        const float* const x = FloatRow(args, first + block.row + r, &row_scratch);
+        if (binary) {
+          kernels.encode_signs(x, padded, p->Place(block, r), reinterpret_cast<uint32_t*>(p->x_at));
+          continue;
+        }
+        PrepareArgs prepare = {};
+        prepare.x = x;
+        prepare.padded_k = padded;
+        prepare.group_depth = layout.group_depth();
+        prepare.activations = args.activations;
+        prepare.x_scale = args.x_scale;
+        prepare.zero_point = args.zero_point;
+        prepare.offset = Offset(layout.num_bits);
+        prepare.to = p->Place(block, r);
+        prepare.out = p->x_at;
+        prepare.row_scale = p->row_scale_at + block.row + r;
+        if (!real) {
+          prepare.offset_sum = p->offset_sum_at;
+          prepare.group_scale = p->group_scale_at;
+          prepare.scratch = byte_scratch.Get<int8_t>(padded);
+        }
+        kernels.prepare(prepare);
+      }
+    }
+  });
+}
+
+const float* FloatsAt(const uint8_t* weights, int64_t offset, int64_t count, Scratch* scratch) {
+  const uint8_t* const at = weights + offset;
+  if (reinterpret_cast<uintptr_t>(at) % alignof(float) == 0) {
+    return reinterpret_cast<const float*>(at);
+  }
+  float* const copy = scratch->Get<float>(count);
+  std::memcpy(copy, at, static_cast<size_t>(count) * sizeof(float));
+  return copy;
+}
+
+// Everything that a stripe of rows times a unit of panels needs to know.
+struct Job {
+  const MatmulArgs& args;
+  const Kernels& kernels;
+  const Prepared& prepared;
+  int64_t first_row;  // of this pass, in y
+  const float* column_scale;
+  const float* column_sum;  // null unless needed
+};
+
+// The row blocks of a stripe: rows begin .. end - 1 of the pass.
+struct Stripe {
+  int64_t begin, end;
+  size_t first_block, last_block;
+};
+
+Stripe StripeOf(const Prepared& p, int64_t index) {
+  Stripe stripe = {index * kStripeRows, std::min((index + 1) * kStripeRows, p.m), 0, 0};
+  const int64_t rows = p.blocks.empty() ? 1 : p.blocks[0].rows();
+  // All blocks before the last stripe's tail have the same size, which divides kStripeRows.
+  stripe.first_block = static_cast<size_t>(stripe.begin / rows);
+  stripe.last_block = stripe.first_block;
+  while (stripe.last_block < p.blocks.size() && p.blocks[stripe.last_block].row < stripe.end) {
+    ++stripe.last_block;
+  }
+  return stripe;
+}
+
+void FinishStripe(const Job& job, const Stripe& stripe, const void* sum, bool integer,
+                  int64_t stride, int64_t first_column) {
+  const MatmulArgs& args = job.args;
+  const int64_t n = args.layout.n;
+  FinishArgs finish = {};
+  finish.sum = sum;
+  finish.integer = integer;
+  finish.rows = stripe.end - stripe.begin;
+  finish.stride = stride;
+  finish.columns = std::min(stride, n - first_column);
+  const bool scaled = !args.layout.binary() && args.activations != Activations::kFloat;
+  finish.row_scale = scaled ? job.prepared.row_scale_at + stripe.begin : nullptr;
+  finish.column_scale = job.column_scale + first_column;
+  finish.column_sum = job.column_sum ? job.column_sum + first_column : nullptr;
+  finish.zero_point = args.zero_point;
+  finish.bias = args.bias ? args.bias + first_column : nullptr;
+  finish.fused = args.fused;
+  finish.type = args.type;
+  const int64_t at = (job.first_row + stripe.begin) * n + first_column;
+  const int64_t size = args.type == DataType::kFloat32 ? 4 : 2;
+  finish.y = static_cast<uint8_t*>(args.y) + at * size;
+  finish.y_stride = n;
+  job.kernels.finish(finish);
+}
+
+void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
+  static thread_local Scratch sum_scratch, stage_scratch, scale_scratch;
+  const MatmulArgs& args = job.args;
+  const PackedLayout& layout = args.layout;
+  const Prepared& p = job.prepared;
+  const bool gemv = p.m == 1;
+  const bool real = args.activations == Activations::kFloat;
+  const int64_t panels = gemv ? job.kernels.gemv_panels : job.kernels.panels;
+  const int64_t columns = panels * kPanelColumns, first_column = unit * columns;
+  const int64_t blocks = layout.padded_k() / kBlockDepth;
+  const bool grouped = layout.group_size != 0;
+  const int64_t group_blocks = layout.group_depth() / kBlockDepth;
+  // Unpacking to the cache first pays from the third tile on.
+  const size_t tiles = stripe.last_block - stripe.first_block;
+  const bool staged = real ? p.m > kDirectRealRows : tiles > 2 && layout.num_bits < 8;
+  const int64_t stretch = std::min(blocks, p.stretch / kBlockDepth);
+  const Source packed =
+      layout.num_bits == 8 ? kPacked8 : (layout.num_bits == 4 ? kPacked4 : kPacked2);
+  const Scales scales =
+      !grouped ? kNoScales
+               : (args.activations == Activations::kPerGroup ? kBothScales : kWeightScales);
+  const bool integer = !real && !grouped;
+
+  float* const sum = sum_scratch.Get<float>((stripe.end - stripe.begin) * columns);
+  const int64_t staged_bytes = stretch * kBlockDepth * kPanelColumns * (real ? 4 : 1);
+  uint8_t* const stage = staged ? stage_scratch.Get<uint8_t>(panels * staged_bytes) : nullptr;
+  float* const stage_scale =
+      staged && !real ? scale_scratch.Get<float>(panels * stretch * kPanelColumns) : nullptr;
+
+  for (int64_t begin = 0; begin < blocks; begin += stretch) {
+    TileArgs tile = {};
+    tile.blocks = std::min(stretch, blocks - begin);
+    tile.blocks_per_group = grouped ? group_blocks : tile.blocks;
+    tile.first = begin == 0;
+    for (int64_t i = 0; i < panels; ++i) {
+      // Panels beyond the last repeat it; what they give is not stored.
+      const int64_t panel = std::min(unit * panels + i, layout.panels() - 1);
+      const int64_t offset =
+          grouped ? begin / group_blocks * layout.group_bytes() : begin * layout.block_bytes();
+      const uint8_t* const at =
+          args.weights + layout.panels_offset() + panel * layout.panel_bytes() + offset;
+      tile.weights[i] = at;
+      if (staged && real) {
+        uint8_t* const values = stage + i * staged_bytes;
+        job.kernels.stage_real[packed](at, tile.blocks, tile.blocks_per_group, grouped,
+                                       reinterpret_cast<float*>(values));
+        tile.weights[i] = values;
+      } else if (staged) {
+        uint8_t* const bytes = stage + i * staged_bytes;
+        float* const scale = stage_scale + i * stretch * kPanelColumns;
+        job.kernels.stage[packed](at, tile.blocks, tile.blocks_per_group, grouped, bytes, scale);
+        tile.weights[i] = bytes;
+        tile.scale[i] = scale;
+      }
+    }
+    const Source source = staged ? kStaged : packed;
+    for (size_t b = stripe.first_block; b < stripe.last_block; ++b) {
+      const RowBlock& block = p.blocks[b];
+      const InterleavedRow place = p.Place(block, 0);
+      const int64_t k = begin * kBlockDepth, length = tile.blocks * kBlockDepth;
+      tile.x = p.x_at + place.At(k, length) * (real ? 4 : 1);
+      if (!real) {
+        const int64_t at =
+            grouped ? place.At(begin / group_blocks, tile.blocks / group_blocks) : place.At(0, 1);
+        tile.offset_sum = p.offset_sum_at + at;
+        tile.x_scale = p.group_scale_at + at;
+      }
+      tile.sum = sum + (block.row - stripe.begin) * columns;
+      const int size = gemv ? kGemv : block.size;
+      if (real) {
+        job.kernels.real[source][staged ? 0 : grouped][size](tile);
+      } else {
+        job.kernels.integer[source][scales][size](tile);
+      }
+    }
+  }
+  FinishStripe(job, stripe, sum, integer, columns, first_column);
+}
+
+void RunBinaryPanel(const Job& job, const Stripe& stripe, int64_t panel) {
+  static thread_local Scratch sum_scratch;
+  const PackedLayout& layout = job.args.layout;
+  const Prepared& p = job.prepared;
+  const int64_t count = (stripe.end - stripe.begin) * kBinaryPanelColumns;
+  int32_t* const sum = sum_scratch.Get<int32_t>(count);
+  std::fill(sum, sum + count, 0);
+  const uint8_t* const weights =
+      job.args.weights + layout.panels_offset() + panel * layout.panel_bytes();
+  const int64_t depth = layout.padded_k() / 8;
+  const int64_t stretch = std::min(depth, p.stretch);
+  for (int64_t begin = 0; begin < depth; begin += stretch) {
+    for (size_t b = stripe.first_block; b < stripe.last_block; ++b) {
+      const RowBlock& block = p.blocks[b];
+      BinaryTileArgs tile = {};
+      tile.weights = weights + begin * kRowBytes;
+      tile.depth = std::min(stretch, depth - begin);
+      tile.x = reinterpret_cast<const uint32_t*>(p.x_at) + p.Place(block, 0).At(begin, tile.depth);
+      tile.sum = sum + (block.row - stripe.begin) * kBinaryPanelColumns;
+      job.kernels.binary[block.size](tile);
+    }
+  }
+  // Each differing sign takes two from the K that agreement would give.
+  const int32_t k = static_cast<int32_t>(layout.k);
+  for (int64_t i = 0; i < count; ++i) sum[i] = k - 2 * sum[i];
+  FinishStripe(job, stripe, sum, true, kBinaryPanelColumns, panel * kBinaryPanelColumns);
+}
+
+}  // namespace
+
+void SerialFor(int64_t count, int64_t cost, const std::function<void(int64_t, int64_t)>& body) {
+  static_cast<void>(cost);
+  if (count > 0) body(0, count);
+}
+
+std::string CheckSettings(const MatmulArgs& args) {
+  PackedLayout layout;
+  std::string error = MakeLayout(args.layout.num_bits, args.layout.group_size, args.layout.k,
+                                 args.layout.n, &layout);
+  if (!error.empty()) return error;
+  const int mode = static_cast<int>(args.activations), fused = static_cast<int>(args.fused);
+  if (mode < 0 || mode > static_cast<int>(Activations::kStatic)) {
+    return "`activations` must be 0 to 3. Received: activations=" + std::to_string(mode) + ".";
+  }
+  if (fused < 0 || fused >= kFusedCount) {
+    return "`fused` must be 0 to " + std::to_string(kFusedCount - 1) +
+           ". Received: fused=" + std::to_string(fused) + ".";
+  }
+  if (args.activations == Activations::kPerGroup && layout.group_size == 0) {
+    return "Activations can have a scale per group only if the weights have groups. Received: "
+           "group_size=0.";
+  }
+  if (args.activations == Activations::kStatic && layout.num_bits != 1) {
+    // Below the smallest normal number 1 / x_scale could be infinite.
+    if (!(std::isfinite(args.x_scale) && args.x_scale >= std::numeric_limits<float>::min())) {
+      return "`x_scale` must be positive and finite. Received: x_scale=" +
+             std::to_string(args.x_scale) + ".";
+    }
+    if (args.zero_point < -128 || args.zero_point > 127) {
+      return "`zero_point` must lie in [-128, 127]. Received: zero_point=" +
+             std::to_string(args.zero_point) + ".";
+    }
+  }
+  return "";
+}
+
+std::string CheckMatmul(const MatmulArgs& args) {
+  const std::string error = CheckSettings(args);
+  if (!error.empty()) return error;
+  const PackedLayout& layout = args.layout;
+  constexpr int64_t kMost = int64_t{1} << 60;
+  if (args.m < 0 || args.m > kMost / layout.padded_k() || args.m > kMost / layout.padded_n()) {
+    return "`x` has a number of rows that overflows. Received: m=" + std::to_string(args.m) + ".";
+  }
+  if (args.weights == nullptr || (args.m > 0 && (args.x == nullptr || args.y == nullptr))) {
+    return "`x`, `weights` and `y` must not be null.";
+  }
+  return CheckPacked(args.weights, args.weights_bytes, layout);
+}
+
+void Matmul(const MatmulArgs& args, const Kernels& kernels, const ParallelFor& parallel_for) {
+  const PackedLayout& layout = args.layout;
+  Scratch column_scale, column_sum;
+  static thread_local Prepared prepared;
+  const bool needs_sum =
+      !layout.binary() && args.activations == Activations::kStatic && args.zero_point != 0;
+  for (int64_t first = 0; first < args.m; first += kPassRows) {
+    const int64_t m = std::min(kPassRows, args.m - first);
+    PrepareRows(args, kernels, first, m, parallel_for, &prepared);
+    const Job job = {
+        args,
+        kernels,
+        prepared,
+        first,
+        FloatsAt(args.weights, layout.column_scale_offset(), layout.padded_n(), &column_scale),
+        needs_sum
+            ? FloatsAt(args.weights, layout.column_sum_offset(), layout.padded_n(), &column_sum)
+            : nullptr};
+    const int64_t panels = m == 1 ? kernels.gemv_panels : kernels.panels;
+    const int64_t per_unit = layout.binary() ? 1 : panels;
+    const int64_t units = (layout.panels() + per_unit - 1) / per_unit;
+    const int64_t stripes = (m + kStripeRows - 1) / kStripeRows;
+    const int64_t products =
+        layout.padded_k() * per_unit * layout.panel_columns() * std::min(m, kStripeRows);
+    const int64_t cost = std::max<int64_t>(1, products / (layout.binary() ? 400 : 50));
+    parallel_for(stripes * units, cost, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const Stripe stripe = StripeOf(job.prepared, i / units);
+        if (layout.binary()) {
+          RunBinaryPanel(job, stripe, i % units);
+        } else {
+          RunUnit(job, stripe, i % units);
+        }
+      }
+    });
+  }
+}
+
+}  // namespace tfquant

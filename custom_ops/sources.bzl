@@ -1,0 +1,59 @@
+"""The one list of what is compiled, and how.
+
+Read as Starlark by the root BUILD and as Python literals by tfquant/lowbit/build.py; keep it to
+plain assignments of literals. Paths are relative to custom_ops/.
+"""
+
+CORE_SOURCES = [
+    "core/c_api.cc",
+    "core/dequantize.cc",
+    "core/matmul.cc",
+    "core/pack.cc",
+    "core/path.cc",
+    "core/portable/kernels.cc",
+    "core/thread_pool.cc",
+]
+
+# Files of one instruction set, with the options that switch it on.
+X86_64_SOURCES = {
+    "core/avx2/kernels.cc": ["-mavx2", "-mfma", "-mf16c"],
+    "core/avx2/vnni_kernels.cc": ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"],
+    "core/avx512/kernels.cc": [
+        "-mavx2",
+        "-mfma",
+        "-mf16c",
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mavx512vnni",
+        "-mavx512bitalg",
+    ],
+}
+
+AARCH64_SOURCES = {
+    "core/neon/kernels.cc": ["-march=armv8.2-a+dotprod+fp16"],
+}
+
+TENSORFLOW_SOURCES = [
+    "kernels/lowbit_ops.cc",
+    "ops/lowbit_ops.cc",
+]
+
+# No contraction: a * b + c must round twice where the reference does.
+COPTS = [
+    "-O3",
+    "-std=c++17",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-Wno-maybe-uninitialized",
+]
+
+TENSORFLOW_COPTS = [
+    "-D_GLIBCXX_USE_CXX11_ABI=1",
+    "-DEIGEN_MAX_ALIGN_BYTES=64",
+    "-Wno-unused-parameter",
+]

@@ -1,0 +1,291 @@
+"""Every path that runs here against the reference."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import hypothesis
+import hypothesis.strategies as st
+import ml_dtypes
+import numpy as np
+import pytest
+
+from tfquant.lowbit import build
+from tfquant.lowbit.core import Core, aligned
+from tfquant.numerics import packing, reference
+
+PATHS = ["portable", "avx2", "avxvnni", "avx512", "neon"]
+FORMATS = [(8, 0), (8, 64), (4, 32), (4, 64), (4, 128), (4, 0), (2, 32), (2, 128), (2, 0), (1, 0)]
+ACTIVATIONS = list(reference.ACTIVATIONS)
+
+
+def need(core, path):
+    if path not in core.paths():
+        pytest.skip(f"this processor cannot run the path {path}")
+
+
+@functools.cache
+def weights(num_bits, group_size, k, n, kind="random"):
+    """Integers, scales as the kernels see them, and packed bytes."""
+    rng = np.random.default_rng(k * 1009 + n)
+    low, high = (-1, 1) if num_bits == 1 else (-(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1)
+    if kind == "random":
+        q = rng.choice([-1, 1], (k, n)) if num_bits == 1 else rng.integers(low, high + 1, (k, n))
+    else:
+        q = np.full((k, n), low if kind == "lowest" else high)
+    groups = -(-k // group_size) if group_size else 1
+    scale = np.exp(rng.normal(size=(groups, n))) * 0.01
+    packed = packing.pack_matmul(q, scale, num_bits=num_bits, group_size=group_size)
+    layout = {"num_bits": num_bits, "group_size": group_size, "k": k, "n": n}
+    return (*packing.unpack_matmul(packed, **layout), packed)
+
+
+def check(core, path, x, num_bits, group_size, n, activations, kind="random", threads=1, **more):
+    q, scale, packed = weights(num_bits, group_size, x.shape[1], n, kind)
+    settings = {
+        "num_bits": num_bits,
+        "group_size": group_size,
+        "activations": activations,
+        "x_scale": 0.031,
+        "zero_point": -128,
+        "bias": np.random.default_rng(1).normal(size=n).astype(np.float32),
+    } | more
+    y = core.matmul(x, packed, units=n, path=path, threads=threads, **settings)
+    expected = reference.lowbit_matmul(x, q, scale, **settings)
+    error = np.abs(y - expected)
+    assert (error <= reference.lowbit_matmul_bound(x, q, scale, **settings)).all()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("num_bits", "group_size"), FORMATS)
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+def test_paths_agree_on_both_sides_of_every_boundary(
+    core, path, num_bits, group_size, activations, rng
+):
+    need(core, path)
+    if activations == "per_group" and not group_size:
+        pytest.skip("scales per group need groups")
+    edge = group_size or 32
+    for k in (1, edge - 1, edge, edge + 1, 4 * edge - 1, 521, 1031):
+        for m, n in ((1, 1), (2, 15), (3, 16), (4, 17), (7, 33), (8, 64), (9, 65), (13, 31)):
+            check(
+                core,
+                path,
+                rng.normal(size=(m, k)).astype("f"),
+                num_bits,
+                group_size,
+                n,
+                activations,
+            )
+
+
+@pytest.mark.parametrize("path", PATHS)
+@hypothesis.settings(
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(
+    form=st.sampled_from(FORMATS),
+    activations=st.sampled_from(ACTIVATIONS),
+    m=st.integers(1, 140),
+    k=st.integers(1, 700),
+    n=st.integers(1, 90),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_paths_agree_on_any_shape(core, path, form, activations, m, k, n, threads, seed):
+    need(core, path)
+    num_bits, group_size = form
+    if activations == "per_group" and not group_size:
+        activations = "per_row"
+    x = np.random.default_rng(seed).normal(size=(m, k)).astype(np.float32)
+    check(core, path, x, num_bits, group_size, n, activations, threads=threads)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("kind", ["lowest", "highest"])
+@pytest.mark.parametrize("value", [-128, 127])
+def test_extremes_never_saturate(core, path, kind, value):
+    need(core, path)
+    for num_bits, group_size in FORMATS:
+        for k in (32, 1024):
+            x = np.full((5, k), value, np.float32)
+            static = {"x_scale": 1.0, "zero_point": 0}
+            check(core, path, x, num_bits, group_size, 20, "static", kind, **static)
+            check(core, path, x, num_bits, group_size, 20, "per_row", kind)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_deepest_channel_fits_the_accumulator(core, path):
+    need(core, path)
+    k = packing.MAX_DEPTH
+    packed = packing.pack_matmul(np.full((k, 1), -128), np.ones(1), num_bits=8)
+    x = np.full((1, k), -128, np.float32)
+    y = core.matmul(x, packed, units=1, num_bits=8, activations="static", path=path)
+    assert y == np.float32(128 * 128 * k)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_integers_are_exact_per_channel(core, path, rng):
+    need(core, path)
+    x = rng.integers(-127, 128, (11, 700)).astype(np.float32)
+    x[:, 0] = 127  # the scale is one, and sums stay below 2^24
+    q = rng.integers(-128, 128, (700, 50))
+    packed = packing.pack_matmul(q, np.ones(50), num_bits=8)
+    y = core.matmul(x, packed, units=50, num_bits=8, path=path)
+    np.testing.assert_array_equal(y, x.astype(int) @ q)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_results_do_not_depend_on_the_number_of_threads(core, path, rng):
+    need(core, path)
+    for num_bits, group_size in FORMATS:
+        _, _, packed = weights(num_bits, group_size, 1031, 331)
+        for m in (1, 3, 140):
+            x = rng.normal(size=(m, 1031)).astype(np.float32)
+            form = {"units": 331, "num_bits": num_bits, "group_size": group_size, "path": path}
+            one = core.matmul(x, packed, threads=1, **form)
+            for threads in (2, 3):
+                np.testing.assert_array_equal(core.matmul(x, packed, threads=threads, **form), one)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("offset", [1, 3, 4, 17])
+def test_pointers_need_no_alignment(core, path, offset, rng):
+    need(core, path)
+    for num_bits, group_size in FORMATS:
+        _, _, packed = weights(num_bits, group_size, 257, 35)
+        moved = aligned(packed.size, np.uint8, offset)
+        moved[:] = packed
+        x = aligned(5 * 257, np.float32, offset).reshape(5, 257)
+        x[:] = rng.normal(size=x.shape)
+        form = {"units": 35, "num_bits": num_bits, "group_size": group_size, "path": path}
+        out = aligned(5 * 35, np.float32, offset).reshape(5, 35)
+        core.matmul(x, moved, out=out, **form)
+        np.testing.assert_array_equal(out, core.matmul(x.copy(), packed, **form))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_bfloat16_is_the_float_result_rounded(core, path, rng):
+    need(core, path)
+    brain = rng.normal(size=(9, 300)).astype(ml_dtypes.bfloat16)
+    _, _, packed = weights(4, 32, 300, 40)
+    form = {"units": 40, "num_bits": 4, "group_size": 32, "path": path}
+    y = core.matmul(brain.view(np.uint16), packed, dtype="bfloat16", **form)
+    expected = core.matmul(brain.astype(np.float32), packed, **form).astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(y, expected.view(np.uint16))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("fused", reference.FUSED)
+def test_fused_functions_agree(core, path, fused, rng):
+    need(core, path)
+    x = rng.normal(size=(5, 64)).astype(np.float32) * 3
+    q, scale, packed = weights(8, 0, 64, 70)
+    form = {"num_bits": 8, "fused": fused}
+    y = core.matmul(x, packed, units=70, path=path, **form)
+    expected = reference.lowbit_matmul(x, q, scale, **form)
+    # Slopes of these functions are below 1.13; float32 functions add a few units of 2^-24.
+    linear = np.abs(reference.lowbit_matmul(x, q, scale, num_bits=8))
+    bound = 1.13 * reference.lowbit_matmul_bound(x, q, scale, num_bits=8)
+    np.testing.assert_array_less(np.abs(y - expected), bound + 2.0**-21 * (linear + 1))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_rows_that_are_not_finite_are_nan_alone(core, path, rng):
+    need(core, path)
+    x = rng.normal(size=(6, 96)).astype(np.float32)
+    x[1, 40], x[4, 95] = np.inf, np.nan
+    x[2] = 0
+    for num_bits, group_size in FORMATS[:-1]:
+        _, _, packed = weights(num_bits, group_size, 96, 20)
+        for mode in ("per_row", "per_group", "static"):
+            if mode == "per_group" and not group_size:
+                continue
+            form = {"units": 20, "num_bits": num_bits, "group_size": group_size, "path": path}
+            y = core.matmul(x, packed, activations=mode, **form)
+            assert np.isnan(y[[1, 4]]).all() and np.isfinite(y[[0, 2, 3, 5]]).all()
+            assert not y[2].any()
+
+
+@pytest.mark.parametrize(("num_bits", "group_size"), FORMATS)
+def test_core_packs_the_bytes_of_the_drawing(core, num_bits, group_size):
+    for k, n in ((1, 1), (33, 15), (130, 65)):
+        q, scale, packed = weights(num_bits, group_size, k, n)
+        found = core.pack(q, scale, num_bits=num_bits, group_size=group_size)
+        np.testing.assert_array_equal(found, packed)
+
+
+def test_an_empty_batch_is_empty(core):
+    _, _, packed = weights(4, 32, 64, 5)
+    x = np.zeros((0, 64), np.float32)
+    assert core.matmul(x, packed, units=5, num_bits=4, group_size=32).shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_bits": 3}, "`num_bits` must be 8, 4, 2 or 1. Received: num_bits=3."),
+        ({"group_size": 48}, "`group_size` must be 32, 64, 128 or 0"),
+        ({"units": 33}, "`weights` must hold"),
+        ({"activations": "per_group", "group_size": 0}, "only if the weights have groups"),
+        ({"activations": "static", "x_scale": 0.0}, "`x_scale` must be positive and finite"),
+        ({"activations": "static", "x_scale": np.nan}, "`x_scale` must be positive and finite"),
+        ({"activations": "static", "zero_point": 128}, r"`zero_point` must lie in \[-128, 127\]"),
+        ({"path": "vliw"}, "the path must be one that this processor supports"),
+    ],
+)
+def test_core_refuses_what_is_wrong_in_words(core, change, words):
+    _, _, packed = weights(4, 32, 64, 5)
+    form = {"units": 5, "num_bits": 4, "group_size": 32} | change
+    with pytest.raises(ValueError, match=words):
+        core.matmul(np.zeros((2, 64), np.float32), packed, **form)
+
+
+def test_core_refuses_a_foreign_header(core):
+    packed = weights(4, 32, 64, 5)[2].copy()
+    packed[0] ^= 1
+    with pytest.raises(ValueError, match="header says otherwise"):
+        core.matmul(np.zeros((2, 64), np.float32), packed, units=5, num_bits=4, group_size=32)
+
+
+@pytest.mark.parametrize(
+    ("scale", "q", "words"),
+    [
+        (np.inf, 0, "positive and finite"),
+        (np.nan, 0, "positive and finite"),
+        (-1.0, 0, "positive and finite"),
+        (1.0, 8, r"Values must lie in \[-8, 7\]. Received: 8."),
+    ],
+)
+def test_core_refuses_to_pack_bad_values(core, scale, q, words):
+    with pytest.raises(ValueError, match=words):
+        core.pack(np.full((4, 2), q, np.int8), np.array([1, scale], "f"), num_bits=4)
+
+
+@pytest.mark.parametrize(("value", "works"), [("portable", True), ("vliw", False), ("", True)])
+def test_the_environment_forces_a_path_or_fails_clearly(core, value, works):
+    code = (
+        "import ctypes, sys; c = ctypes.CDLL(sys.argv[1]);"
+        "c.tfquant_chosen_path.restype = c.tfquant_error.restype = ctypes.c_char_p;"
+        "print(c.tfquant_chosen_path(), c.tfquant_error())"
+    )
+    if value == "":
+        expected = core.paths()[-1]
+    else:
+        expected = value if works else "Environment variable TFQUANT_PATH: the path must be one"
+    done = subprocess.run(
+        [sys.executable, "-c", code, core.file],
+        env=os.environ | {"TFQUANT_PATH": value, "LD_LIBRARY_PATH": str(build.tensorflow_folder())},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert expected in done.stdout
+
+
+def test_core_says_when_there_is_no_library(tmp_path):
+    with pytest.raises(OSError, match="nothing"):
+        Core(tmp_path / "nothing.so")

@@ -1,0 +1,17 @@
+"""Low-bit arithmetic in TensorFlow: packed weights, and matmuls that read them as they are."""
+
+from tfquant.lowbit.library import Doctor, FallbackWarning, doctor
+from tfquant.lowbit.matmul import PackedWeights, matmul, pack, unpack
+from tfquant.lowbit.plain import dequantize, quantize_pack
+
+__all__ = [
+    "Doctor",
+    "FallbackWarning",
+    "PackedWeights",
+    "dequantize",
+    "doctor",
+    "matmul",
+    "pack",
+    "quantize_pack",
+    "unpack",
+]

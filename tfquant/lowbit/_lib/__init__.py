@@ -1,0 +1,1 @@
+"""Where `pip install` puts the compiled ops."""
