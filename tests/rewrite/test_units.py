@@ -161,3 +161,16 @@ def test_a_layer_of_an_own_config_keeps_batch_norm_and_relu_when_lowered(activat
     np.testing.assert_allclose(quantized(data), expected, atol=0.05 * expected.max())
     lowered = lower(quantized).model
     np.testing.assert_allclose(lowered(data), expected, atol=0.05 * expected.max())
+
+
+def test_a_batch_norm_in_front_of_a_dense_layer_is_folded_into_it(rng):
+    model = randomize(
+        chain(VECTOR, layers.Dense(5, activation="relu"), norm(), layers.Dense(3)), rng
+    )
+    data = rng.normal(size=(16, *VECTOR)).astype(np.float32)
+    quantized = tfq.quantize_model(model)
+    names = [layer.name for layer in quantized.layers]
+    assert not [name for name in names if "batch_normalization" in name]
+    expected = model.predict(data, verbose=0)
+    tolerance = TOLERANCE["w8a8"] * np.abs(expected).max()
+    np.testing.assert_allclose(quantized.predict(data, verbose=0), expected, atol=tolerance)

@@ -103,6 +103,29 @@ class ProductConfig(OutputConfig):
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
+class LeakyReluConfig(OutputConfig):
+    """Leaky ReLU: XNNPACK multiplies by 8-bit fractions.
+
+    m = round(256 * s / so),  times the slope where x < 0
+    q = floor((qx - zx) * m / 256 + 1/2) + zo
+    """
+
+    def device_call(self, wrapper, call_site, args, kwargs):
+        """Computes with the device's multipliers."""
+        grid = grid_of(args[0])
+        output = next(iter(wrapper.output_quantizers[call_site]), None)
+        if grid is None or output is None or not output.calibrated or grid.spec.num_bits > 8:
+            return None
+        layer = wrapper.layer
+        slope = getattr(layer, "negative_slope", 0.2)  # Of `keras.activations.leaky_relu`.
+        ratio = grid.params.scale / output.params().scale
+        steps = steps_of(args[0])
+        positive, negative = ops.round(256.0 * ratio), ops.round(256.0 * (ratio * slope))
+        product = steps * ops.where(steps < 0, negative, positive)
+        return from_steps(ops.floor(product * 2.0**-8 + 0.5), output)
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
 class MeanConfig(OutputConfig):
     """Means over space: the integers are summed, then scaled once."""
 

@@ -4,6 +4,7 @@ from keras import activations, layers
 
 from tfquant.registry.elementwise import (
     AverageConfig,
+    LeakyReluConfig,
     MeanConfig,
     OutputConfig,
     ProductConfig,
@@ -67,7 +68,6 @@ ACTIVATIONS = (
     activations.elu,
     activations.gelu,
     activations.hard_swish,
-    activations.leaky_relu,
     activations.relu,
     activations.relu6,
 )
@@ -93,6 +93,8 @@ def activation_config(function, spec):
         return OutputConfig(spec, fixed=_fixed_grid(spec, *FIXED_RANGE[function]))
     if function in SWISH:
         return SwishConfig(spec)
+    if function is activations.leaky_relu:
+        return LeakyReluConfig(spec)
     if function is activations.linear:
         return SameGridConfig()
     return OutputConfig(spec) if function in ACTIVATIONS else None
@@ -117,7 +119,7 @@ def register_all(registry) -> None:
         layers.Multiply: lambda layer, spec: ProductConfig(spec),
         layers.Activation: lambda layer, spec: activation_config(layer.activation, spec),
         layers.ReLU: lambda layer, spec: OutputConfig(spec),
-        layers.LeakyReLU: lambda layer, spec: OutputConfig(spec),
+        layers.LeakyReLU: lambda layer, spec: LeakyReluConfig(spec),
         layers.ELU: lambda layer, spec: OutputConfig(spec) if layer.alpha == 1 else None,
         layers.Softmax: lambda layer, spec: activation_config(activations.softmax, spec),
         layers.UpSampling2D: lambda layer, spec: (

@@ -9,9 +9,11 @@ from keras import layers, tree
 from tfquant.quantizers import Static
 from tfquant.registry import QuantizeRegistry, schemes
 from tfquant.registry.elementwise import OutputConfig, SameGridConfig
+from tfquant.registry.keras_layers import LINEAR
 from tfquant.registry.registry import KERAS_LAYERS
 from tfquant.rewrite.annotate import QuantizeAnnotate, skip_predicate
 from tfquant.rewrite.decompose import decompose, standalone_batch_norm
+from tfquant.rewrite.fold import fold_forward
 from tfquant.rewrite.graph import UniqueNames, tensors, trace
 from tfquant.rewrite.units import Unit, fuse
 from tfquant.rewrite.validate import check_model
@@ -92,6 +94,7 @@ class _Builder:
         self.marked, self.own_configs = set(), {}
         for node in self.graph.nodes:
             self._unwrap(node, chosen)
+        fold_forward(self.graph, self._may_fold)
         self.configs = {id(node): self._config(node) for node in self.graph.nodes}
         self._warn_of_unknown_layers()
         self.units = fuse(
@@ -146,6 +149,29 @@ class _Builder:
             node.layer, node.clone = node.layer.layer, node.clone.layer
         elif chosen(node.layer):
             self.marked.add(id(node))
+
+    def _may_fold(self, norm, dense):
+        """Whether a batch norm is to be folded into the dense layer behind it.
+
+        Not where a linear layer before it takes it, nor where either is called twice.
+        """
+        before = self.graph.producer(norm.inputs[0])
+        taken = (
+            before is not None
+            and type(before.layer) in LINEAR
+            and id(before) in self.marked
+            and len(self.graph.consumers(norm.inputs[0])) == 1
+        )
+        calls = [node.layer for node in self.graph.nodes]
+        once = all(sum(layer is node.layer for layer in calls) == 1 for node in (norm, dense))
+        return (
+            once
+            and not taken
+            and {id(norm), id(dense)} <= self.marked
+            and not {id(norm.layer), id(dense.layer)} & set(self.own_configs)
+            and norm.layer.axis in (-1, 1)
+            and self.registry.get_quantize_config(dense.layer, self.scheme) is not None
+        )
 
     def _config(self, node):
         """Returns the config of a call; `None` for one that stays float."""

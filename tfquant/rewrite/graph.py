@@ -62,6 +62,11 @@ class Graph:
         """Whether `tensor` is an output of the model."""
         return any(x is tensor for x in tree.flatten(self.outputs))
 
+    def forget_order(self) -> None:
+        """Makes the look-ups above see that calls were changed."""
+        for name in ("_producers", "_consumers"):
+            self.__dict__.pop(name, None)
+
     @functools.cached_property
     def _producers(self):
         return {id(x): node for node in self.nodes for x in tree.flatten(node.outputs)}
