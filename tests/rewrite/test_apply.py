@@ -87,10 +87,9 @@ def test_masks_reach_the_layers_that_read_them(scheme, reader, rng):
     data[:, 3:] = 0
     quantized = tfq.quantize_model(model, scheme)
     # The fixed grid of tanh is coarse for outputs as small as these.
-        assert_close(quantized(data), model(data), 0.1)
+    assert_close(quantized(data), model(data), 0.1)
     if scheme == "w8a8":
         tfq.calibrate(quantized, data, progress=False)
-        # The fixed grid of tanh is coarse for outputs as small as these.
         assert_close(quantized(data), model(data), 0.1)
 
 
