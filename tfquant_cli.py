@@ -166,6 +166,12 @@ COMMANDS = (
         _demo_flags,
         writes=("output",),
     ),
+    Command(
+        "doctor",
+        "say whether the compiled low-bit operations are there, and how to get them if not",
+        (),
+        lambda values: None,
+    ),
 )
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 import tfquant as tfq
 from tfquant import demo as digits
+from tfquant import lowbit
 from tfquant.calibrate.data import batches
 from tfquant.registry import schemes
 
@@ -31,7 +32,13 @@ def run(command: str, arguments: list[str], flags: dict) -> None:
         ImportError, OSError, TypeError, ValueError: If the user made a mistake.
     """
     rich.reconfigure(stderr=True)  # Progress bars; what the user asked for goes to stdout.
-    commands = {"quantize": quantize, "inspect": inspect, "compare": compare, "demo": demo}
+    commands = {
+        "quantize": quantize,
+        "inspect": inspect,
+        "compare": compare,
+        "demo": demo,
+        "doctor": doctor,
+    }
     commands[command](*arguments, flags)
 
 
@@ -108,6 +115,20 @@ def demo(flags) -> None:
     """Trains, quantizes and converts a small network."""
     show(digits.run(flags["output"], epochs=flags["epochs"], progress=_watched()))
     print(f"Wrote {flags['output']}")
+
+
+def doctor(flags) -> None:
+    """Says whether the compiled low-bit operations are there, and how to get them if not."""
+    del flags
+    found = lowbit.doctor()
+    if found.built:
+        print(f"low-bit operations: compiled, running on {found.path}")
+    else:
+        print(f"low-bit operations: not compiled, running on {found.path}: {found.problem}")
+        print(f"to mend it: {found.remedy}")
+    print(f"paths of this processor: {', '.join(found.supported_paths) or '-'}")
+    print(f"library: {found.library or '-'}")
+    print(f"TensorFlow: {found.tensorflow or '-'}; compiler: {found.compiler or '-'}")
 
 
 def show(printable) -> None:

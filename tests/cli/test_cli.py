@@ -143,6 +143,13 @@ def test_the_demo_gets_the_digits_right(here, capsys):
     assert shown.endswith("Wrote demo.tflite\n")
 
 
+def test_doctor_says_which_path_runs(here, capsys):
+    assert here_and_now("doctor") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("low-bit operations: ")
+    assert "compiler: " in shown
+
+
 def test_the_demo_says_what_it_needs(here, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert here_and_now("demo") == 2
