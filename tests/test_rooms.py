@@ -21,6 +21,7 @@ ORDER = (
     "registry",
     "rewrite",
     "calibrate",
+    "train",
     "report",
     "convert",
 )

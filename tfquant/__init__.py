@@ -5,29 +5,46 @@ from tfquant.calibrate import calibrate
 from tfquant.convert.tflite import compare, inspect, to_tflite
 from tfquant.numerics import PerAxis, PerGroup, PerTensor, QuantParams, QuantSpec
 from tfquant.registry import SCHEMES, QuantizeRegistry, Scheme
-from tfquant.report import ConversionReport, summarize
+from tfquant.report import ConversionReport, QuantizationTensorBoard, summarize
 from tfquant.rewrite import (
     quantize_annotate_layer,
     quantize_annotate_model,
     quantize_apply,
     quantize_model,
 )
+from tfquant.train import (
+    DampenOscillation,
+    FloatWarmup,
+    FreezeBatchNorm,
+    FreezeOscillation,
+    FreezeRanges,
+    PrecisionSchedule,
+    distill,
+)
 from tfquant.wrappers import QuantizeConfig, QuantizeWrapper
 
 __all__ = [
     "SCHEMES",
     "ConversionReport",
+    "DampenOscillation",
+    "FloatWarmup",
+    "FreezeBatchNorm",
+    "FreezeOscillation",
+    "FreezeRanges",
     "PerAxis",
     "PerGroup",
     "PerTensor",
+    "PrecisionSchedule",
     "QuantParams",
     "QuantSpec",
+    "QuantizationTensorBoard",
     "QuantizeConfig",
     "QuantizeRegistry",
     "QuantizeWrapper",
     "Scheme",
     "calibrate",
     "compare",
+    "distill",
     "inspect",
     "quantize_annotate_layer",
     "quantize_annotate_model",

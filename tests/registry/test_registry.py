@@ -103,7 +103,7 @@ class TestEveryRow:
             bits, symmetric=True, narrow_range=True, granularity=quantizer.spec.granularity
         )
         quantizer.build(variable.shape)
-        assert np.prod(quantizer.clip.shape) == LINEAR[layer_type][1]
+        assert np.prod(quantizer.scale_shape) == LINEAR[layer_type][1]
 
     @pytest.mark.parametrize("layer_type", LINEAR, ids=lambda t: t.__name__)
     def test_two_layers_have_two_quantizers(self, layer_type):

@@ -9,8 +9,7 @@ from rich.progress import Progress
 
 from tfquant.calibrate.bias_correction import correct_biases
 from tfquant.calibrate.data import batches
-from tfquant.numerics import choose_params
-from tfquant.quantizers import RecordingScope, Static, observers
+from tfquant.quantizers import RecordingScope, Watch
 from tfquant.rewrite.validate import check_is_model
 from tfquant.wrappers import Quantize, QuantizeWrapper
 
@@ -65,8 +64,7 @@ def calibrate(
             f"A model from tfq.quantize_model is expected. Received: '{model.name}', which has no "
             "quantized layers."
         )
-    observers.get(observer)  # An unknown name is an error before any data are read.
-    watched = {}
+    watch = Watch(observer)
     rows = []
 
     source = batches(data, model.inputs, batch_size, steps)
@@ -76,21 +74,10 @@ def calibrate(
             with RecordingScope() as scope:
                 model(tree.pack_sequence_as(model.input, arrays), training=False)
             values_per_row = sum(math.prod(x.shape[1:]) for _, x in scope.records)
-            for quantizer, x in scope.records:
-                if not isinstance(quantizer, Static):
-                    continue
-                key = quantizer.group or id(quantizer)
-                group_observer, members = watched.setdefault(key, (observers.get(observer), []))
-                vector = keras.ops.convert_to_numpy(group_observer.summarize(x))
-                group_observer.update(group_observer.unpack(vector))
-                if not any(quantizer is member for member in members):
-                    members.append(quantizer)
+            watch.see(scope)
             _keep(rows, arrays)
             bar.advance(task)
-    for group_observer, members in watched.values():
-        for quantizer in members:
-            low_high = group_observer.range(quantizer.spec)
-            quantizer.set_params(choose_params(*low_high, quantizer.spec))
+    watch.set_params()
     _leave_samples(model, rows)
     if bias_correction:
         count = max(1, min(CORRECTION_ROWS, int(CORRECTION_VALUES / max(values_per_row, 1))))

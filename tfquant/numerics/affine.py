@@ -70,13 +70,15 @@ def fake_quantize(x, params: QuantParams, spec: QuantSpec):
 
     @ops.custom_gradient
     def rounded(x):
-        unclipped = ops.round(x / params.scale) + zero_point
-        q = ops.clip(unclipped, spec.qmin, spec.qmax)
-
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
-            return ops.where(unclipped == q, upstream, ops.zeros_like(upstream))
+            # Computed again from `x`, which is kept anyway: a tensor less in memory.
+            steps = ops.round(x / params.scale)
+            inside = ops.logical_and(
+                steps >= spec.qmin - zero_point, steps <= spec.qmax - zero_point
+            )
+            return ops.where(inside, upstream, ops.zeros_like(upstream))
 
-        return (q - zero_point) * params.scale, gradient
+        return (quantize(x, params, spec) - zero_point) * params.scale, gradient
 
     return rounded(x)

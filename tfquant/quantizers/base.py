@@ -20,17 +20,22 @@ class Quantizer(keras.layers.Layer, abc.ABC):
 
     Args:
         spec: `QuantSpec` of the grid.
+
+    Attributes:
+        active: Whether values are quantized at all; a schedule turns it off for a float warm-up.
+            It shapes the graph: functions traced before must be traced again.
     """
 
     def __init__(self, spec: QuantSpec, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.spec = spec
         self.group = None
+        self.active = True
 
     @property
     def calibrated(self) -> bool:
         """Whether the grid is known. While it is not, values pass through unchanged."""
-        return True
+        return self.active
 
     @abc.abstractmethod
     def params(self, x=None) -> QuantParams:
@@ -47,11 +52,19 @@ class Quantizer(keras.layers.Layer, abc.ABC):
             return scope.record(self, x)
         if not self.calibrated:
             return x
+        if training:
+            return ops.cast(self.train(ops.cast(x, "float32")), x.dtype)
         params = self.params(x)
         y = fake_quantize(ops.cast(x, "float32"), params, self.spec)
-        if training:
-            y = ops.cast(y, x.dtype)
         return on_grid(y, Grid(params, self.spec, group=self.group))
+
+    def train(self, x):
+        """Rounds `x`, float32, in a training step.
+
+        The default passes gradients straight through and leaves the grid as it is; a quantizer
+        that learns its grid overrides it.
+        """
+        return fake_quantize(x, self.params(x), self.spec)
 
     def get_config(self):
         return {**super().get_config(), "spec": self.spec.to_dict()}

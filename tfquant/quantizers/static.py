@@ -28,22 +28,25 @@ class Static(Quantizer):
     def build(self, input_shape=None):
         """Creates `scale`, `zero_point` and the flag that says whether they were set."""
         del input_shape
-        variable = lambda name, value: self.add_weight(  # noqa: E731
+        self.scale = self._variable("scale", 1.0)
+        self.zero_point = self._variable("zero_point", 0.0)
+        self.is_set = self._variable("is_set", 0.0)
+        self.built = True
+
+    def _variable(self, name, value):
+        return self.add_weight(
             shape=(),
             initializer=keras.initializers.Constant(value),
             name=name,
             trainable=False,
             dtype="float32",
+            aggregation="only_first_replica",  # All replicas assign the same value.
         )
-        self.scale = variable("scale", 1.0)
-        self.zero_point = variable("zero_point", 0.0)
-        self.is_set = variable("is_set", 0.0)
-        self.built = True
 
     @property
     def calibrated(self) -> bool:
         with tf.init_scope():  # Also while a graph is traced: the answer shapes the graph.
-            return bool(self.is_set.numpy())
+            return self.active and bool(self.is_set.numpy())
 
     def params(self, x=None) -> QuantParams:
         """Returns scalars `scale` and `zero_point`."""

@@ -17,9 +17,9 @@ from tfquant.registry.linear import LinearConfig
 # Layers with a kernel: name of the kernel, axes of its output channels, narrowest weights that
 # LiteRT computes with in integers, and the width from which on down it does so in fixed point.
 LINEAR = {
-    layers.Dense: ("kernel", -1, 4, 0),
-    layers.Conv1D: ("kernel", -1, 4, 4),
-    layers.Conv2D: ("kernel", -1, 4, 4),
+    layers.Dense: ("kernel", -1, 2, 0),
+    layers.Conv1D: ("kernel", -1, 2, 4),
+    layers.Conv2D: ("kernel", -1, 2, 4),
     layers.DepthwiseConv1D: ("kernel", (-2, -1), 8, 0),
     layers.DepthwiseConv2D: ("kernel", (-2, -1), 8, 0),
     layers.Conv1DTranspose: ("kernel", -2, 8, 0),

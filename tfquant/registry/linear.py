@@ -156,6 +156,7 @@ class LinearConfig(QuantizeConfig):
         kernel = ops.cast(variable.value, "float32")
         factor, bias = _folded_bias(wrapper)
         step = ops.cast(quantizer.params(kernel).scale, "float64")
+        kernel = quantizer.latent(kernel)
         shape = step.shape
         gain = ops.reshape(ops.ones_like(step) if factor is None else factor, shape)
         folded = step * ops.abs(gain)
@@ -187,9 +188,9 @@ class LinearConfig(QuantizeConfig):
             kernel, scale, bias = (
                 ops.convert_to_numpy(v) for v in self.integer_weights(wrapper, scale_in)
             )
-            kernel = kernel * scale.reshape(wrapper.weight_quantizers[0][1].clip.shape)
+            kernel = kernel * scale.reshape(wrapper.weight_quantizers[0][1].scale_shape)
             bias = bias if scale_in is None else bias * (float(scale_in) * scale)
-            lowered = LoweredKernel(kernel, scale, self.weights)
+            lowered = LoweredKernel(kernel, scale, wrapper.weight_quantizers[0][1].spec)
         else:
             kernel, bias = (ops.convert_to_numpy(v) for v in self._real_weights(wrapper))
             lowered = LoweredKernel(kernel)

@@ -3,6 +3,7 @@
 import dataclasses
 
 from tfquant.numerics import QuantSpec
+from tfquant.quantizers.families import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,14 +15,36 @@ class Scheme:
         weight_bits: Width of integer weights; `None` for half-precision weights.
         activation_bits: Width of integer activations; `None` when they stay float.
         dynamic: Whether activations are quantized when the model runs, row by row.
+        edge_weight_bits: Width of the weights of the first and the last layer that has any, which
+            suffer most; `None` for the width of all others.
+        weight_quantizer: Family of weight grids: a name of `tfq.quantizers.WEIGHT_QUANTIZERS`.
+        activation_quantizer: Family of activation grids: a name of
+            `tfq.quantizers.ACTIVATION_QUANTIZERS`.
         summary: One line for tables.
+
+    Raises:
+        ValueError: If a family is unknown.
     """
 
     name: str
     weight_bits: int | None
     activation_bits: int | None
     dynamic: bool = False
+    edge_weight_bits: int | None = None
+    weight_quantizer: str = "abs_max"
+    activation_quantizer: str = "moving_average"
     summary: str = ""
+
+    def __post_init__(self):
+        check(WEIGHT_QUANTIZERS, "weight_quantizer", self.weight_quantizer)
+        check(ACTIVATION_QUANTIZERS, "activation_quantizer", self.activation_quantizer)
+
+    @property
+    def edge(self) -> "Scheme":
+        """The scheme of the first and the last layer."""
+        if self.edge_weight_bits is None:
+            return self
+        return dataclasses.replace(self, weight_bits=self.edge_weight_bits, edge_weight_bits=None)
 
     @property
     def static(self) -> bool:
@@ -41,7 +64,8 @@ class Scheme:
 
         Args:
             granularity: What shares a scale.
-            minimum_bits: Narrowest width that the layer's integer kernel takes.
+            minimum_bits: Narrowest width that the layer's integer kernel takes; 2 and 3 bits are
+                stored in 4.
         """
         if self.weight_bits is None:
             return None
@@ -52,7 +76,21 @@ class Scheme:
 _TABLE = (
     Scheme("w8a8", 8, 8, summary="8-bit integers throughout"),
     Scheme("w8a16", 8, 16, summary="8-bit weights, 16-bit activations"),
-    Scheme("w4a8", 4, 8, summary="4-bit weights, 8-bit activations"),
+    Scheme(
+        "w4a8",
+        4,
+        8,
+        weight_quantizer="learned_step",
+        summary="4-bit weights, 8-bit activations",
+    ),
+    Scheme(
+        "w2a8",
+        2,
+        8,
+        edge_weight_bits=8,
+        weight_quantizer="learned_step",
+        summary="2-bit weights, 8-bit first and last layer, 8-bit activations",
+    ),
     Scheme("w8", 8, None, summary="8-bit weights, float arithmetic"),
     Scheme("w4", 4, None, summary="4-bit weights, float arithmetic"),
     Scheme("w8a8_dynamic", 8, 8, dynamic=True, summary="8-bit weights, activations at run time"),

@@ -7,6 +7,7 @@ from tfquant.report.conversion import (
     Parity,
 )
 from tfquant.report.model import LayerSummary, ModelSummary, summarize
+from tfquant.report.tensorboard import QuantizationTensorBoard
 
 __all__ = [
     "ConversionReport",
@@ -15,5 +16,6 @@ __all__ = [
     "LayerSummary",
     "ModelSummary",
     "Parity",
+    "QuantizationTensorBoard",
     "summarize",
 ]

@@ -1,12 +1,14 @@
 """`quantize_apply`: from a marked float model to a model of quantized layers."""
 
+import dataclasses
 import itertools
 import logging
 
 import keras
 from keras import layers, tree
 
-from tfquant.quantizers import Static
+from tfquant.quantizers import Static, WeightQuantizer
+from tfquant.quantizers.families import activation_quantizer
 from tfquant.registry import QuantizeRegistry, schemes
 from tfquant.registry.elementwise import OutputConfig, SameGridConfig
 from tfquant.registry.keras_layers import LINEAR
@@ -23,7 +25,15 @@ from tfquant.wrappers.config import copy_layer, transfer_weights
 _logger = logging.getLogger("tfquant")
 
 
-def quantize_model(model, scheme="w8a8", *, skip=(), registry: QuantizeRegistry | None = None):
+def quantize_model(
+    model,
+    scheme="w8a8",
+    *,
+    skip=(),
+    registry: QuantizeRegistry | None = None,
+    weight_quantizer: str | None = None,
+    activation_quantizer: str | None = None,
+):
     """Returns a quantized copy of `model`.
 
     The copy is an ordinary Keras model. Its weights are quantized at once; its activations are
@@ -34,6 +44,10 @@ def quantize_model(model, scheme="w8a8", *, skip=(), registry: QuantizeRegistry 
         scheme: Name of a scheme (`"w8a8"`, `"w4a8"`, ...; see `tfq.SCHEMES`) or a `Scheme`.
         skip: Layers to leave float: names, layer classes, or layers.
         registry: `QuantizeRegistry`; the default knows Keras's own layers.
+        weight_quantizer: What training does to the grids of weights: a name of
+            `tfq.quantizers.WEIGHT_QUANTIZERS`; `None` for the scheme's own.
+        activation_quantizer: What it does to those of activations: a name of
+            `tfq.quantizers.ACTIVATION_QUANTIZERS`; `None` for the scheme's own.
 
     Returns:
         `keras.Model`.
@@ -41,7 +55,8 @@ def quantize_model(model, scheme="w8a8", *, skip=(), registry: QuantizeRegistry 
     Raises:
         TypeError: If `model` is not a Keras model.
         ValueError: If the model is not built, is subclassed, is quantized already or has weights
-            that are not finite; if the scheme or a name in `skip` is unknown.
+            that are not finite; if the scheme, a family of quantizers or a name in `skip` is
+            unknown.
 
     Example:
 
@@ -51,14 +66,21 @@ def quantize_model(model, scheme="w8a8", *, skip=(), registry: QuantizeRegistry 
     report = tfq.to_tflite(q, "model.tflite")
     ```
     """
-    scheme = schemes.get(scheme)
+    scheme = _with_families(scheme, weight_quantizer, activation_quantizer)
     check_model(model)
     skipped = skip_predicate(model, skip)
     chosen = lambda layer: not skipped(layer)  # noqa: E731
     return _Builder(model, scheme, registry or KERAS_LAYERS, chosen).build()
 
 
-def quantize_apply(model, scheme="w8a8", *, registry: QuantizeRegistry | None = None):
+def quantize_apply(
+    model,
+    scheme="w8a8",
+    *,
+    registry: QuantizeRegistry | None = None,
+    weight_quantizer: str | None = None,
+    activation_quantizer: str | None = None,
+):
     """Quantizes the layers of `model` that were marked.
 
     Args:
@@ -66,6 +88,8 @@ def quantize_apply(model, scheme="w8a8", *, registry: QuantizeRegistry | None = 
             `quantize_annotate_model`. It is not changed.
         scheme: Name of a scheme, or a `Scheme`.
         registry: `QuantizeRegistry`; the default knows Keras's own layers.
+        weight_quantizer: As in `quantize_model`.
+        activation_quantizer: As in `quantize_model`.
 
     Returns:
         `keras.Model`, as `quantize_model` returns it.
@@ -74,7 +98,7 @@ def quantize_apply(model, scheme="w8a8", *, registry: QuantizeRegistry | None = 
         TypeError: If `model` is not a Keras model.
         ValueError: As `quantize_model`; and if no layer is marked.
     """
-    scheme = schemes.get(scheme)
+    scheme = _with_families(scheme, weight_quantizer, activation_quantizer)
     check_model(model)
     builder = _Builder(model, scheme, registry or KERAS_LAYERS, lambda layer: False)
     if not builder.marked:
@@ -83,6 +107,13 @@ def quantize_apply(model, scheme="w8a8", *, registry: QuantizeRegistry | None = 
             "all of them with quantize_annotate_model."
         )
     return builder.build()
+
+
+def _with_families(scheme, weights, activations):
+    """Returns the scheme, its families of quantizers replaced by those that are not `None`."""
+    chosen = {"weight_quantizer": weights, "activation_quantizer": activations}
+    chosen = {key: name for key, name in chosen.items() if name is not None}
+    return dataclasses.replace(schemes.get(scheme), **chosen)
 
 
 class _Builder:
@@ -95,7 +126,11 @@ class _Builder:
         for node in self.graph.nodes:
             self._unwrap(node, chosen)
         fold_forward(self.graph, self._may_fold)
-        self.configs = {id(node): self._config(node) for node in self.graph.nodes}
+        edges = self._edges()
+        self.configs = {
+            id(node): self._config(node, scheme.edge if id(node.layer) in edges else scheme)
+            for node in self.graph.nodes
+        }
         self._warn_of_unknown_layers()
         self.units = fuse(
             self.graph,
@@ -173,7 +208,12 @@ class _Builder:
             and self.registry.get_quantize_config(dense.layer, self.scheme) is not None
         )
 
-    def _config(self, node):
+    def _edges(self):
+        """Returns the first and the last layer with a kernel, in the order of calls."""
+        linear = [id(node.layer) for node in self.graph.nodes if type(node.layer) in LINEAR]
+        return {*linear[:1], *linear[-1:]}
+
+    def _config(self, node, scheme):
         """Returns the config of a call; `None` for one that stays float."""
         if id(node) not in self.marked:
             return None
@@ -181,7 +221,7 @@ class _Builder:
         if own is not None:
             return own
         if isinstance(node.layer, keras.layers.Layer):
-            return self.registry.get_quantize_config(node.layer, self.scheme)
+            return self.registry.get_quantize_config(node.layer, scheme)
         # What an operation computes from values on grids is rounded to a grid in its turn.
         real = [*node.inputs, *tree.flatten(node.outputs)]
         if self.scheme.static and all(keras.backend.is_float_dtype(x.dtype) for x in real):
@@ -303,7 +343,9 @@ class _Builder:
         if key not in self.quantized:
             producer = self.graph.producer(x)
             name = f"quantize_{producer.layer.name if producer else x.name}"
-            quantizer = Static(self.scheme.activations, group=group)
+            quantizer = activation_quantizer(
+                self.scheme.activation_quantizer, Static(self.scheme.activations), group
+            )
             y = Quantize(quantizer, name=self.unique(name))(self.values[id(x)])
             self.on_grid.add(id(y))
             self.quantized[key] = y
@@ -333,8 +375,13 @@ class _Builder:
             self.configs[id(node)],
             batch_norm=self._filled(unit.batch_norm) if unit.batch_norm else None,
             call_sites=self._sites(unit),
+            weight_quantizer=self.scheme.weight_quantizer,
+            activation_quantizer=self.scheme.activation_quantizer,
             name=self.unique(f"quant_{layer.name}"),
         )
+        for variable, quantizer in wrapper.weight_quantizers:
+            if isinstance(quantizer, WeightQuantizer):
+                quantizer.fit(variable.value)
         return None, wrapper, None
 
     def _is_lone_batch_norm(self, unit):
@@ -358,6 +405,7 @@ class _Builder:
             self.registry.get_quantize_config(convolution, self.scheme),
             batch_norm=self._filled(unit.node),
             call_sites=self._sites(unit),
+            activation_quantizer=self.scheme.activation_quantizer,
             name=self.unique(f"quant_{unit.node.layer.name}"),
         )
         return self._mover(before, shape), wrapper, self._mover(after, shape)

@@ -25,6 +25,8 @@ class Quantize(keras.layers.Layer):
 
     def call(self, x, training=None):
         """Returns `x` on the grid."""
+        if training:
+            check_ranges([self.quantizer], self.name)
         return self.quantizer.call(x, training=training)
 
     def compute_output_shape(self, input_shape):
@@ -43,3 +45,17 @@ class Quantize(keras.layers.Layer):
         config["quantizer"] = keras.saving.deserialize_keras_object(config["quantizer"])
         config.pop("autocast", None)
         return cls(**config)
+
+
+def check_ranges(quantizers, name):
+    """Raises unless each grid of a layer was set before it is trained with.
+
+    Raises:
+        ValueError: If one was not.
+    """
+    for quantizer in quantizers:
+        if quantizer is not None and quantizer.active and not quantizer.calibrated:
+            raise ValueError(
+                f"The range of '{name}' was never set, so there is nothing to train with. Call "
+                "tfq.calibrate(model, data) once before training."
+            )

@@ -7,9 +7,12 @@ import math
 import keras
 from keras import ops, tree
 
-from tfquant.quantizers import RecordingScope, Static
+from tfquant.quantizers import RecordingScope
+from tfquant.quantizers.families import activation_quantizer as make_activation_quantizer
+from tfquant.quantizers.families import weight_quantizer as make_weight_quantizer
 from tfquant.wrappers.config import QuantizeConfig
 from tfquant.wrappers.hook import CallHook
+from tfquant.wrappers.quantize import check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,15 @@ class QuantizeWrapper(keras.layers.Layer):
         batch_norm: A built `keras.layers.BatchNormalization` behind the layer, or `None`.
         call_sites: `CallSite` of each place of the model where the layer is called. Weights and
             batch norm are shared, output quantizers and clamps are not.
+        weight_quantizer: Family that takes the place of `AbsMax`: `"abs_max"`, `"learned_step"`,
+            `"learned_threshold"` or `"dorefa"`.
+        activation_quantizer: Family that takes the place of `Static`: `"static"`,
+            `"moving_average"`, `"learned_step"`, `"learned_threshold"` or `"learned_clip"`.
+
+    Attributes:
+        batch_norm_frozen: Whether training normalizes by the moving statistics and leaves them.
+        dampening: Function without arguments that returns the strength of the loss which pulls
+            weights to the middle of their step, or `None`. All three shape the graph.
 
     Call arguments:
         *args, **kwargs: Those of `layer`.
@@ -62,6 +74,8 @@ class QuantizeWrapper(keras.layers.Layer):
         *,
         batch_norm=None,
         call_sites: tuple[CallSite, ...] = (CallSite(),),
+        weight_quantizer: str = "abs_max",
+        activation_quantizer: str = "static",
         **kwargs,
     ):
         kwargs.setdefault("name", f"quant_{layer.name}")
@@ -76,20 +90,25 @@ class QuantizeWrapper(keras.layers.Layer):
         self.quantize_config = quantize_config
         self.batch_norm = batch_norm
         self.call_sites = tuple(call_sites)
+        self.weight_quantizer = weight_quantizer
+        self.activation_quantizer = activation_quantizer
+        self.batch_norm_frozen = False
+        self.dampening = None
         pairs = quantize_config.get_weights_and_quantizers(layer)
         self._weights_quantized = [variable for variable, _ in pairs]
-        self._weight_quantizers = [quantizer for _, quantizer in pairs]
-        for variable, quantizer in pairs:
+        self._weight_quantizers = [make_weight_quantizer(weight_quantizer, q) for _, q in pairs]
+        for variable, quantizer in self.weight_quantizers:
             quantizer.build(variable.shape)
         self.output_quantizers = [
-            quantize_config.get_output_quantizers(layer) for _ in self.call_sites
+            [
+                make_activation_quantizer(activation_quantizer, quantizer, site.group)
+                for quantizer in quantize_config.get_output_quantizers(layer)
+            ]
+            for site in self.call_sites
         ]
-        for quantizers, site in zip(self.output_quantizers, self.call_sites, strict=True):
-            for quantizer in quantizers:
-                if quantizer is not None:
-                    quantizer.build(())
-                if isinstance(quantizer, Static):
-                    quantizer.group = site.group
+        for quantizer in tree.flatten(self.output_quantizers):
+            if quantizer is not None:
+                quantizer.build(())
         self.supports_masking = layer.supports_masking
         parameters = inspect.signature(layer.call).parameters
         self._layer_takes_training = "training" in parameters
@@ -111,6 +130,8 @@ class QuantizeWrapper(keras.layers.Layer):
             kwargs["mask"] = mask[0] if isinstance(mask, tuple) and len(mask) == 1 else mask
         quantizers = self.output_quantizers[call_site]
         if training:
+            if self.dampening is not None:
+                self._dampen()
             outputs = self.float_call(*args, training=True, **kwargs)
         else:
             hook = CallHook.current()
@@ -131,7 +152,12 @@ class QuantizeWrapper(keras.layers.Layer):
                 f"quantizer for each output of '{self.layer.name}', or None. Expected: "
                 f"{len(flat)}. Received: {len(quantizers)}."
             )
-        flat = [x if q is None else q.call(x) for x, q in zip(flat, quantizers, strict=True)]
+        if training:
+            check_ranges(quantizers, self.layer.name)
+        flat = [
+            x if q is None else q.call(x, training=training)
+            for x, q in zip(flat, quantizers, strict=True)
+        ]
         return tree.pack_sequence_as(outputs, flat)
 
     def float_call(self, *args, training=None, **kwargs):
@@ -143,8 +169,17 @@ class QuantizeWrapper(keras.layers.Layer):
             **kwargs,
         )
         if self.batch_norm is not None:
-            outputs = self.batch_norm(outputs, training=training)
+            outputs = self.batch_norm(outputs, training=training and not self.batch_norm_frozen)
         return outputs
+
+    def _dampen(self):
+        """Adds the distance of each weight to the integer that it rounds to."""
+        for variable, quantizer in self.weight_quantizers:
+            w = quantizer.latent(ops.cast(variable.value, "float32"))
+            scale, spec = ops.stop_gradient(quantizer.params(w).scale), quantizer.spec
+            bounded = ops.minimum(ops.maximum(w, scale * spec.qmin), scale * spec.qmax)
+            nearest = ops.stop_gradient(ops.round(bounded / scale) * scale)
+            self.add_loss(self.dampening() * ops.sum(ops.square(nearest - bounded)))
 
     def call_exactly(self, *args, **kwargs):
         """Calls the layer on integers, past the casts of a mixed-precision policy."""
@@ -193,6 +228,8 @@ class QuantizeWrapper(keras.layers.Layer):
             "quantize_config": serialize(self.quantize_config),
             "batch_norm": serialize(self.batch_norm),
             "call_sites": [dataclasses.asdict(site) for site in self.call_sites],
+            "weight_quantizer": self.weight_quantizer,
+            "activation_quantizer": self.activation_quantizer,
         }
 
     @classmethod

@@ -246,7 +246,7 @@ def _weights(file, op, index, kernel, dequantize=False):
             f"grid by {off.max():.3g} of a step. Please report the model."
         )
     return TensorParams(
-        spec.num_bits,
+        4 if spec.num_bits <= 4 else 8,  # The widths that the file stores.
         scale,
         np.zeros(len(scale), np.int64),
         axis if len(scale) > 1 else None,

@@ -1,0 +1,33 @@
+"""Weights bounded by a hyperbolic tangent (DoReFa-Net)."""
+
+import keras
+from keras import ops
+
+from tfquant.numerics import QuantParams
+from tfquant.quantizers.weight import WeightQuantizer, positive
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class DoReFa(WeightQuantizer):
+    """Rounds `tanh(w)` on a grid that ends at its largest magnitude.
+
+        t = tanh(w),  scale = max(|t|) / qmax,  y = scale * round(t / scale)
+        dy/dw = 1 - tanh(w)^2
+
+    The tangent keeps outliers from stretching the grid. Zhou et al. 2016, "DoReFa-Net",
+    arXiv:1606.06160, equation 9, with two changes: the grid is symmetric and holds zero, as integer
+    kernels ask; and the largest magnitude is kept where the paper makes it one, so that a trained
+    model starts near what it was.
+
+    Args:
+        spec: Symmetric `QuantSpec`, per tensor or per axis.
+    """
+
+    def params(self, x=None) -> QuantParams:
+        """Returns `scale` of shape `scale_shape` and `zero_point` 0."""
+        scale = ops.tanh(self.largest(x)) * (1.0 / self.spec.qmax)
+        return QuantParams(positive(scale), 0)
+
+    def latent(self, w):
+        """Returns `tanh(w)`."""
+        return ops.tanh(w)

@@ -1,0 +1,109 @@
+"""Steps and offsets that training learns (LSQ, LSQ+)."""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfquant.numerics import QuantParams
+from tfquant.numerics.learned import fake_quantize_step, learned_params, relative
+from tfquant.quantizers.static import Static
+from tfquant.quantizers.weight import WeightQuantizer, positive
+
+# A step may shrink to this share of what it began with, no further: it must stay positive.
+SMALLEST_STEP = 2.0**-7
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class LearnedStep(WeightQuantizer):
+    """A weight whose steps are trained (LSQ); see `numerics.learned.fake_quantize_step`.
+
+    The step of each channel begins where the squared error of the trained weights is least. What
+    is trained is `step`, in units of that beginning: plain gradient descent moves the scale as in
+    the paper, and Adam by its learning rate of itself.
+
+        g = 1 / sqrt(N * qmax),  N weights to a step
+
+    Esser et al. 2020, arXiv:1902.08153.
+
+    Args:
+        spec: Symmetric `QuantSpec`, per tensor or per axis.
+    """
+
+    def build(self, input_shape):
+        """Creates `initial_scale`, fixed, and `step`, trained."""
+        super().build(input_shape)
+        weight = lambda name, trainable: self.add_weight(  # noqa: E731
+            shape=self.scale_shape,
+            initializer="ones",
+            name=name,
+            trainable=trainable,
+            dtype="float32",
+        )
+        self.initial_scale, self.step = weight("initial_scale", False), weight("step", True)
+        self.sharers = math.prod(input_shape) // math.prod(self.scale_shape)
+
+    def fit(self, w) -> None:
+        """Sets the steps to those with the least squared error for `w`."""
+        top = np.abs(np.asarray(w, np.float32)).max(axis=self.reduced_axes, keepdims=True)
+        self.initial_scale.assign(positive(self.best_clip(w) * top / self.spec.qmax))
+        self.step.assign(ops.ones_like(self.step))
+
+    def params(self, x=None) -> QuantParams:
+        """Returns `scale` of shape `scale_shape` and `zero_point` 0."""
+        del x
+        step = ops.maximum(self.step.value, SMALLEST_STEP)
+        return QuantParams(relative(step, self.initial_scale.value), 0)
+
+    def train(self, x):
+        gradient_scale = 1.0 / math.sqrt(self.sharers * self.spec.qmax)
+        return fake_quantize_step(x, self.params().scale, None, self.spec, gradient_scale)
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class LearnedStepActivation(Static):
+    """An activation whose step and (asymmetric grids) offset are trained (LSQ, LSQ+).
+
+    Begins at the calibrated grid. `step` and `low`, the real value of the lowest integer, are kept
+    in units of the calibrated scale; see `LearnedStep`.
+
+        g = 1 / sqrt(N * levels),  N values to a sample
+
+    Esser et al. 2020, arXiv:1902.08153; Bhalgat et al. 2020, arXiv:2004.09576.
+
+    Args:
+        spec: `QuantSpec`, per tensor.
+    """
+
+    def build(self, input_shape=None):
+        """Creates what `Static` has, `step` and, for an asymmetric grid, `low`."""
+        super().build(input_shape)
+        learned = lambda name, value: self.add_weight(  # noqa: E731
+            shape=(), initializer=keras.initializers.Constant(value), name=name, dtype="float32"
+        )
+        self.step = learned("step", 1.0)
+        self.low = None if self.spec.symmetric else learned("low", self.spec.qmin)
+
+    def set_params(self, params: QuantParams) -> None:
+        super().set_params(params)
+        self.step.assign(1.0)
+        if self.low is not None:
+            self.low.assign(self.spec.qmin - float(params.zero_point))
+
+    def params(self, x=None) -> QuantParams:
+        """Returns scalars `scale` and `zero_point`."""
+        del x
+        scale, low = self._scale_and_low()
+        return learned_params(scale, low, self.spec)
+
+    def train(self, x):
+        levels = self.spec.qmax - (self.spec.qmin if self.low is not None else 0)
+        features = math.prod(size or 1 for size in x.shape[1:])
+        gradient_scale = 1.0 / math.sqrt(features * levels)
+        return fake_quantize_step(x, *self._scale_and_low(), self.spec, gradient_scale)
+
+    def _scale_and_low(self):
+        step, unit = ops.maximum(self.step.value, SMALLEST_STEP), self.scale.value
+        low = None if self.low is None else relative(self.low.value, unit)
+        return relative(step, unit), low

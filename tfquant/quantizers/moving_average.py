@@ -1,0 +1,76 @@
+"""Activations whose range follows a moving average of what training sees."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfquant.numerics import QuantParams, fake_quantize
+from tfquant.numerics.learned import range_params
+from tfquant.quantizers.static import Static
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class MovingAverage(Static):
+    """Grid of an activation that follows the extremes of the batches it is trained on.
+
+        low  <- momentum * low  + (1 - momentum) * min(x, 0)
+        high <- momentum * high + (1 - momentum) * max(x, 0)
+
+    Begins at the calibrated range. On several replicas the extremes are those of the global batch.
+    Gradients pass straight through inside the range and are zero outside (Jacob et al. 2018,
+    arXiv:1712.05877, section 3.1).
+
+    Args:
+        spec: `QuantSpec`, per tensor.
+        momentum: Share of the old range kept in each step.
+
+    Attributes:
+        frozen: Whether the range stands still. It shapes the graph, as `active` does.
+    """
+
+    def __init__(self, spec, group: str | None = None, momentum: float = 0.99, **kwargs):
+        super().__init__(spec, group, **kwargs)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"`momentum` must be in [0, 1). Received: momentum={momentum}.")
+        self.momentum = momentum
+        self.frozen = False
+
+    def build(self, input_shape=None):
+        """Creates what `Static` has, `low` and `high`."""
+        super().build(input_shape)
+        self.low, self.high = self._variable("low", 0.0), self._variable("high", 0.0)
+
+    def set_params(self, params: QuantParams) -> None:
+        super().set_params(params)
+        scale, zero_point = float(params.scale), float(params.zero_point)
+        self.low.assign(scale * (self.spec.qmin - zero_point))
+        self.high.assign(scale * (self.spec.qmax - zero_point))
+
+    def train(self, x):
+        if not self.frozen:
+            self._follow(x)
+        return fake_quantize(x, self.params(), self.spec)
+
+    def _follow(self, x):
+        x = ops.stop_gradient(x)
+        extremes = ops.stack([ops.minimum(ops.min(x), 0.0), -ops.maximum(ops.max(x), 0.0)])
+        extremes = _smallest_of_replicas(extremes)
+        kept = self.momentum
+        low = self.low.value * kept + extremes[0] * (1 - kept)
+        high = self.high.value * kept - extremes[1] * (1 - kept)
+        params = range_params(low, high, self.spec)
+        self.low.assign(low)
+        self.high.assign(high)
+        self.scale.assign(params.scale)
+        self.zero_point.assign(params.zero_point)
+
+    def get_config(self):
+        return {**super().get_config(), "momentum": self.momentum}
+
+
+def _smallest_of_replicas(x):
+    """Returns the elementwise minimum of a vector over all replicas of a `tf.distribute` step."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return x
+    return tf.reduce_min(context.all_gather(x[None], axis=0), axis=0)

@@ -1,0 +1,20 @@
+"""Quantization-aware training: schedules as Keras callbacks, and distillation."""
+
+from tfquant.train.distill import distill
+from tfquant.train.oscillation import DampenOscillation, FreezeOscillation
+from tfquant.train.schedules import (
+    FloatWarmup,
+    FreezeBatchNorm,
+    FreezeRanges,
+    PrecisionSchedule,
+)
+
+__all__ = [
+    "DampenOscillation",
+    "FloatWarmup",
+    "FreezeBatchNorm",
+    "FreezeOscillation",
+    "FreezeRanges",
+    "PrecisionSchedule",
+    "distill",
+]
