@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfquant.numerics import QuantParams, fake_quantize
+from tfquant.numerics import QuantParams
 from tfquant.numerics.learned import range_params
 from tfquant.quantizers.static import Static
 
@@ -26,6 +26,8 @@ class MovingAverage(Static):
 
     Attributes:
         frozen: Whether the range stands still. It shapes the graph, as `active` does.
+        non_negative: Whether values are known to be so, as behind a ReLU: nobody looks for their
+            least.
     """
 
     def __init__(self, spec, group: str | None = None, momentum: float = 0.99, **kwargs):
@@ -34,6 +36,7 @@ class MovingAverage(Static):
             raise ValueError(f"`momentum` must be in [0, 1). Received: momentum={momentum}.")
         self.momentum = momentum
         self.frozen = False
+        self.non_negative = False
 
     def build(self, input_shape=None):
         """Creates what `Static` has, `low` and `high`."""
@@ -49,11 +52,12 @@ class MovingAverage(Static):
     def train(self, x):
         if not self.frozen:
             self._follow(x)
-        return fake_quantize(x, self.params(), self.spec)
+        return super().train(x)
 
     def _follow(self, x):
         x = ops.stop_gradient(x)
-        extremes = ops.stack([ops.minimum(ops.min(x), 0.0), -ops.maximum(ops.max(x), 0.0)])
+        lowest = ops.zeros(()) if self.non_negative else ops.minimum(ops.min(x), 0.0)
+        extremes = ops.stack([lowest, -ops.maximum(ops.max(x), 0.0)])
         extremes = _smallest_of_replicas(extremes)
         kept = self.momentum
         low = self.low.value * kept + extremes[0] * (1 - kept)

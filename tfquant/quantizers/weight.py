@@ -1,5 +1,6 @@
 """What the quantizers of weights share: a symmetric grid, one step for each channel."""
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -8,7 +9,7 @@ from tfquant.numerics.params import SMALLEST_SCALE
 from tfquant.quantizers.base import Quantizer, RecordingScope
 
 # Fractions of the largest magnitude that `best_clip` tries.
-CLIP_CANDIDATES = np.linspace(0.4, 1.0, 61)
+CLIP_CANDIDATES = np.linspace(0.2, 1.0, 81)
 
 
 class WeightQuantizer(Quantizer):
@@ -46,22 +47,38 @@ class WeightQuantizer(Quantizer):
 
         Args:
             x: The weight.
-            training: Not used.
+            training: Whether gradients are wanted, and a unit in the last place is not.
             scale: Step to use instead of the quantizer's own, of shape `scale_shape`.
         """
-        del training
         scope = RecordingScope.current()
         if not self.active or (scope is not None and not scope.quantize_weights):
             return x
         w = ops.cast(x, "float32")
-        if scale is None:
+        if training:
             y = self.train(w)
         else:
-            y = fake_quantize(self.latent(w), QuantParams(scale, 0), self.spec)
+            params = self.params(w) if scale is None else QuantParams(scale, 0)
+            y = fake_quantize(self.latent(w), params, self.spec)
         return ops.cast(y, x.dtype)
 
     def train(self, x):
-        return fake_quantize(self.latent(x), self.params(x), self.spec)
+        w, scale = self.latent(x), self.params(x).scale
+        shape, spec = self.scale_shape, self.spec
+        rows = next((i for i, size in enumerate(shape) if size != 1), len(shape))
+        if spec.num_bits > 8 or not spec.narrow_range or shape[rows:] != tuple(w.shape[rows:]):
+            return fake_quantize(w, QuantParams(scale, 0), spec)
+        # Channels come last: one kernel forward and one back. The largest weight must not fall
+        # outside by a rounding error, where it would get no gradient.
+        top = ops.reshape(scale, (-1,)) * (spec.qmax * (1 + 2.0**-20))
+        y = keras.quantizers.fake_quant_with_min_max_vars(
+            ops.reshape(w, (-1, top.shape[0])),
+            -top,
+            top,
+            num_bits=spec.num_bits,
+            narrow_range=True,
+            axis=1,
+        )
+        return ops.reshape(y, w.shape)
 
     def largest(self, x):
         """Returns the largest magnitude of each channel, without a gradient."""

@@ -60,7 +60,7 @@ class Scheme:
         return QuantSpec(self.activation_bits, symmetric=wide, narrow_range=wide)
 
     def weights(self, granularity, minimum_bits: int = 0) -> QuantSpec | None:
-        """The grid of weights: symmetric, without its lowest integer.
+        """The grid of weights: symmetric, without its lowest integer but where each counts: 2 bits.
 
         Args:
             granularity: What shares a scale.
@@ -70,7 +70,7 @@ class Scheme:
         if self.weight_bits is None:
             return None
         bits = max(self.weight_bits, minimum_bits)
-        return QuantSpec(bits, symmetric=True, narrow_range=True, granularity=granularity)
+        return QuantSpec(bits, symmetric=True, narrow_range=bits > 2, granularity=granularity)
 
 
 _TABLE = (

@@ -7,7 +7,7 @@ import math
 import keras
 from keras import ops, tree
 
-from tfquant.quantizers import RecordingScope
+from tfquant.quantizers import MovingAverage, RecordingScope
 from tfquant.quantizers.families import activation_quantizer as make_activation_quantizer
 from tfquant.quantizers.families import weight_quantizer as make_weight_quantizer
 from tfquant.wrappers.config import QuantizeConfig
@@ -106,9 +106,12 @@ class QuantizeWrapper(keras.layers.Layer):
             ]
             for site in self.call_sites
         ]
-        for quantizer in tree.flatten(self.output_quantizers):
-            if quantizer is not None:
-                quantizer.build(())
+        for quantizers, site in zip(self.output_quantizers, self.call_sites, strict=True):
+            for quantizer in quantizers:
+                if quantizer is not None:
+                    quantizer.build(())
+                if isinstance(quantizer, MovingAverage):
+                    quantizer.non_negative = site.clamp is not None and site.clamp[0] == 0
         self.supports_masking = layer.supports_masking
         parameters = inspect.signature(layer.call).parameters
         self._layer_takes_training = "training" in parameters
@@ -164,7 +167,7 @@ class QuantizeWrapper(keras.layers.Layer):
         """Runs layer and batch norm in real arithmetic with quantized weights."""
         outputs = self.call_layer(
             *args,
-            weights=[(v, q.call(v.value)) for v, q in self.weight_quantizers],
+            weights=[(v, q.call(v.value, training=training)) for v, q in self.weight_quantizers],
             training=training,
             **kwargs,
         )

@@ -240,7 +240,7 @@ def _weights(file, op, index, kernel, dequantize=False):
         shape[axis] = -1
     q = np.rint(values.astype(np.float64) / scale.astype(np.float64).reshape(shape))
     off = np.abs(values - q * scale.reshape(shape)) / scale.reshape(shape)
-    if off.max(initial=0.0) > OFF_GRID or np.abs(q).max(initial=0) > spec.qmax:
+    if off.max(initial=0.0) > OFF_GRID or np.abs(q).max(initial=0) > max(spec.qmax, -spec.qmin):
         raise RuntimeError(
             f"The converter changed weights of {op.name} '{file.name(index)}': they are off their "
             f"grid by {off.max():.3g} of a step. Please report the model."
