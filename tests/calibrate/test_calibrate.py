@@ -184,8 +184,10 @@ def test_evaluate_and_fit_use_the_grids_too(rng):
     quantized = tfq.quantize_model(two_dense())
     quantized.compile(keras.optimizers.SGD(0.0), "mse")
     quantized.evaluate(x, y, verbose=0)
-    quantized.fit(x, y, verbose=0)
+    with pytest.raises(ValueError, match=r"range of 'quantize_.*' was never set"):
+        quantized.fit(x, y, verbose=0)
     calibrate(quantized, x)
+    quantized.fit(x, y, verbose=0)
     got = quantized.evaluate(x, y, verbose=0)
     assert got == pytest.approx(float((np.asarray(quantized(x)) ** 2).mean()), rel=1e-5)
 

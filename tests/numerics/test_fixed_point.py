@@ -183,8 +183,7 @@ def test_the_device_scales_as_in_whole_numbers(scheme, rng, tmp_path):
     wrapper = next(x for x in quantized.layers if isinstance(x, tfq.QuantizeWrapper))
     ((_, quantizer),) = wrapper.weight_quantizers
     top = 7 if scheme == "w4a8" else 127
-    clip = np.asarray(quantizer.clip).ravel()
-    step = (np.abs(kernel).max(axis=(0, 1, 2)) * clip * np.float32(1 / top)).astype(np.float32)
+    step = np.asarray(quantizer.params(kernel).scale).ravel()
     k = np.clip(np.rint(kernel / step), -top, top).astype(np.int64)[0, 0]
     double_step = np.float64(np.float32(s_in)) * np.float64(step)
     b = np.rint(bias.astype(np.float64) / double_step).astype(np.int64)

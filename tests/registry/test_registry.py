@@ -98,9 +98,10 @@ class TestEveryRow:
         if scheme == "f16":
             assert isinstance(quantizer, Float16)
             return
-        bits = LINEAR[layer_type][2] if scheme.startswith("w4") else 8
+        asked = int(scheme[1])
+        bits = asked if LINEAR[layer_type][2] == 4 else 8
         assert quantizer.spec == QuantSpec(
-            bits, symmetric=True, narrow_range=True, granularity=quantizer.spec.granularity
+            bits, symmetric=True, narrow_range=bits > 2, granularity=quantizer.spec.granularity
         )
         quantizer.build(variable.shape)
         assert np.prod(quantizer.scale_shape) == LINEAR[layer_type][1]
@@ -190,6 +191,7 @@ class TestSchemes:
             ("w8a8", 8, QuantSpec(8)),
             ("w8a16", 8, QuantSpec(16, symmetric=True, narrow_range=True)),
             ("w4a8", 4, QuantSpec(8)),
+            ("w2a8", 2, QuantSpec(8)),
             ("w8", 8, None),
             ("w4", 4, None),
             ("w8a8_dynamic", 8, QuantSpec(8)),
@@ -202,7 +204,10 @@ class TestSchemes:
         assert scheme.activations == activations
         for granularity in (PerTensor(), PerAxis((2, 3))):
             expected = weight_bits and QuantSpec(
-                weight_bits, symmetric=True, narrow_range=True, granularity=granularity
+                weight_bits,
+                symmetric=True,
+                narrow_range=weight_bits > 2,  # Of two bits every integer counts.
+                granularity=granularity,
             )
             assert scheme.weights(granularity) == expected
 
@@ -211,7 +216,25 @@ class TestSchemes:
         assert [row[0] for row in mark.args[1]] == list(SCHEMES)
 
     def test_only_grids_that_stand_still_need_calibration(self):
-        assert [s.name for s in SCHEMES.values() if s.static] == ["w8a8", "w8a16", "w4a8"]
+        assert [s.name for s in SCHEMES.values() if s.static] == [
+            "w8a8",
+            "w8a16",
+            "w4a8",
+            "w2a8",
+        ]
+
+    @pytest.mark.parametrize("argument", ["weight_quantizer", "activation_quantizer"])
+    def test_an_unknown_family_is_an_error(self, argument):
+        with pytest.raises(ValueError, match=rf"`{argument}` must be one of .*'learned_step'"):
+            tfq.Scheme("own", 8, 8, **{argument: "unheard_of"})
+
+    def test_the_first_and_the_last_layer_may_be_wider(self):
+        parts = [layers.Dense(4, name=f"dense{i}") for i in range(3)]
+        model = keras.Sequential([keras.Input((6,)), *parts])
+        quantized = tfq.quantize_model(model, "w2a8")
+        wrappers = [x for x in quantized.layers if isinstance(x, tfq.QuantizeWrapper)]
+        widths = [wrapper.weight_quantizers[0][1].spec.num_bits for wrapper in wrappers]
+        assert widths == [8, 2, 8]
 
     def test_weights_are_as_wide_as_the_kernel_needs(self):
         assert schemes.get("w4a8").weights(PerTensor(), minimum_bits=8).num_bits == 8
@@ -229,10 +252,10 @@ class TestSchemes:
 
     def test_a_model_is_quantized_under_a_scheme_of_ones_own(self):
         model = keras.Sequential([keras.Input((6,)), layers.Dense(4)])
-        quantized = tfq.quantize_model(model, tfq.Scheme("w2a8", 2, 8))
+        quantized = tfq.quantize_model(model, tfq.Scheme("w3a8", 3, 8))
         (wrapper,) = [x for x in quantized.layers if isinstance(x, tfq.QuantizeWrapper)]
         ((_, quantizer),) = wrapper.weight_quantizers
-        assert quantizer.spec.num_bits == 4  # No kernel of the device takes fewer.
+        assert quantizer.spec.num_bits == 3
 
 
 @keras.saving.register_keras_serializable(package="tfquant_tests")

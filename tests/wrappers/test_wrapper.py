@@ -110,6 +110,14 @@ def linear(name, rng, scheme="w8", **kwargs):
     return tfq.QuantizeWrapper(layer, config, **kwargs), plain, batch(rng, shape)
 
 
+def passing(wrapper):
+    """Lets outputs through unrounded, as a float warm-up does: training asks for ranges else."""
+    for quantizers in wrapper.output_quantizers:
+        for quantizer in quantizers:
+            quantizer.active = False
+    return wrapper
+
+
 def assert_same(got, expected):
     # The same operations on the same numbers, save for one unit in the last place of a scale.
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
@@ -120,7 +128,7 @@ def assert_same(got, expected):
 @pytest.mark.parametrize("name", LINEAR)
 def test_a_layer_computes_with_rounded_weights(name, scheme, training, rng):
     wrapper, plain, x = linear(name, rng, scheme)
-    assert_same(wrapper(x, training=training), plain(x))
+    assert_same(passing(wrapper)(x, training=training), plain(x))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -129,7 +137,8 @@ def test_a_layer_of_an_own_config_computes_with_rounded_weights(name, training, 
     make, shape = OTHER[name]
     layer = built(make, shape, rng)
     plain, x = twin(make, shape, layer, all_but_last), batch(rng, shape)
-    assert_same(tfq.QuantizeWrapper(layer, MatricesConfig())(x, training=training), plain(x))
+    wrapper = passing(tfq.QuantizeWrapper(layer, MatricesConfig()))
+    assert_same(wrapper(x, training=training), plain(x))
 
 
 def test_an_embedding_looks_up_rounded_rows(rng):
@@ -175,6 +184,12 @@ def test_attention_takes_two_inputs_and_keywords(rng):
         assert_same(a, b)
 
 
+def test_training_without_ranges_names_the_layer(rng):
+    wrapper, _, x = linear("Dense", rng, "w8a8")
+    with pytest.raises(ValueError, match=rf"range of '{wrapper.layer.name}' was never set"):
+        wrapper(x, training=True)
+
+
 class TestGradients:
     @pytest.mark.parametrize("name", ["Dense", "Conv2D", "DepthwiseConv2D", "Conv2DTranspose"])
     def test_they_are_those_at_the_rounded_weights(self, name, rng):
@@ -192,6 +207,7 @@ class TestGradients:
 
     def test_training_moves_the_float_weights_and_not_the_quantizers(self, rng):
         wrapper, _, x = linear("Dense", rng, "w8a8")
+        wrapper.output_quantizers[0][0].set_params(tfq.QuantParams(0.05, 0))
         model = keras.Sequential([keras.Input(x.shape[1:]), wrapper])
         model.compile(keras.optimizers.SGD(0.1), "mse")
         before = {v.path: v.numpy() for v in model.variables}
@@ -223,7 +239,7 @@ class TestState:
         norm.build((None, None, None, 5))
         layer = built(make, shape, rng)
         config = KERAS_LAYERS.get_quantize_config(layer, SCHEMES["w8a8"])
-        wrapper = tfq.QuantizeWrapper(layer, config, batch_norm=norm)
+        wrapper = passing(tfq.QuantizeWrapper(layer, config, batch_norm=norm))
         x = batch(rng, shape)
         y = np.asarray(twin(make, shape, layer, lambda w: shared)(x))
         wrapper(x, training=True)
@@ -239,7 +255,7 @@ class TestState:
         layer = Normalized()
         layer(np.zeros((1, 6), np.float32))
         x = batch(rng, (6,)) + 3
-        wrapper = tfq.QuantizeWrapper(layer, MatricesConfig())
+        wrapper = passing(tfq.QuantizeWrapper(layer, MatricesConfig()))
         wrapper(x, training=True)
         y = x @ rounded(layer.dense.kernel.numpy(), 0)
         np.testing.assert_allclose(layer.norm.moving_mean, 0.01 * y.mean(axis=0), atol=1e-5)
@@ -264,7 +280,7 @@ class TestState:
         layer = DropoutDense()
         x = np.ones((4, 6), np.float32)
         layer(x)
-        wrapper = tfq.QuantizeWrapper(layer, MatricesConfig())
+        wrapper = passing(tfq.QuantizeWrapper(layer, MatricesConfig()))
         first, second = (np.asarray(wrapper(x, training=True)) for _ in range(2))
         assert (first != second).any()
 
@@ -318,7 +334,7 @@ def test_training_reaches_the_layer(training):
     layer = Mode()
     x = np.ones((2, 3), np.float32)
     layer(x)
-    y = tfq.QuantizeWrapper(layer, MatricesConfig())(x, training=training)
+    y = passing(tfq.QuantizeWrapper(layer, MatricesConfig()))(x, training=training)
     np.testing.assert_allclose(y, x * (2 if training else 3), rtol=1e-6)
 
 
@@ -364,6 +380,8 @@ def test_a_graph_computes_what_eager_execution_does(scheme, jit_compile, rng):
 @pytest.mark.parametrize("scheme", ["w8", "w8a8"])
 def test_a_compiled_training_step_runs(scheme, rng):
     wrapper, _, x = linear("Dense", rng, scheme)
+    for quantizer in wrapper.output_quantizers[0]:
+        quantizer.set_params(tfq.QuantParams(0.05, 0))
     model = keras.Sequential([keras.Input(x.shape[1:]), wrapper])
     model.compile("adam", "mse", jit_compile=True)
     model.fit(x, np.zeros(model(x).shape, np.float32), verbose=0)
@@ -377,7 +395,7 @@ def test_mixed_precision_computes_in_the_layers_dtype(policy, training, rng):
     layer(x)
     randomize(layer, rng)
     config = KERAS_LAYERS.get_quantize_config(layer, SCHEMES["w8a8"])
-    wrapper = tfq.QuantizeWrapper(layer, config)
+    wrapper = passing(tfq.QuantizeWrapper(layer, config))
     y = wrapper(x, training=training)
     assert y.dtype == layer.compute_dtype
     kernel = np.asarray(ops.cast(layer.kernel, "float32"))
@@ -403,7 +421,7 @@ class TestSaving:
         wrapper, _, x = linear(name, rng, "w4a8", call_sites=sites)
         wrapper.output_quantizers[0][0].set_params(tfq.QuantParams(0.03, -7))
         ((_, quantizer),) = wrapper.weight_quantizers
-        quantizer.clip.assign(np.full(quantizer.clip.shape, 0.8))
+        quantizer.clip.assign(np.full(quantizer.scale_shape, 0.8))
         model = keras.Sequential([keras.Input(x.shape[1:]), wrapper])
         model.save(tmp_path / "model.keras")
         loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -427,6 +445,7 @@ class TestSaving:
         randomize(norm, rng)
         norm.moving_variance.assign(rng.uniform(0.5, 2, 5))
         wrapper, _, x = linear("Dense", rng, "w8a8", batch_norm=norm)
+        wrapper.output_quantizers[0][0].set_params(tfq.QuantParams(0.05, 0))
         model = keras.Sequential([keras.Input((7,)), wrapper])
         model.save(tmp_path / "model.keras")
         loaded = keras.models.load_model(tmp_path / "model.keras")
