@@ -61,7 +61,7 @@ class Recipe:
 RECIPES = {
     "w8a8": Recipe(3, 2e-5, 0.002),
     "w4a8": Recipe(5, 3e-4, 0.007),
-    "w2a8": Recipe(20, 1e-3, 0.05),
+    "w2a8": Recipe(24, 1e-3, 0.05),
 }
 
 
