@@ -188,7 +188,11 @@ class _Builder:
 
     def _is_or_becomes_quantized(self, layer):
         separable = type(layer) in (layers.SeparableConv1D, layers.SeparableConv2D)
-        return separable or type(layer) in UNFOLDED or self.registry.get_quantize_config(layer, self.scheme) is not None
+        return (
+            separable
+            or type(layer) in UNFOLDED
+            or self.registry.get_quantize_config(layer, self.scheme) is not None
+        )
 
     def _unwrap(self, node, chosen):
         """Takes the mark off a layer and notes it."""
@@ -290,7 +294,12 @@ class _Builder:
 
     def _group_steps(self):
         """Gives what an unrolled layer computes again and again one grid."""
-        parts = {id(x.layer): x for model in self.graph.unfolded for x in model.layers if isinstance(x, QuantizeAnnotate)}
+        parts = {
+            id(x.layer): x
+            for model in self.graph.unfolded
+            for x in model.layers
+            if isinstance(x, QuantizeAnnotate)
+        }
         units = [u for u in self.units if id(u.node.layer) in parts and not self._keeps_grid(u)]
         count = collections.Counter(id(unit.node.layer) for unit in units)
         for unit in units:

@@ -249,7 +249,10 @@ class _Lstm(_Cell):
         g = self.activation("candidate", self.activation_function, g)
         new = self.multiply("write", i, g)
         c = new if c is None else self.add("cell", self.multiply("keep", f, c), new)
-        return [self.multiply("output", o, self.activation("squash", self.activation_function, c)), c]
+        return [
+            self.multiply("output", o, self.activation("squash", self.activation_function, c)),
+            c,
+        ]
 
 
 class _Gru(_Cell):
