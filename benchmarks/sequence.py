@@ -1,6 +1,6 @@
-"""Recurrent and attention models: float, the TFLite converter's own int8, and tfquant, on one table.
+"""Recurrent and attention models, float and quantized, on one table.
 
-    python benchmarks/sequence.py --data FOLDER [--models kws_lstm_s,kws_gru_s,minilm] [--stock]
+    python benchmarks/sequence.py --data FOLDER [--models kws_lstm_s,kws_gru_s,minilm]
 
 `FOLDER` holds a `load.py` with `model`, `kws_rnn`, `kws_rnn25`, `minilm`, `agnews` and
 `stsb_spearman`. Scores of w8a8 are LiteRT's where the column says so, on rows that calibrated
@@ -12,9 +12,7 @@ import os
 import sys
 import tempfile
 
-import keras
 import numpy as np
-import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 import tfquant as tfq
@@ -27,7 +25,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="folder with load.py")
     parser.add_argument("--models", default="kws_lstm_s,kws_gru_s,minilm")
-    parser.add_argument("--stock", action="store_true", help="run the converter's own int8 too")
     arguments = parser.parse_args()
     sys.path.insert(0, arguments.data)
     import load
@@ -36,22 +33,17 @@ def main():
     print("| --- | --- | --- | ---: | ---: | ---: | ---: |")
     for name in arguments.models.split(","):
         if name == "minilm":
-            _minilm(load, arguments.stock)
+            _minilm(load)
         else:
-            _keywords(load, name, arguments.stock)
+            _keywords(load, name)
 
 
-def _keywords(load, name, stock):
+def _keywords(load, name):
     model = load.model("kws_rnn", f"{name}.keras")
     x, y = load.kws_rnn() if "lstm" in name else load.kws_rnn25()
     x = x.astype(np.float32)
     rows, test, labels = x[:CALIBRATION_ROWS], x[CALIBRATION_ROWS:], y[CALIBRATION_ROWS:]
     expected = model.predict(test, verbose=0).argmax(-1)
-    if stock:
-        unrolled = keras.models.clone_model(model, clone_function=_unrolled)
-        unrolled.set_weights(model.get_weights())
-        content = _stock(unrolled, [rows])
-        _row(name, "stock int8", "LiteRT", _run(content, [test]), labels, expected, len(content))
     q = tfq.quantize_model(model)
     tfq.calibrate(q, rows, progress=False)
     _row(name, "w8a8", "Keras", q.predict(test, verbose=0), labels, expected, None)
@@ -59,16 +51,12 @@ def _keywords(load, name, stock):
     _row(name, "w8a8", "LiteRT", _run(content, [test]), labels, expected, len(content))
 
 
-def _minilm(load, stock):
+def _minilm(load):
     model = load.minilm(agnews=True)
     (calibration, _), (test, labels) = load.agnews("calib"), load.agnews("test")
     rows = {key: value[:CALIBRATION_ROWS] for key, value in calibration.items()}
     expected = model.predict(test, verbose=0).argmax(-1)
     inputs = [test[key] for key in sorted(test)]
-    if stock:
-        content = _stock(model, [rows[key] for key in sorted(rows)])
-        outputs = _run(content, inputs)
-        _row("AG News", "stock int8", "LiteRT", outputs, labels, expected, len(content))
     for scheme in ("w8a8", "w8", "w4"):
         q = tfq.quantize_model(model, scheme)
         if scheme == "w8a8":
@@ -101,31 +89,12 @@ def _row(name, scheme, where, outputs, labels, expected, size):
     )
 
 
-def _unrolled(layer):
-    config = layer.get_config()
-    return type(layer).from_config({**config, "unroll": True} if "unroll" in config else config)
-
-
 def _file(q):
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.tflite")
         tfq.to_tflite(q, path, verify=False, progress=False)
         with open(path, "rb") as file:
             return file.read()
-
-
-def _stock(model, rows):
-    specs = [tf.TensorSpec((1, *x.shape[1:]), x.dtype, name=x.name) for x in model.inputs]
-    call = lambda *x: model(keras.tree.pack_sequence_as(model.input, x), training=False)  # noqa: E731
-    function = tf.function(call, input_signature=specs, autograph=False)
-    concrete = function.get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], function)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: (
-        [x[i : i + 1] for x in rows] for i in range(len(rows[0]))
-    )
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    return converter.convert()
 
 
 def _run(content, arrays):

@@ -54,8 +54,9 @@ def test_a_sequence_model_trains_is_saved_and_becomes_an_integer_file(name, rng,
     # A value at the edge of a step on the way may come out a step apart, 16-bit tables more often.
     assert report.end_to_end.largest <= 3
     assert report.end_to_end.differing <= 0.3 * report.end_to_end.values
-    float_layers = {op.reason for op in report.float_operators}
-    assert all("LayerNormalization" in reason for reason in float_layers)
+    # A norm is float, and so is the sum that only it reads.
+    reasons = {op.reason for op in report.float_operators}
+    assert all("LayerNormalization" in reason or "(Add)" in reason for reason in reasons)
 
     quantized.compile("sgd", "mse")
     before = [v.numpy() for v in quantized.trainable_variables]

@@ -227,7 +227,9 @@ class QuantizeWrapper(keras.layers.Layer):
     def compute_mask(self, inputs, previous_mask=None):
         """Returns the layer's own mask."""
         if all(mask is None for mask in tree.flatten(previous_mask)):
-            return None
+            previous_mask = None  # An embedding makes one of its own.
+        if isinstance(inputs, tuple) and len(inputs) == 1:
+            (inputs,) = inputs
         return self.layer.compute_mask(inputs, previous_mask)
 
     def get_config(self):
