@@ -5,7 +5,7 @@ from keras import ops
 
 from tfquant.numerics.fixed_point import requantize_fixed_point
 from tfquant.quantizers import SoftmaxInput, from_steps, grid_of, steps_of
-from tfquant.registry.elementwise import OutputConfig, SameGridConfig, SumConfig
+from tfquant.registry.elementwise import OutputConfig, SumConfig
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
