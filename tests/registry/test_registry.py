@@ -27,6 +27,7 @@ ARGUMENTS = {
     layers.DepthwiseConv1D: {"kernel_size": 3, "depth_multiplier": 2},
     layers.DepthwiseConv2D: {"kernel_size": 3, "depth_multiplier": 2},
     layers.Dropout: {"rate": 0.5},
+    layers.Embedding: {"input_dim": 4, "output_dim": 3},
     layers.GaussianDropout: {"rate": 0.5},
     layers.GaussianNoise: {"stddev": 0.1},
     layers.Permute: {"dims": (2, 1)},

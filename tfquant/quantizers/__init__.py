@@ -12,6 +12,7 @@ from tfquant.quantizers.learned_clip import LearnedClip
 from tfquant.quantizers.learned_step import LearnedStep, LearnedStepActivation
 from tfquant.quantizers.learned_threshold import LearnedThreshold, LearnedThresholdActivation
 from tfquant.quantizers.moving_average import MovingAverage
+from tfquant.quantizers.softmax_input import SoftmaxInput
 from tfquant.quantizers.static import Static
 from tfquant.quantizers.watch import Watch
 from tfquant.quantizers.weight import WeightQuantizer
@@ -33,6 +34,7 @@ __all__ = [
     "MovingAverage",
     "Quantizer",
     "RecordingScope",
+    "SoftmaxInput",
     "Static",
     "Watch",
     "WeightQuantizer",

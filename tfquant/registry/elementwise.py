@@ -1,6 +1,7 @@
 """Layers without a kernel: sums, products, activations, pooling, and what only moves values."""
 
 import keras
+import tensorflow as tf
 from keras import ops, tree
 
 from tfquant.numerics import QuantSpec
@@ -82,8 +83,27 @@ class SumConfig(OutputConfig):
         steps = requantize_sum(a, b, a_scale, self.sign * b_scale)
         return from_steps(steps, output, wrapper.call_sites[call_site].clamp)
 
+    def lower(self, wrapper, call_site, args, kwargs, input_grids, name):
+        """Calls the sum of two tensors as one operator."""
+        if type(wrapper.layer) is not keras.layers.Add or len(args[0]) != 2:
+            return super().lower(wrapper, call_site, args, kwargs, input_grids, name)
+        y = PlainSum(name=name)(args[0])
+        return Lowering(clamp_layer(y, wrapper.call_sites[call_site].clamp))
+
     def get_config(self):
         return {**super().get_config(), "sign": self.sign}
+
+
+class PlainSum(keras.layers.Layer):
+    """The sum of two tensors. `keras.ops.add` reshapes what it takes for a bias at batch size 1."""
+
+    def call(self, pair):
+        """Returns the sum."""
+        return tf.add(*pair)
+
+    def compute_output_spec(self, pair):
+        """Returns a KerasTensor of the shape that both broadcast to."""
+        return ops.add(*pair)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -171,7 +191,14 @@ class SameGridConfig(QuantizeConfig):
 
     The TFLite 8-bit quantization specification asks it of MAX_POOL_2D, RESHAPE, PAD,
     CONCATENATION and their like. All inputs share one grid.
+
+    Args:
+        activations: `QuantSpec` that the input is brought to, or `None` to take it as it comes.
     """
+
+    def __init__(self, activations=None):
+        as_spec = QuantSpec.from_dict(activations) if isinstance(activations, dict) else activations
+        self.activations = as_spec
 
     def get_weights_and_quantizers(self, layer):
         """Returns nothing."""
@@ -201,6 +228,9 @@ class SameGridConfig(QuantizeConfig):
         """Runs the layer on integers `q - zero_point`; returns those of its outputs."""
         del params
         return wrapper.call_exactly(*args, **kwargs)
+
+    def get_config(self):
+        return {"activations": self.activations.to_dict() if self.activations else None}
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

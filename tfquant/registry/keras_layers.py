@@ -56,6 +56,10 @@ OUTPUT = (layers.Maximum, layers.Minimum)
 AVERAGE = (layers.AveragePooling1D, layers.AveragePooling2D)
 MEAN = (layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D)
 
+# Layers that stay float whatever the scheme. Of a norm's parts the squares of outliers decide the
+# range: in 8 bits the squares of all others, and with them most variances, would be 0.
+FLOAT = (layers.LayerNormalization, layers.RMSNormalization)
+
 # Functions with an integer kernel in LiteRT. LOGISTIC, SOFTMAX and TANH have the output grid that
 # the TFLite 8-bit specification gives them, in fractions of the whole range.
 FIXED_RANGE = {
@@ -117,6 +121,8 @@ def register_all(registry) -> None:
         layers.Add: lambda layer, spec: SumConfig(spec),
         layers.Subtract: lambda layer, spec: SumConfig(spec, sign=-1),
         layers.Multiply: lambda layer, spec: ProductConfig(spec),
+        # Quantizing what a lookup returns is quantizing the table.
+        layers.Embedding: lambda layer, spec: OutputConfig(spec),
         layers.Activation: lambda layer, spec: activation_config(layer.activation, spec),
         layers.ReLU: lambda layer, spec: OutputConfig(spec),
         layers.LeakyReLU: lambda layer, spec: LeakyReluConfig(spec),

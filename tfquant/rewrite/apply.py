@@ -1,5 +1,6 @@
 """`quantize_apply`: from a marked float model to a model of quantized layers."""
 
+import collections
 import dataclasses
 import itertools
 import logging
@@ -11,12 +12,13 @@ from tfquant.quantizers import Static, WeightQuantizer
 from tfquant.quantizers.families import activation_quantizer
 from tfquant.registry import QuantizeRegistry, schemes
 from tfquant.registry.elementwise import OutputConfig, SameGridConfig
-from tfquant.registry.keras_layers import LINEAR
+from tfquant.registry.keras_layers import FLOAT, LINEAR
 from tfquant.registry.registry import KERAS_LAYERS
 from tfquant.rewrite.annotate import QuantizeAnnotate, skip_predicate
 from tfquant.rewrite.decompose import decompose, standalone_batch_norm
 from tfquant.rewrite.fold import fold_forward
 from tfquant.rewrite.graph import UniqueNames, tensors, trace
+from tfquant.rewrite.unfold import UNFOLDED, unfold
 from tfquant.rewrite.units import Unit, fuse
 from tfquant.rewrite.validate import check_model
 from tfquant.wrappers import CallSite, OperationLayer, Quantize, QuantizeWrapper
@@ -131,6 +133,7 @@ class _Builder:
             id(node): self._config(node, scheme.edge if id(node.layer) in edges else scheme)
             for node in self.graph.nodes
         }
+        self._keep_residuals_float()
         self._warn_of_unknown_layers()
         self.units = fuse(
             self.graph,
@@ -145,8 +148,10 @@ class _Builder:
 
     def build(self):
         """Returns the quantized model."""
+        self._group_steps()
         self._group_concatenations()
-        self.values, self.on_grid, self.quantized, self.made = {}, set(), {}, {}
+        self.values, self.on_grid, self.quantized, self.made = {}, {}, {}, {}
+        self.points = {}
         inputs = tree.map_structure(
             lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=self.unique(x.name)),
             self.graph.inputs,
@@ -154,8 +159,15 @@ class _Builder:
         self._bind(self.graph.inputs, inputs)
         for unit in self.units:
             self._bind(unit.outputs, self._call(unit))
-        outputs = tree.map_structure(lambda x: self.values[id(x)], self.graph.outputs)
+        outputs = tree.map_structure(self._output, self.graph.outputs)
         return keras.Model(inputs, outputs, name=self.graph.name)
+
+    def _output(self, x):
+        """Returns an output of the model, in the width of the scheme."""
+        num_bits = self.on_grid.get(id(self.values[id(x)]))
+        if num_bits is None or num_bits == self.scheme.activation_bits:
+            return self.values[id(x)]
+        return self._quantize(x, None)
 
     # What becomes of each call.
 
@@ -166,6 +178,9 @@ class _Builder:
         inner = layer.layer if marked else layer
         if not (marked or chosen(inner)) or not self._is_or_becomes_quantized(inner):
             return None
+        unfolded = unfold(inner, self.scheme)
+        if unfolded is not None:
+            return unfolded
         parts = decompose(inner)
         if parts is None or not marked:
             return parts
@@ -173,7 +188,11 @@ class _Builder:
 
     def _is_or_becomes_quantized(self, layer):
         separable = type(layer) in (layers.SeparableConv1D, layers.SeparableConv2D)
-        return separable or self.registry.get_quantize_config(layer, self.scheme) is not None
+        return (
+            separable
+            or type(layer) in UNFOLDED
+            or self.registry.get_quantize_config(layer, self.scheme) is not None
+        )
 
     def _unwrap(self, node, chosen):
         """Takes the mark off a layer and notes it."""
@@ -228,6 +247,28 @@ class _Builder:
             return OutputConfig(self.scheme.activations, outputs=len(real) - len(node.inputs))
         return None
 
+    def _keep_residuals_float(self):
+        """Leaves sums float that only norms read, directly or through further such sums.
+
+        The norm is float and reads the sum as it is. The residual stream of a transformer, with its
+        few huge channels, is then never rounded: only what matrices multiply is.
+        """
+        for node in reversed(self.graph.nodes):
+            outputs = tree.flatten(node.outputs)
+            readers = [reader for x in outputs for reader in self.graph.consumers(x)]
+            if (
+                type(node.layer) is layers.Add
+                and id(node.layer) not in self.own_configs
+                and readers
+                and not any(self.graph.is_output(x) for x in outputs)
+                and all(self._is_float_residual(reader) for reader in readers)
+            ):
+                self.configs[id(node)] = None
+
+    def _is_float_residual(self, node):
+        is_sum = type(node.layer) is layers.Add and self.configs[id(node)] is None
+        return is_sum or type(node.layer) in FLOAT
+
     def _warn_of_unknown_layers(self):
         unknown = {}
         for node in self.graph.nodes:
@@ -238,7 +279,7 @@ class _Builder:
                 and isinstance(layer, keras.layers.Layer)
                 and layer.weights
                 and not self.registry.supports(layer)
-                and type(layer) is not layers.BatchNormalization
+                and type(layer) not in (layers.BatchNormalization, *FLOAT)
             ):
                 unknown[layer.name] = type(layer).__name__
         if unknown:
@@ -249,7 +290,22 @@ class _Builder:
                 named,
             )
 
-    # Concatenations.
+    # Grids that agree.
+
+    def _group_steps(self):
+        """Gives what an unrolled layer computes again and again one grid."""
+        parts = {
+            id(x.layer): x
+            for model in self.graph.unfolded
+            for x in model.layers
+            if isinstance(x, QuantizeAnnotate)
+        }
+        units = [u for u in self.units if id(u.node.layer) in parts and not self._keeps_grid(u)]
+        count = collections.Counter(id(unit.node.layer) for unit in units)
+        for unit in units:
+            if count[id(unit.node.layer)] > 1:
+                for x in tree.flatten(unit.outputs):
+                    self.groups[id(x)] = unit.node.clone.name
 
     def _group_concatenations(self):
         """Gives the branches of each concatenation one grid: it moves integers as they are."""
@@ -312,18 +368,21 @@ class _Builder:
         if after is not None:
             outputs = after(outputs)
         if self.scheme.static:
-            self._note_grids(config, wrapper, outputs)
+            self._note_grids(config, wrapper, tensors((args, kwargs)), outputs)
         return outputs
 
-    def _note_grids(self, config, wrapper, outputs):
+    def _note_grids(self, config, wrapper, inputs, outputs):
         quantizers = wrapper.output_quantizers[0]
         for x, quantizer in itertools.zip_longest(tree.flatten(outputs), quantizers):
-            if quantizer is not None or isinstance(config, SameGridConfig):
-                self.on_grid.add(id(x))
+            if quantizer is not None:
+                self.on_grid[id(x)] = quantizer.spec.num_bits
+            elif isinstance(config, SameGridConfig):
+                self.on_grid[id(x)] = self.on_grid.get(id(inputs[0]))
 
     def _arguments(self, unit, quantized):
         """Returns the arguments of a call, on grids if the call is quantized."""
         several = self._keeps_grid(unit) and len(unit.node.inputs) > 1
+        spec = getattr(self.configs[id(unit.node)], "activations", None)
 
         def value(x):
             if not isinstance(x, keras.KerasTensor):
@@ -333,23 +392,38 @@ class _Builder:
                 return y
             if several and self._grid_is_fixed(x):
                 return self._quantize(x, self.groups[id(self._source(x))])
-            return y if id(y) in self.on_grid else self._quantize(x, self.groups.get(id(x)))
+            num_bits = self.on_grid.get(id(y))
+            # A kernel reads and writes integers of one width.
+            if num_bits is None or (spec is not None and num_bits != spec.num_bits):
+                return self._quantize(x, self.groups.get(id(x)), spec)
+            return y
 
         return tree.map_structure(value, (unit.node.args, unit.node.kwargs))
 
-    def _quantize(self, x, group):
-        """Puts a tensor on a grid of its own: an input, or what a float layer computed."""
-        key = id(x), group
+    def _quantize(self, x, group, spec=None):
+        """Puts a tensor on a grid of its own: an input, what a float layer computed, or integers
+        of another width.
+        """
+        spec = spec or self.scheme.activations
+        key = id(x), group, spec.num_bits
         if key not in self.quantized:
             producer = self.graph.producer(x)
             name = f"quantize_{producer.layer.name if producer else x.name}"
-            quantizer = activation_quantizer(
-                self.scheme.activation_quantizer, Static(self.scheme.activations), group
-            )
-            y = Quantize(quantizer, name=self.unique(name))(self.values[id(x)])
-            self.on_grid.add(id(y))
+            widened = id(self.values[id(x)]) in self.on_grid
+            if widened:
+                name, group = f"{name}_to_{spec.num_bits}", group and f"{group}:{spec.num_bits}"
+            if group is None or group not in self.points:
+                quantizer = activation_quantizer(
+                    self.scheme.activation_quantizer, Static(spec), group
+                )
+                layer = Quantize(quantizer, name=self.unique(name))
+                self.points[group] = layer
+            else:
+                layer = self.points[group]
+            y = layer(self.values[id(x)])
+            self.on_grid[id(y)] = spec.num_bits
             self.quantized[key] = y
-            if producer is None:
+            if producer is None and not widened:
                 # A model's input enters the device quantized, whoever reads it.
                 self.values[id(x)] = y
         return self.quantized[key]

@@ -43,12 +43,14 @@ class Graph:
         outputs: Structure of its output KerasTensors.
         nodes: Calls, none of a model: nested models are read through.
         name: Name of the model.
+        unfolded: Models that stand for calls of layers that were unfolded.
     """
 
     inputs: object
     outputs: object
     nodes: list[Node]
     name: str
+    unfolded: list = dataclasses.field(default_factory=list)
 
     def producer(self, tensor) -> Node | None:
         """Returns the call that `tensor` comes from; `None` for an input."""
@@ -88,7 +90,9 @@ def trace(model, take_apart=lambda layer: None) -> Graph:
     Args:
         model: Built functional or sequential model.
         take_apart: Function of a layer: a list of pairs of a new layer and its weights that stand
-            for it, called one after the other, or `None` to keep it.
+            for it, called one after the other; or a function of the arguments of a call that
+            returns a functional model of the tensors among them, or `None` to keep that call; or
+            `None` to keep the layer.
 
     Returns:
         `Graph`.
@@ -102,6 +106,7 @@ class _Tracer:
     def __init__(self, take_apart):
         self.take_apart = take_apart
         self.copies, self.originals, self.parts, self.graphs = {}, {}, {}, {}
+        self.unfolded = []
         self.unique = UniqueNames()
 
     def trace(self, model):
@@ -109,14 +114,14 @@ class _Tracer:
         nodes = []
         call = lambda layer, *args, **kwargs: self._call(nodes, layer, args, kwargs)  # noqa: E731
         copy = clone_graph(model, self._clone, call)
-        return Graph(copy.input, copy.output, nodes, model.name)
+        return Graph(copy.input, copy.output, nodes, model.name, self.unfolded)
 
     def _clone(self, layer):
         if isinstance(layer, keras.Model):
             return layer  # `_call` reads through it.
         if id(layer) not in self.copies:
             parts = self.take_apart(layer)
-            if parts is None:
+            if parts is None or callable(parts):
                 copy = copy_layer(layer, name=self.unique(layer.name))
             else:
                 copy = copy_layer(layer)  # Never called: the parts are.
@@ -133,12 +138,20 @@ class _Tracer:
             return _replay(self.graphs[id(copy)], tensors((args, kwargs)), nodes)
         original = self.originals[id(copy)]
         args, kwargs = _positional(original, args, kwargs)
-        if self.parts[id(copy)] is None:
+        parts = self.parts[id(copy)]
+        if callable(parts):
+            kwargs = _read_masks(original, args, kwargs, nodes)
+            model = parts(args, kwargs)
+            if model is not None:
+                self.unfolded.append(model)  # Its layers are known by their ids: keep them.
+                inputs = {id(x): x for x in tensors((args, kwargs))}
+                return _replay(self.trace(model), list(inputs.values()), nodes)
+        if parts is None or callable(parts):
             outputs = copy(*args, **kwargs)
             nodes.append(Node(original, copy, args, kwargs, outputs))
             return outputs
         x = args[0]
-        for part, weights in self.parts[id(copy)]:
+        for part, weights in parts:
             y = part(x)
             part.set_weights(weights)
             nodes.append(Node(part, part, (x,), {}, y))
@@ -152,6 +165,59 @@ def _positional(layer, args, kwargs):
     if args or first not in kwargs:
         return args, kwargs
     return (kwargs[first],), {name: x for name, x in kwargs.items() if name != first}
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class ReadMask(keras.layers.Layer):
+    """Returns the mask `(batch, time)` that travels with its input, as a tensor."""
+
+    def __init__(self, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
+        self.is_masked = False
+
+    def call(self, x, mask=None):
+        """Returns the mask, of ones where there is none."""
+        return keras.ops.ones(x.shape[:2], "bool") if mask is None else mask
+
+    def compute_mask(self, inputs, previous_mask=None):
+        """Returns none: a mask has no mask."""
+        del inputs, previous_mask
+        return None
+
+    def compute_output_spec(self, x, mask=None):
+        """Returns a KerasTensor; notes whether there is a mask."""
+        self.is_masked = mask is not None
+        return keras.KerasTensor(x.shape[:2], "bool")
+
+    def get_config(self):
+        config = super().get_config()
+        config.pop("autocast", None)
+        return config
+
+
+def _read_masks(layer, args, kwargs, nodes):
+    """Adds to `kwargs` the masks that Keras hands to `layer` beside several inputs.
+
+    For an argument `value` it looks for a parameter `value_mask`. A single input's mask is among
+    the arguments already.
+    """
+    parameters = inspect.signature(layer.call).parameters
+    found = dict(kwargs)
+    for name, x in [*zip(parameters, args, strict=False), *kwargs.items()]:
+        mask_name = f"{name}_mask"
+        if (
+            mask_name not in parameters
+            or not isinstance(x, keras.KerasTensor)
+            or kwargs.get(mask_name) is not None
+        ):
+            continue
+        reader = ReadMask(name=f"{layer.name}_{mask_name}")
+        mask = reader(x)
+        if reader.is_masked:
+            nodes.append(Node(reader, reader, (x,), {}, mask))
+            found[mask_name] = mask
+    return found
 
 
 class UniqueNames:

@@ -141,7 +141,8 @@ def _lower_wrapper(layer, args, kwargs, unique):
     call_site = kwargs.pop("call_site", 0)
     # Keras fills these in at each call by itself.
     kwargs.pop("training", None)
-    if not [x for x in tree.flatten(kwargs.get("mask")) if x is not None]:
+    masks = [x for x in tree.flatten(kwargs.get("mask")) if x is not None]
+    if not masks or not layer.layer_takes_mask:
         kwargs.pop("mask", None)
     tensors = [x for x in tree.flatten(args) if isinstance(x, keras.KerasTensor)]
     grids = [grid_of(x) for x in tensors]

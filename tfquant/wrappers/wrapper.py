@@ -99,24 +99,31 @@ class QuantizeWrapper(keras.layers.Layer):
         self._weight_quantizers = [make_weight_quantizer(weight_quantizer, q) for _, q in pairs]
         for variable, quantizer in self.weight_quantizers:
             quantizer.build(variable.shape)
-        self.output_quantizers = [
-            [
-                make_activation_quantizer(activation_quantizer, quantizer, site.group)
-                for quantizer in quantize_config.get_output_quantizers(layer)
-            ]
-            for site in self.call_sites
-        ]
+        self.output_quantizers = self._quantizers_of_sites(quantize_config)
         for quantizers, site in zip(self.output_quantizers, self.call_sites, strict=True):
             for quantizer in quantizers:
-                if quantizer is not None:
+                if quantizer is not None and not quantizer.built:
                     quantizer.build(())
                 if isinstance(quantizer, MovingAverage):
                     quantizer.non_negative = site.clamp is not None and site.clamp[0] == 0
         self.supports_masking = layer.supports_masking
         parameters = inspect.signature(layer.call).parameters
         self._layer_takes_training = "training" in parameters
-        self._layer_takes_mask = "mask" in parameters
+        self.layer_takes_mask = "mask" in parameters
         self.built = True
+
+    def _quantizers_of_sites(self, quantize_config):
+        """Returns the output quantizers of each call site; sites of one group share them."""
+        shared, found = {}, []
+        for number, site in enumerate(self.call_sites):
+            key = number if site.group is None else site.group
+            if key not in shared:
+                shared[key] = [
+                    make_activation_quantizer(self.activation_quantizer, quantizer, site.group)
+                    for quantizer in quantize_config.get_output_quantizers(self.layer)
+                ]
+            found.append(shared[key])
+        return found
 
     @property
     def weight_quantizers(self):
@@ -128,7 +135,7 @@ class QuantizeWrapper(keras.layers.Layer):
 
     def call(self, *args, training=None, call_site=0, mask=None, **kwargs):
         """Runs the layer; see the class."""
-        if self._layer_takes_mask and any(m is not None for m in tree.flatten(mask)):
+        if self.layer_takes_mask and any(m is not None for m in tree.flatten(mask)):
             # Keras collects the masks of all that came by position.
             kwargs["mask"] = mask[0] if isinstance(mask, tuple) and len(mask) == 1 else mask
         quantizers = self.output_quantizers[call_site]
@@ -220,7 +227,9 @@ class QuantizeWrapper(keras.layers.Layer):
     def compute_mask(self, inputs, previous_mask=None):
         """Returns the layer's own mask."""
         if all(mask is None for mask in tree.flatten(previous_mask)):
-            return None
+            previous_mask = None  # An embedding makes one of its own.
+        if isinstance(inputs, tuple) and len(inputs) == 1:
+            (inputs,) = inputs
         return self.layer.compute_mask(inputs, previous_mask)
 
     def get_config(self):

@@ -7,7 +7,9 @@ settle the rest: a tensor's name carries the names of the layers that it was com
 import numpy as np
 
 from tfquant.convert.tflite.flatbuffer import File
+from tfquant.quantizers import grid_of
 from tfquant.rewrite.lower import Lowered, Point
+from tfquant.wrappers import Quantize
 
 # Two float implementations of one layer differ by rounding, which grows along the network.
 RELATIVE_TOLERANCE = 2e-3
@@ -15,7 +17,7 @@ RELATIVE_TOLERANCE = 2e-3
 
 def anchor(
     file: File, values: dict[int, np.ndarray], lowered: Lowered, point_values: list[np.ndarray]
-) -> dict[int, list[Point]]:
+) -> tuple[dict[int, list[Point]], dict[int, list[Point]]]:
     """Finds the tensors of each point.
 
     Args:
@@ -25,9 +27,10 @@ def anchor(
         point_values: Values of `lowered.points` on the same sample.
 
     Returns:
-        Dict from tensor index to its points, all of one grid. A tensor may have several (before
-        and behind a flatten that was computed away), and a point several tensors (before and
-        behind a reshape), or none.
+        `(anchors, rounded_again)`. Of the first, dict from tensor index to its points, all of one
+        grid. A tensor may have several (before and behind a flatten that was computed away), and a
+        point several tensors (before and behind a reshape), or none. Of the second, likewise,
+        the points of other grids: those that `Quantize` layers bring the tensor to.
     """
     floats = {i: v.reshape(-1) for i, v in values.items() if v.dtype == np.float32}
     found: dict[int, list[Point]] = {}
@@ -37,7 +40,25 @@ def anchor(
         for index, value in floats.items():
             if value.size == expected.size and np.abs(value - expected).max() <= tolerance:
                 found.setdefault(index, []).append(point)
-    return {index: _settle(file, index, points, lowered) for index, points in found.items()}
+    again = _rounded_again(lowered)
+    anchors, rounded_again = {}, {}
+    for index, points in found.items():
+        first = [p for p in points if id(p.tensor) not in again]
+        anchors[index] = _settle(file, index, first or points, lowered)
+        key = _key(anchors[index][0])
+        others = [p for p in points if id(p.tensor) in again and _key(p) != key]
+        if others:
+            rounded_again[index] = others
+    return anchors, rounded_again
+
+
+def _rounded_again(lowered):
+    """Returns the ids of tensors that `Quantize` layers bring from one grid to another."""
+    return {
+        id(unit.outputs[0])
+        for unit in lowered.units
+        if isinstance(unit.layer, Quantize) and grid_of(unit.inputs[0]) is not None
+    }
 
 
 def _settle(file, index, points, lowered):

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+from keras import tree
 
 from tfquant.convert.tflite import rules
 from tfquant.convert.tflite.flatbuffer import File, Op
@@ -11,6 +12,9 @@ from tfquant.rewrite.lower import Lowered, LoweredUnit, Point
 
 # Why operators are float under a scheme of float activations.
 AS_THE_SCHEME_SAYS = "the scheme keeps activations float"
+
+# What ai-edge-quantizer calls the reader of a model's output.
+GRAPH = -1
 
 # A weight that is off its grid by more than this part of a step was not what we wrote.
 OFF_GRID = 0.01
@@ -45,7 +49,8 @@ class Assignment:
         computed: Dict from index of a computed tensor to `TensorParams`.
         stored: Dict from `(operator index, tensor index)` to `TensorParams` of a stored tensor.
         requantized: Dict from `(operator index, tensor index)` to the `TensorParams` that the
-            operator reads a computed tensor with, where they are not the tensor's own.
+            operator (or `GRAPH`, the reader of outputs) reads a computed tensor with, where they
+            are not the tensor's own.
         integer: Indices of operators that run in integers.
         float_reasons: Dict from index of an operator that stays float to why.
         units: Dict from index of an operator with a kernel to its `LoweredUnit`.
@@ -59,7 +64,12 @@ class Assignment:
     units: dict[int, LoweredUnit]
 
 
-def assign(file: File, anchors: dict[int, list[Point]], lowered: Lowered) -> Assignment:
+def assign(
+    file: File,
+    anchors: dict[int, list[Point]],
+    rounded_again: dict[int, list[Point]],
+    lowered: Lowered,
+) -> Assignment:
     """Gives every tensor of the float file its parameters.
 
     Anchored tensors have those of their points. From there grids spread through operators that
@@ -68,6 +78,7 @@ def assign(file: File, anchors: dict[int, list[Point]], lowered: Lowered) -> Ass
     Args:
         file: The float file.
         anchors: From `anchor`.
+        rounded_again: From `anchor`.
         lowered: From `tfquant.rewrite.lower`.
 
     Returns:
@@ -90,13 +101,29 @@ def assign(file: File, anchors: dict[int, list[Point]], lowered: Lowered) -> Ass
         reason = _why_float(file, op, computed, kernel)
         if reason is None:
             result.integer.add(op.index)
+            readers = [unit_of.get(id(p.tensor)) for i in op.outputs for p in anchors.get(i, ())]
+            _read_again(op.index, op.inputs, readers, rounded_again, result)
             _requantize(file, op, result)
             _store_constants(file, op, kernel, result)
         else:
             result.float_reasons[op.index] = reason
             if kernel is not None:
                 _store_weights_only(file, op, unit, kernel, result)
+    ends = {id(x) for x in tree.flatten(lowered.model.output)}
+    for index in file.outputs:
+        again = [p for p in rounded_again.get(index, ()) if id(p.tensor) in ends]
+        if again:
+            result.requantized[GRAPH, index] = _from_grid(again[0].grid)
     return result
+
+
+def _read_again(reader, inputs, units, rounded_again, result):
+    """Has an operator read its inputs on the grids on which its units do."""
+    wanted = {id(x) for unit in units if unit is not None for x in unit.inputs}
+    for index in inputs:
+        for point in rounded_again.get(index, ()):
+            if id(point.tensor) in wanted:
+                result.requantized[reader, index] = _from_grid(point.grid)
 
 
 def _requantize(file, op, result):
@@ -105,9 +132,11 @@ def _requantize(file, op, result):
         return
     wanted = result.computed[op.outputs[0]]
     for index in op.inputs:
-        params = result.computed.get(index)
+        params = result.requantized.get((op.index, index), result.computed.get(index))
         if params is not None and (
-            params.scale[0] != wanted.scale[0] or params.zero_point[0] != wanted.zero_point[0]
+            params.num_bits != wanted.num_bits
+            or params.scale[0] != wanted.scale[0]
+            or params.zero_point[0] != wanted.zero_point[0]
         ):
             result.requantized[op.index, index] = wanted
 
@@ -219,7 +248,7 @@ def _store_constants(file, op, kernel, result):
     x, weights, bias = kernel_inputs(op)
     result.stored[op.index, weights] = _weights(file, op, weights, kernel)
     if bias is not None:
-        params = result.computed[x]
+        params = result.requantized.get((op.index, x), result.computed[x])
         scale = params.scale.astype(np.float64) * kernel.scale.astype(np.float64)
         info = np.iinfo(np.int32 if params.num_bits <= 8 else np.int64)
         # The last float64 below 2**63 is 1024 less.

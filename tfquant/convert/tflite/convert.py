@@ -5,6 +5,7 @@ import tempfile
 
 import keras
 import numpy as np
+from keras import tree
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from tfquant.calibrate.data import batches
@@ -80,8 +81,8 @@ def to_tflite(
         sample = [array[:1] for array in rows]
         point_values, _ = probe(lowered, sample)
         values = run_inner(float_content, sample)
-        anchors = anchor(float_file, values, lowered, point_values)
-        assignment = assign(float_file, anchors, lowered)
+        anchors, rounded_again = anchor(float_file, values, lowered, point_values)
+        assignment = assign(float_file, anchors, rounded_again, lowered)
         bar.update(task, description="Writing integers")
         content = write(float_file, assignment, input_type, output_type)
         file = File(content)
@@ -107,19 +108,34 @@ def to_tflite(
 
 
 def _io_types(lowered, input_type, output_type):
-    widths = {point.grid.spec.num_bits for point in lowered.points if point.grid}
-    native = f"int{max(widths)}" if widths else "float32"
-    allowed = {"int8": ("int8", "uint8", "float32"), "int16": ("int16", "float32")}
-    allowed = allowed.get(native, ("float32",))
-    input_type = native if input_type is None else input_type
-    output_type = input_type if output_type is None else output_type
-    for name, value in (("input_type", input_type), ("output_type", output_type)):
+    types = []
+    for name, value, ends in (
+        ("input_type", input_type, lowered.model.input),
+        ("output_type", output_type, lowered.model.output),
+    ):
+        native = _native_type(lowered, ends)
+        allowed = {"int8": ("int8", "uint8", "float32"), "int16": ("int16", "float32")}
+        allowed = allowed.get(native, ("float32",))
+        if value is None:  # The input's type where it fits: it is the user's wish.
+            value = types[0] if types and types[0] in allowed else native
         if value not in allowed:
             raise ValueError(
                 f"`{name}` must be one of {', '.join(allowed)} for a model with "
                 f"{native} activations. Received: {value!r}."
             )
-    return input_type, output_type
+        types.append(value)
+    return types
+
+
+def _native_type(lowered, ends):
+    """Returns the type of the widest grid among the inputs or outputs `ends` of a model."""
+    tensors = {id(x) for x in tree.flatten(ends)}
+    units = [unit for unit in lowered.units if isinstance(unit.layer, Quantize)]
+    tensors |= {id(x) for unit in units for x in unit.outputs if id(unit.inputs[0]) in tensors}
+    grids = [point.grid for point in lowered.points if point.grid]
+    ends = [point.grid for point in lowered.points if point.grid and id(point.tensor) in tensors]
+    widths = {grid.spec.num_bits for grid in ends or grids}
+    return f"int{max(widths)}" if widths else "float32"
 
 
 def _check_writable(path):

@@ -38,9 +38,17 @@ def run(content: bytes, rows: list[np.ndarray], progress=lambda: None) -> list[n
             interpreter.set_tensor(detail["index"], np.pad(part, padding))
         interpreter.invoke()
         for values, index in zip(collected, outputs, strict=True):
-            values.append(np.atleast_1d(interpreter.get_tensor(index))[:count].copy())
+            values.append(_rows(interpreter.get_tensor(index), batch)[:count].copy())
         progress()
     return [np.concatenate(values) for values in collected]
+
+
+def _rows(values, batch):
+    """Returns values whose first axis counts the rows: inner tensors may join it with another."""
+    values = np.atleast_1d(values)
+    if len(values) != batch and len(values) % batch == 0:
+        return values.reshape(batch, -1, *values.shape[1:])
+    return values
 
 
 def run_inner(content: bytes, rows: list[np.ndarray]) -> dict[int, np.ndarray]:

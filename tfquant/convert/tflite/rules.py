@@ -62,6 +62,7 @@ FIXED_RANGE = {"LOGISTIC": (0.0, 1.0), "SOFTMAX": (0.0, 1.0), "TANH": (-1.0, 1.0
 OWN_GRID = frozenset(
     {
         "ADD",
+        "BATCH_MATMUL",
         "ELU",
         "GELU",
         "HARD_SWISH",

@@ -1,5 +1,6 @@
 """The proof: what Keras computes against what the device computes."""
 
+import collections
 import math
 
 import keras
@@ -13,6 +14,7 @@ from tfquant.convert.tflite.interpreter import dequantize, quantize, run, run_in
 from tfquant.quantizers import RecordingScope, on_grid
 from tfquant.report import Parity
 from tfquant.rewrite.lower import Lowered, Point
+from tfquant.wrappers import Quantize
 
 # Rows fed through every operator, and through the whole file.
 INNER_ROWS = 4
@@ -146,7 +148,9 @@ class Verifier:
 
     def _computed_away(self, x):
         for unit in self.lowered.units:
-            if any(y is x for y in unit.outputs) and not any(unit.output_quantizers):
+            if not any(y is x for y in unit.outputs) or any(y is x for y in unit.inputs):
+                continue
+            if isinstance(unit.layer, Quantize) or not any(unit.output_quantizers):
                 if any(self._device_value(y) is None for y in unit.inputs):
                     return None
                 outputs = self._run(unit)
@@ -166,12 +170,15 @@ class Verifier:
         """Returns what the model computes without any quantization, by id of the KerasTensor."""
         with RecordingScope(quantize_weights=False) as scope:
             self.model(tree.pack_sequence_as(self.model.input, rows), training=False)
-        by_quantizer = {id(q): keras.ops.convert_to_numpy(x) for q, x in scope.records}
+        of_quantizer = {}  # One that serves several calls noted them in their order.
+        for quantizer, x in scope.records:
+            of_quantizer.setdefault(id(quantizer), collections.deque()).append(x)
         values = {}
         for unit in self.lowered.units:
             for x, quantizer in zip(unit.outputs, unit.output_quantizers, strict=False):
-                if id(quantizer) in by_quantizer:
-                    values[id(x)] = by_quantizer[id(quantizer)]
+                if of_quantizer.get(id(quantizer)):
+                    recorded = of_quantizer[id(quantizer)].popleft()
+                    values[id(x)] = keras.ops.convert_to_numpy(recorded)
         return values
 
 

@@ -2,11 +2,10 @@
 
 from ai_edge_quantizer import model_modifier, qtyping
 
-from tfquant.convert.tflite.assign import Assignment, TensorParams
+from tfquant.convert.tflite.assign import GRAPH, Assignment, TensorParams
 from tfquant.convert.tflite.flatbuffer import File
 
 _T = qtyping.QuantTransformation
-GRAPH = -1  # What ai-edge-quantizer calls the reader of a model's output.
 
 
 def write(file: File, assignment: Assignment, input_type: str, output_type: str) -> bytes:
@@ -63,7 +62,9 @@ def _computed(file, assignment, index, input_type, output_type):
         if output_type == "float32":
             consumers.append(qtyping.OpToTensorParams(GRAPH, [_T.NO_QUANTIZE]))
         else:
-            as_stored = _unsigned(params) if output_type == "uint8" else params
+            wanted = assignment.requantized.get((GRAPH, index), assignment.computed[index])
+            as_stored = _to_qtyping(wanted)
+            as_stored = _unsigned(as_stored) if output_type == "uint8" else as_stored
             consumers.append(qtyping.OpToTensorParams(GRAPH, [_T.ADD_QUANTIZE], as_stored))
     return qtyping.TensorTransformationParams(file.name(index), written, consumers)
 

@@ -1,0 +1,79 @@
+"""Recurrent and attention models from Keras to a file."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import tfquant as tfq
+
+STEPS = 4
+
+
+def recurrent(layer):
+    x = keras.Input((STEPS, 3))
+    return keras.Model(x, layers.Dense(2)(layer(x)))
+
+
+def encoder():
+    x = keras.Input((STEPS, 8))
+    y = layers.MultiHeadAttention(2, 4)(x, x, use_causal_mask=True)
+    y = layers.LayerNormalization()(layers.Add()([x, y]))
+    y = layers.Dense(8)(layers.Dense(16, activation="gelu")(y))
+    return keras.Model(x, layers.Dense(2)(layers.Flatten()(y)))
+
+
+MODELS = {
+    "lstm": lambda: recurrent(layers.LSTM(3)),
+    "gru": lambda: recurrent(layers.GRU(3)),
+    "gru reset before": lambda: recurrent(layers.GRU(3, reset_after=False)),
+    "simple": lambda: recurrent(layers.SimpleRNN(3)),
+    "bidirectional": lambda: recurrent(layers.Bidirectional(layers.LSTM(2))),
+    "grouped attention": lambda: recurrent(
+        lambda x: layers.Flatten()(layers.GroupQueryAttention(3, 4, 2)(x, x))
+    ),
+    "encoder": encoder,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_sequence_model_trains_is_saved_and_becomes_an_integer_file(name, rng, tmp_path):
+    model = MODELS[name]()
+    model.set_weights([rng.normal(size=w.shape) * 0.5 for w in model.get_weights()])
+    data = rng.normal(size=(64, *model.input_shape[1:])).astype(np.float32)
+    quantized = tfq.quantize_model(model)
+    tfq.calibrate(quantized, data, progress=False)
+    expected, received = (np.asarray(m(data)) for m in (model, quantized))
+    assert np.abs(received - expected).max() < 0.08 * np.abs(expected).max()
+
+    quantized.save(tmp_path / "q.keras")
+    again = keras.models.load_model(tmp_path / "q.keras")
+    np.testing.assert_array_equal(again(data), received)
+
+    report = tfq.to_tflite(quantized, tmp_path / "q.tflite", progress=False)
+    # A value at the edge of a step on the way may come out a step apart, 16-bit tables more often.
+    assert report.end_to_end.largest <= 3
+    assert report.end_to_end.differing <= 0.3 * report.end_to_end.values
+    # A norm is float, and so is the sum that only it reads.
+    reasons = {op.reason for op in report.float_operators}
+    assert all("LayerNormalization" in reason or "(Add)" in reason for reason in reasons)
+
+    quantized.compile("sgd", "mse")
+    before = [v.numpy() for v in quantized.trainable_variables]
+    quantized.fit(data, np.zeros((64, 2), np.float32), verbose=0, batch_size=64)
+    after = quantized.trainable_variables
+    moved = [np.any(a != b.numpy()) for a, b in zip(before, after, strict=True)]
+    assert np.mean(moved) > 0.8  # The bias of keys cancels in a softmax.
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w4", "w8a8_dynamic", "f16"])
+@pytest.mark.parametrize("name", ["gru", "encoder"])
+def test_schemes_of_float_activations_take_sequence_models(name, scheme, rng, tmp_path):
+    model = MODELS[name]()
+    data = rng.normal(size=(8, *model.input_shape[1:])).astype(np.float32)
+    quantized = tfq.quantize_model(model, scheme)
+    expected = np.asarray(model(data))
+    tolerance = (0.35 if scheme == "w4" else 0.05) * np.abs(expected).max()
+    np.testing.assert_allclose(quantized(data), expected, atol=tolerance)
+    report = tfq.to_tflite(quantized, tmp_path / "q.tflite", samples=data, progress=False)
+    assert report.end_to_end.largest < 0.02

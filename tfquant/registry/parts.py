@@ -1,0 +1,205 @@
+"""Layers that composite layers fall into and that Keras has no layer for, and their configs."""
+
+import keras
+from keras import ops
+
+from tfquant.numerics.fixed_point import requantize_fixed_point
+from tfquant.quantizers import SoftmaxInput, from_steps, grid_of, steps_of
+from tfquant.registry.elementwise import OutputConfig, SumConfig
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class Split(keras.layers.Layer):
+    """Cuts a tensor into parts.
+
+    Args:
+        sizes: Length of each part along `axis`.
+        axis: Axis to cut.
+
+    Call arguments:
+        x: Tensor whose length along `axis` is the sum of `sizes`.
+
+    Returns:
+        List of tensors.
+    """
+
+    def __init__(self, sizes, axis: int = -1, **kwargs):
+        super().__init__(**kwargs)
+        self.sizes, self.axis = tuple(sizes), axis
+
+    def call(self, x):
+        """Returns the parts."""
+        ends = [sum(self.sizes[: i + 1]) for i in range(len(self.sizes) - 1)]
+        return ops.split(x, ends, axis=self.axis)
+
+    def get_config(self):
+        return {**super().get_config(), "sizes": self.sizes, "axis": self.axis}
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class Unstack(keras.layers.Layer):
+    """Takes a sequence `(batch, time, ...)` apart into its time steps, a list of `(batch, ...)`."""
+
+    def call(self, x):
+        """Returns the time steps."""
+        return ops.unstack(x, axis=1)
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class Stack(keras.layers.Layer):
+    """Puts time steps `(batch, ...)` together to a sequence `(batch, time, ...)`."""
+
+    def call(self, steps):
+        """Returns the sequence."""
+        return ops.stack(steps, axis=1)
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class MatMul(keras.layers.Layer):
+    """Multiplies two computed tensors, `a @ b`, over their last two axes."""
+
+    def call(self, a, b):
+        """Returns the product."""
+        return ops.matmul(a, b)
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class RepeatHeads(keras.layers.Layer):
+    """Repeats each head of `(batch, heads, ...)`.
+
+    Args:
+        times: How often.
+    """
+
+    def __init__(self, times: int, **kwargs):
+        super().__init__(**kwargs)
+        self.times = times
+
+    def call(self, x):
+        """Returns `(batch, heads * times, ...)`."""
+        return ops.repeat(x, self.times, axis=1)
+
+    def get_config(self):
+        return {**super().get_config(), "times": self.times}
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class CausalMask(keras.layers.Layer):
+    """Adds a number to the scores `(..., time, source)` of what lies in the future.
+
+    Args:
+        hidden: The number.
+    """
+
+    def __init__(self, hidden: float, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden = hidden
+
+    def call(self, x):
+        """Returns scores of the shape of `x`."""
+        time, source = ops.shape(x)[-2:]
+        future = ops.arange(source)[None, :] > ops.arange(time)[:, None]
+        return x + ops.cast(future, x.dtype) * self.hidden
+
+    def get_config(self):
+        return {**super().get_config(), "hidden": self.hidden}
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class Scale(keras.layers.Layer):
+    """Multiplies by a weight `factor`, one number for each channel of the last axis."""
+
+    def build(self, input_shape):
+        """Creates `factor`."""
+        self.factor = self.add_weight(shape=input_shape[-1:], initializer="ones", name="factor")
+        self.built = True
+
+    def call(self, x):
+        """Returns the products."""
+        return x * self.factor
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class Unmask(keras.layers.Layer):
+    """Takes the mask off a tensor whose mask travels as a tensor of its own."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def call(self, x):
+        """Returns `x`."""
+        return ops.copy(x)
+
+    def compute_mask(self, inputs, previous_mask=None):
+        """Returns none."""
+        del inputs, previous_mask
+        return None
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class Affine(keras.layers.Layer):
+    """Computes `x * factor + shift`.
+
+    Args:
+        factor: Number.
+        shift: Number.
+    """
+
+    def __init__(self, factor: float = 1.0, shift: float = 0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.factor, self.shift = factor, shift
+
+    def call(self, x):
+        """Returns the floats."""
+        x = ops.cast(x, self.compute_dtype)
+        if self.shift:
+            x = x + self.shift / self.factor
+        return x * self.factor
+
+    def get_config(self):
+        return {**super().get_config(), "factor": self.factor, "shift": self.shift}
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class MatMulConfig(OutputConfig):
+    """Products of two computed tensors, summed in 32 bits and scaled once.
+
+    BATCH_MATMUL runs in LiteRT's built-in kernel: fixed-point requantization.
+    """
+
+    def device_call(self, wrapper, call_site, args, kwargs):
+        """Computes `(a - za) @ (b - zb) * (sa * sb / so)`."""
+        grids = [grid_of(x) for x in args]
+        output = next(iter(wrapper.output_quantizers[call_site]), None)
+        if None in grids or output is None or not output.calibrated:
+            return None
+        if output.spec.num_bits > 8 or any(grid.spec.num_bits > 8 for grid in grids):
+            return None
+        accumulator = wrapper.call_exactly(*(steps_of(x) for x in args), **kwargs)
+        sa, sb, so = (
+            ops.cast(params.scale, "float64")
+            for params in (grids[0].params, grids[1].params, output.params())
+        )
+        steps = requantize_fixed_point(accumulator, sa * sb / so)
+        return from_steps(ops.cast(steps, "float32"), output)
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class ScoresConfig(MatMulConfig):
+    """Attention scores, straight in front of a softmax."""
+
+    def get_output_quantizers(self, layer):
+        """Returns one `SoftmaxInput`."""
+        del layer
+        return [SoftmaxInput(self.activations)]
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class MaskedScoresConfig(SumConfig):
+    """Attention scores plus a mask, in front of a softmax."""
+
+    def get_output_quantizers(self, layer):
+        """Returns one `SoftmaxInput`."""
+        del layer
+        return [SoftmaxInput(self.activations)]

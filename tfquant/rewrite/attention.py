@@ -1,0 +1,230 @@
+"""Attention and einsum layers, unfolded into dense layers, products of tensors and softmax."""
+
+import math
+
+import numpy as np
+from keras import activations, layers
+
+from tfquant.registry.elementwise import OutputConfig, SameGridConfig
+from tfquant.registry.parts import (
+    Affine,
+    CausalMask,
+    MaskedScoresConfig,
+    MatMul,
+    MatMulConfig,
+    RepeatHeads,
+    ScoresConfig,
+)
+from tfquant.rewrite.annotate import QuantizeAnnotate
+
+# Added to scores that a mask hides. Large against scores, and small enough for the 8-bit grid of a
+# mask and the multiplier between it and the grid of scores.
+HIDDEN = -1000.0
+
+
+def unfold_attention(layer, scheme):
+    """Unfolds multi-head and grouped-query attention; see `tfquant.rewrite.unfold`.
+
+        softmax((x @ Wq) @ (x @ Wk)^T / sqrt(d) + mask) @ (x @ Wv) @ Wo
+
+    `1 / sqrt(d)` is folded into `Wq`. Attention over several axes stays whole.
+    """
+    parts = _Parts(layer, scheme)
+    if parts.axes not in (None, 1):
+        return None
+
+    def call(
+        query,
+        value,
+        key=None,
+        query_mask=None,
+        value_mask=None,
+        key_mask=None,
+        attention_mask=None,
+        return_attention_scores=False,
+        training=None,
+        use_causal_mask=False,
+    ):
+        del training
+        if len(query.shape) != 3 or len(value.shape) != 3:
+            return None
+        q = parts.heads("query", query, (2, 1, 3))
+        k = parts.repeat("key", parts.heads("key", value if key is None else key, (2, 3, 1)))
+        v = parts.repeat("value", parts.heads("value", value, (2, 1, 3)))
+        masks = [
+            parts.mask("query", query_mask, (-1, 1)),
+            parts.mask("value", value_mask, (1, -1)),
+            parts.mask("key", key_mask, (1, -1)),
+            parts.mask("attention", attention_mask),
+        ]
+        scores = parts.scores(q, k, [m for m in masks if m is not None], use_causal_mask)
+        probabilities = parts.make("softmax", layers.Softmax)(scores)
+        mixed = parts.make("mix", MatMul, config=MatMulConfig(scheme.activations))(
+            parts.drop(probabilities), v
+        )
+        output = parts.join(mixed)
+        return (output, probabilities) if return_attention_scores else output
+
+    return call
+
+
+class _Parts:
+    """Makes the layers of one attention layer, each marked.
+
+    Args:
+        layer: Built attention layer.
+        scheme: `Scheme`.
+    """
+
+    def __init__(self, layer, scheme):
+        self.layer, self.scheme = layer, scheme
+        # The projections by name, `(kernel, bias or None)`; paths end with ".../query/kernel".
+        self.weights = {}
+        for variable in layer.weights:
+            *_, projection, name = variable.path.split("/")
+            self.weights.setdefault(projection, {})[name] = variable.numpy()
+        axes = layer.get_config().get("attention_axes")
+        self.axes = axes[0] if isinstance(axes, (list, tuple)) and len(axes) == 1 else axes
+        self.made = {}
+
+    def make(self, name, make, *args, config=None, **kwargs):
+        """Returns the part `name`, made at its first use."""
+        if name not in self.made:
+            part = make(*args, name=f"{self.layer.name}_{name}", **kwargs)
+            self.made[name] = QuantizeAnnotate(part, config if self.scheme.static else None)
+        return self.made[name]
+
+    def heads(self, name, x, order):
+        """Projects `(batch, time, dim)` to heads, in the order of axes that a product reads."""
+        kernel, bias = self.weights[name]["kernel"], self.weights[name].get("bias")
+        if name == "query":
+            scale = 1.0 / math.sqrt(kernel.shape[-1])
+            kernel, bias = kernel * scale, None if bias is None else bias * scale
+        _, heads, size = kernel.shape
+        y = self._dense(name, x, kernel.reshape(len(kernel), -1), bias)
+        y = self.make(f"{name}_heads", layers.Reshape, (x.shape[1] or -1, heads, size))(y)
+        return self.make(f"{name}_order", layers.Permute, order)(y)
+
+    def join(self, x):
+        """Projects heads `(batch, heads, time, size)` to `(batch, time, dim)`."""
+        name = "attention_output"
+        kernel, bias = self.weights[name]["kernel"], self.weights[name].get("bias")
+        heads, size, dim = kernel.shape
+        x = self.make("mix_order", layers.Permute, (2, 1, 3))(x)
+        x = self.make("mix_joined", layers.Reshape, (x.shape[1] or -1, heads * size))(x)
+        return self._dense(name, x, kernel.reshape(-1, dim), bias)
+
+    def _dense(self, name, x, kernel, bias):
+        if name not in self.made:
+            dense = self.make(
+                name,
+                layers.Dense,
+                kernel.shape[1],
+                use_bias=bias is not None,
+                trainable=self.layer.trainable,
+            ).layer
+            dense.build(x.shape)
+            dense.set_weights([kernel] if bias is None else [kernel, bias.reshape(-1)])
+        return self.made[name](x)
+
+    def repeat(self, name, x):
+        """Repeats the heads of keys and values for each head of their group of queries."""
+        times = self.weights["query"]["kernel"].shape[1] // x.shape[1]
+        if times == 1:
+            return x
+        return self.make(f"{name}_repeat", RepeatHeads, times, config=SameGridConfig())(x)
+
+    def mask(self, name, mask, shape=None):
+        """Returns `HIDDEN` where a mask is 0 and 0 where it is 1, to be added to the scores."""
+        if mask is None:
+            return None
+        # Two operators with one constant each: both results have exact integers.
+        config = OutputConfig(self.scheme.activations)
+        shifted = self.make(f"{name}_mask_shifted", Affine, 1.0, -1.0, config=config)(mask)
+        hidden = self.make(f"{name}_mask_hidden", Affine, -HIDDEN, config=config)(shifted)
+        if shape is not None:
+            length = mask.shape[1] or -1
+            shape = (1, *(length if n == -1 else n for n in shape))
+        elif len(mask.shape) == 3:
+            shape = (1, mask.shape[1] or -1, mask.shape[2])
+        if shape is None:
+            return hidden
+        return self.make(f"{name}_mask_shape", layers.Reshape, shape)(hidden)
+
+    def scores(self, q, k, masks, causal):
+        """Multiplies queries and keys and adds the masks."""
+        x = self.make("scores", MatMul, config=ScoresConfig(self.scheme.activations))(q, k)
+        config = MaskedScoresConfig(self.scheme.activations)
+        for number, mask in enumerate(masks):
+            x = self.make(f"masked{number}", layers.Add, config=config)([x, mask])
+        if causal:
+            x = self.make("causal", CausalMask, HIDDEN, config=config)(x)
+        return x
+
+    def drop(self, x):
+        """Applies dropout, where the layer does."""
+        rate = getattr(self.layer, "dropout", 0)
+        return self.make("dropout", layers.Dropout, rate)(x) if rate else x
+
+
+def unfold_einsum(layer, scheme):
+    """Unfolds an `EinsumDense` that multiplies by a matrix; see `tfquant.rewrite.unfold`.
+
+    The summed axes must be the last of the input and the first of the kernel, and the kernel's
+    others the last of the output, in the same order: `abc,cde->abde`, `abcd,cde->abe`. What the
+    rest computes stays whole.
+    """
+    inputs, kernel_axes, outputs = _axes(layer.equation)
+    summed = [a for a in kernel_axes if a in inputs]
+    made = [a for a in kernel_axes if a not in inputs]
+    kept = inputs[: len(inputs) - len(summed)]
+    if (
+        inputs[len(kept) :] != summed
+        or kernel_axes != summed + made
+        or outputs != kept + made
+        or "..." in summed
+        or (layer.bias is not None and tuple(layer.bias.shape) != layer.kernel.shape[len(summed) :])
+    ):
+        return None
+    kernel = layer.kernel.numpy()
+    sizes = kernel.shape[: len(summed)], kernel.shape[len(summed) :]
+    rows, columns = (int(np.prod(size)) for size in sizes)
+    dense = layers.Dense(
+        columns,
+        use_bias=layer.bias is not None,
+        trainable=layer.trainable,
+        name=f"{layer.name}_dense",
+    )
+    dense.build((None, rows))
+    bias = [] if layer.bias is None else [layer.bias.numpy().reshape(-1)]
+    dense.set_weights([kernel.reshape(rows, columns), *bias])
+    dense = QuantizeAnnotate(dense)
+    function = layer.activation or activations.linear
+    activation = QuantizeAnnotate(layers.Activation(function, name=f"{layer.name}_activation"))
+
+    def reshape(x, shape, name):
+        if shape.count(None) > 1:
+            return None
+        shape = [-1 if n is None else n for n in shape]
+        return QuantizeAnnotate(layers.Reshape(shape, name=f"{layer.name}_{name}"))(x)
+
+    def call(x, training=None):
+        del training
+        free = list(x.shape[1 : len(x.shape) - len(summed)])
+        if len(summed) > 1:
+            x = reshape(x, [*free, rows], "joined")
+        y = None if x is None else dense(x)
+        if y is not None and len(made) != 1:
+            y = reshape(y, [*free, *sizes[1]], "axes")
+        if y is None or function is activations.linear:
+            return y
+        return activation(y)
+
+    return call
+
+
+def _axes(equation):
+    """Returns the axes of input, kernel and output of an equation, `...` as one of them."""
+    inputs, outputs = equation.replace(" ", "").split("->")
+    terms = [*inputs.split(","), outputs]
+    return [["...", *t[3:]] if t.startswith("...") else list(t) for t in terms]
