@@ -51,12 +51,23 @@ class Quantizer(keras.layers.Layer, abc.ABC):
         if scope is not None:
             return scope.record(self, x)
         if not self.calibrated:
-            return x
+            return self.idle(x, training)
         if training:
             return ops.cast(self.train(ops.cast(x, "float32")), x.dtype)
         params = self.params(x)
         y = fake_quantize(ops.cast(x, "float32"), params, self.spec)
         return on_grid(y, Grid(params, self.spec, group=self.group))
+
+    def idle(self, x, training):
+        """Returns `x`; in training, such that what the quantizer learns gets a gradient of zero.
+
+        Keras warns of variables without a gradient, and its optimizers want to know them all from
+        the beginning.
+        """
+        if not (training and self.trainable_variables):
+            return x
+        total = sum(ops.sum(variable.value) for variable in self.trainable_variables)
+        return x + ops.cast(total * 0.0, x.dtype)
 
     def train(self, x):
         """Rounds `x`, float32, in a training step.
