@@ -19,6 +19,7 @@ from tfquant.train import (
     FreezeOscillation,
     FreezeRanges,
     PrecisionSchedule,
+    TerminateOnNaN,
     distill,
 )
 from tfquant.wrappers import QuantizeConfig, QuantizeWrapper
@@ -42,6 +43,7 @@ __all__ = [
     "QuantizeRegistry",
     "QuantizeWrapper",
     "Scheme",
+    "TerminateOnNaN",
     "calibrate",
     "compare",
     "distill",

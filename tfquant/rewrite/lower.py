@@ -9,7 +9,7 @@ from tfquant.numerics import QuantParams
 from tfquant.quantizers import Grid, Quantizer, grid_of, on_grid
 from tfquant.registry.elementwise import SameGridConfig
 from tfquant.rewrite.graph import UniqueNames, clone_graph
-from tfquant.rewrite.validate import check_is_model
+from tfquant.rewrite.validate import check_finite, check_is_model
 from tfquant.wrappers import LoweredKernel, Quantize, QuantizeWrapper
 from tfquant.wrappers.config import copy_layer, transfer_weights
 
@@ -95,9 +95,12 @@ def lower(model) -> Lowered:
 
     Raises:
         TypeError: If it is no Keras model.
-        ValueError: If the model is not quantized, or an activation has no grid yet.
+        ValueError: If the model is not quantized, an activation has no grid yet, or weights are
+            not finite, as after training that diverged.
     """
     check_is_model(model)
+    for layer in model.layers:
+        check_finite(layer)
     points, units, float_layers, copies = {}, [], {}, {}
     unique = UniqueNames()
 

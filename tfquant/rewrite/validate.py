@@ -60,6 +60,11 @@ def _check_layer(model, layer):
             f"Model '{model.name}' is quantized already by Keras: layer '{layer.name}' is "
             f"{layer.quantization_mode}. A float model is expected."
         )
+    check_finite(layer)
+
+
+def check_finite(layer) -> None:
+    """Raises a `ValueError` if weights of `layer` are NaN or infinite."""
     for variable in layer.weights:
         values = variable.numpy()
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():

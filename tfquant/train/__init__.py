@@ -8,6 +8,7 @@ from tfquant.train.schedules import (
     FreezeRanges,
     PrecisionSchedule,
 )
+from tfquant.train.terminate import TerminateOnNaN
 
 __all__ = [
     "DampenOscillation",
@@ -16,5 +17,6 @@ __all__ = [
     "FreezeOscillation",
     "FreezeRanges",
     "PrecisionSchedule",
+    "TerminateOnNaN",
     "distill",
 ]

@@ -1,6 +1,7 @@
 """`Quantize`: a quantization point of its own, at a model's input or where branches meet."""
 
 import keras
+import tensorflow as tf
 
 from tfquant.quantizers import Static
 
@@ -24,9 +25,14 @@ class Quantize(keras.layers.Layer):
         self.built = True
 
     def call(self, x, training=None):
-        """Returns `x` on the grid."""
+        """Returns `x` on the grid.
+
+        In training, `x` must be finite: rounding would turn a NaN into a number, which the loss
+        would not show. (XLA does not check.)
+        """
         if training:
             check_ranges([self.quantizer], self.name)
+            x = tf.debugging.check_numerics(x, f"Values of '{self.name}' must be finite")
         return self.quantizer.call(x, training=training)
 
     def compute_output_shape(self, input_shape):
