@@ -72,6 +72,13 @@ def test_a_higher_learning_rate_flips_more(rng, tmp_path):
     assert flipped[0.0] == 0 < flipped[1.0] < 1
 
 
+def test_schedules_are_seen(rng, tmp_path):
+    q, x, y = quantized(rng, "w4a8")
+    schedule = tfq.PrecisionSchedule({0: 8, 2: 4})
+    fit(q, x, y, 3, tfq.FloatWarmup(1), schedule, tfq.QuantizationTensorBoard(tmp_path))
+    assert numbers(read(tmp_path)["weights/middle/bits"])[1:] == [32, 8, 4]
+
+
 def test_histograms_and_activations_can_be_left_out(rng, tmp_path):
     q, x, y = quantized(rng)
     fit(q, x, y, 1, tfq.QuantizationTensorBoard(tmp_path, histograms=False, rows=0))

@@ -19,6 +19,7 @@ class QuantizationTensorBoard(keras.callbacks.Callback):
 
     | tag | what |
     |---|---|
+    | `weights/<name>/bits` | width, which schedules change; 32 while it trains in float |
     | `weights/<name>/scale` | mean of the steps of its channels |
     | `weights/<name>/sqnr_db` | signal to quantization noise of the weights, in dB |
     | `weights/<name>/clipped` | share of weights beyond the ends of the grid |
@@ -90,6 +91,7 @@ class QuantizationTensorBoard(keras.callbacks.Callback):
             integers = np.rint(rounded / scale)
             before = self._integers.get(id(variable))
             self._integers[id(variable)] = integers
+            tf.summary.scalar(f"{tag}/bits", quantizer.spec.num_bits if quantizer.active else 32)
             tf.summary.scalar(f"{tag}/scale", scale.mean())
             tf.summary.scalar(f"{tag}/sqnr_db", sqnr_db(w, rounded))
             limit = scale * (quantizer.spec.qmax + 0.5)
