@@ -57,7 +57,8 @@ AVERAGE = (layers.AveragePooling1D, layers.AveragePooling2D)
 MEAN = (layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D)
 
 # Layers that stay float whatever the scheme. Of a norm's parts the squares of outliers decide the
-# range: in 8 bits the squares of all others, and with them most variances, would be 0.
+# range: in the TFLite converter's own 8-bit file of a MiniLM encoder they reach 50,809, in steps of
+# 199, where nine in ten are below 1.2.
 FLOAT = (layers.LayerNormalization, layers.RMSNormalization)
 
 # Functions with an integer kernel in LiteRT. LOGISTIC, SOFTMAX and TANH have the output grid that
