@@ -29,6 +29,14 @@ MODELS = {
     "gru reset before": lambda: recurrent(layers.GRU(3, reset_after=False)),
     "simple": lambda: recurrent(layers.SimpleRNN(3)),
     "bidirectional": lambda: recurrent(layers.Bidirectional(layers.LSTM(2))),
+    "stacked cells": lambda: recurrent(layers.RNN([layers.LSTMCell(3), layers.GRUCell(3)])),
+    "every step": lambda: recurrent(
+        lambda x: layers.Flatten()(
+            layers.TimeDistributed(layers.Conv1D(4, 2, activation="relu"))(
+                layers.Reshape((STEPS, 3, 1))(x)
+            )
+        )
+    ),
     "grouped attention": lambda: recurrent(
         lambda x: layers.Flatten()(layers.GroupQueryAttention(3, 4, 2)(x, x))
     ),
@@ -77,3 +85,15 @@ def test_schemes_of_float_activations_take_sequence_models(name, scheme, rng, tm
     np.testing.assert_allclose(quantized(data), expected, atol=tolerance)
     report = tfq.to_tflite(quantized, tmp_path / "q.tflite", samples=data, progress=False)
     assert report.end_to_end.largest < 0.02
+
+
+def test_a_stateful_layer_starts_from_zeros_and_says_so(rng, tmp_path, caplog):
+    x = keras.Input(batch_shape=(4, STEPS, 3))
+    model = keras.Model(x, layers.Dense(2)(layers.LSTM(3, stateful=True, name="memory")(x)))
+    data = rng.normal(size=(16, STEPS, 3)).astype(np.float32)
+    quantized = tfq.quantize_model(model)
+    assert "'memory' is stateful" in caplog.text
+    tfq.calibrate(quantized, data, progress=False)
+    report = tfq.to_tflite(quantized, tmp_path / "q.tflite", progress=False)
+    assert report.end_to_end.largest <= 3
+    assert not report.float_operators

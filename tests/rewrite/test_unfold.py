@@ -22,6 +22,13 @@ RECURRENT = {
     "other activations": lambda: layers.LSTM(
         3, activation="relu", recurrent_activation="hard_sigmoid"
     ),
+    "cell": lambda: layers.RNN(layers.GRUCell(3), return_sequences=True),
+    "stacked cells": lambda: layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)]),
+    "stacked cells backwards": lambda: layers.RNN(
+        [layers.LSTMCell(3), layers.SimpleRNNCell(2)], return_sequences=True, go_backwards=True
+    ),
+    "dense at every step": lambda: layers.TimeDistributed(layers.Dense(3)),
+    "reshape at every step": lambda: layers.TimeDistributed(layers.Reshape((2, 2))),
     "bidirectional": lambda: layers.Bidirectional(layers.LSTM(3, return_sequences=True)),
     "bidirectional sum": lambda: layers.Bidirectional(layers.GRU(3), merge_mode="sum"),
     "bidirectional state": lambda: layers.Bidirectional(layers.LSTM(3, return_state=True)),
@@ -59,7 +66,9 @@ def test_an_unrolled_layer_computes_the_same(name, rng):
     assert_same(whole_and_parts(RECURRENT[name](), rng, x))
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "lstm sequences", "bidirectional sum"])
+@pytest.mark.parametrize(
+    "name", ["lstm", "gru", "lstm sequences", "bidirectional sum", "stacked cells"]
+)
 def test_masked_steps_keep_the_state(name, rng):
     layer = RECURRENT[name]()
     x, mask = keras.Input(SEQUENCE), keras.Input(SEQUENCE[:1], dtype="bool")
@@ -119,11 +128,11 @@ def test_attention_masks_hide_what_they_hid(rng):
 @pytest.mark.parametrize(
     "layer",
     [
-        layers.LSTM(3, stateful=True),
+        layers.TimeDistributed(layers.BatchNormalization()),
         layers.EinsumDense("abc,bcd->abd", (5, 3)),
         layers.MultiHeadAttention(2, 3, attention_axes=(1, 2)),
     ],
-    ids=["stateful", "einsum", "several axes"],
+    ids=["statistics", "einsum", "several axes"],
 )
 def test_what_cannot_be_unfolded_stays_whole(layer):
     shape = (2, 5, 4, 4) if isinstance(layer, layers.MultiHeadAttention) else (2, *SEQUENCE)

@@ -9,6 +9,9 @@ decides about it, has 16: inputs, gates, state. The fused LSTM of the TFLite 8-b
 specification has 16-bit gates and state too: they are rounded at every step, and errors add up.
 """
 
+import logging
+
+import keras
 import numpy as np
 from keras import layers
 
@@ -18,44 +21,88 @@ from tfquant.registry.keras_layers import activation_config
 from tfquant.registry.linear import LinearConfig
 from tfquant.registry.parts import Affine, Scale, Split, Stack, Unstack
 from tfquant.rewrite.annotate import QuantizeAnnotate
+from tfquant.wrappers.config import copy_layer, transfer_weights
+
+_logger = logging.getLogger("tfquant")
 
 # A longer sequence makes a file of operators, not of weights.
 MAX_STEPS = 256
 
 
 def unfold_recurrent(layer, scheme):
-    """Unrolls an LSTM, GRU or SimpleRNN; see `tfquant.rewrite.unfold`.
+    """Unrolls an LSTM, GRU or SimpleRNN, or an RNN of their cells; see `tfquant.rewrite.unfold`.
 
-    `recurrent_dropout` is not applied in training. A stateful layer, and one with more than
-    `MAX_STEPS` or an unknown number of steps, stays whole.
+    `recurrent_dropout` is not applied in training. A layer with cells of your own, or with more
+    than `MAX_STEPS` or an unknown number of steps, stays whole. A stateful layer starts from zeros
+    at every call, and a warning says so.
     """
-    if layer.stateful:
+    cells = getattr(layer.cell, "cells", [layer.cell])
+    if any(type(cell) not in _CELLS for cell in cells):
         return None
-    cell = _CELLS[type(layer)](layer, scheme)
+    if layer.stateful:
+        _logger.warning(
+            "Layer '%s' is stateful; quantized it starts from zeros at every call. To carry the "
+            "state on, make it an input and an output (initial_state, return_state).",
+            layer.name,
+        )
+    names = [layer.name] if len(cells) == 1 else [f"{layer.name}_{cell.name}" for cell in cells]
+    cells = [
+        _CELLS[type(cell)](cell, name, scheme, layer.trainable)
+        for cell, name in zip(cells, names, strict=True)
+    ]
 
     def call(sequences, initial_state=None, mask=None, training=None):
         del training
         if sequences.shape[1] is None or sequences.shape[1] > MAX_STEPS:
             return None
-        steps = cell.inputs(sequences)
-        kept = [None] * len(steps) if mask is None else cell.masks(mask)
+        if len(cells) > 1 and (layer.return_state or initial_state is not None):
+            return None  # States of stacked cells are nested.
         order = slice(None, None, -1 if layer.go_backwards else 1)
-        state = [None] * cell.num_states if initial_state is None else _list(initial_state)
-        outputs = []
-        for x, keep in zip(steps[order], kept[order], strict=True):
-            state = cell.masked(cell.step(x, state), state, keep)
-            hide = keep is not None and layer.zero_output_for_mask
-            outputs.append(cell.hide(state[0], keep) if hide else state[0])
+        kept = [None] * sequences.shape[1] if mask is None else cells[0].masks(mask)[order]
+        for number, cell in enumerate(cells):
+            state = [None] * cell.num_states if initial_state is None else _list(initial_state)
+            outputs = []
+            for x, keep in zip(cell.inputs(sequences)[order], kept, strict=True):
+                state = cell.masked(cell.step(x, state), state, keep)
+                outputs.append(state[0])
+            if number < len(cells) - 1:
+                sequences, order = cell.stack(outputs), slice(None)
+        if mask is not None and layer.zero_output_for_mask:
+            outputs = [cell.hide(y, keep) for y, keep in zip(outputs, kept, strict=True)]
         y = cell.stack(outputs) if layer.return_sequences else outputs[-1]
         return [y, *state] if layer.return_state else y
 
     return call
 
 
+def unfold_time_distributed(layer, scheme):
+    """Calls the layer inside a `TimeDistributed` on every step; see `tfquant.rewrite.unfold`.
+
+    A composite layer inside, one that treats masks or trains on statistics stays whole.
+    """
+    inner = layer.layer
+    if isinstance(inner, (keras.Model, layers.BatchNormalization, layers.RNN)):
+        return None
+    parts = _Parts(layer.name, scheme, layer.trainable)
+
+    def call(sequences, mask=None, training=None):
+        del training
+        if mask is not None or sequences.shape[1] is None or sequences.shape[1] > MAX_STEPS:
+            return None
+        copy = copy_layer(inner, name=f"{layer.name}_{inner.name}")
+        part = QuantizeAnnotate(copy)
+        if type(inner) is layers.Dense:
+            y = part(sequences)
+        else:
+            y = parts.stack([part(x) for x in parts.unstack("unstack", sequences)])
+        transfer_weights(inner, copy)
+        return y
+
+    return call
+
+
 def unfold_bidirectional(layer, scheme):
     """Unrolls both directions of a `Bidirectional`; see `tfquant.rewrite.unfold`."""
-    if any(type(x) not in _CELLS for x in (layer.forward_layer, layer.backward_layer)):
-        return None
     directions = [unfold_recurrent(x, scheme) for x in (layer.forward_layer, layer.backward_layer)]
     merge = {
         "concat": lambda: layers.Concatenate(name=f"{layer.name}_concat"),
@@ -196,10 +243,9 @@ class _Cell(_Parts):
 
     num_states = 1
 
-    def __init__(self, layer, scheme):
-        super().__init__(layer.name, scheme, layer.trainable)
-        self.layer, self.units = layer, layer.units
-        cell = layer.cell
+    def __init__(self, cell, name, scheme, trainable):
+        super().__init__(name, scheme, trainable)
+        self.cell, self.units = cell, cell.units
         self.activation_function = cell.activation
         self.recurrent_function = getattr(cell, "recurrent_activation", None)
         self.kernel, self.recurrent_kernel = cell.kernel.numpy(), cell.recurrent_kernel.numpy()
@@ -267,7 +313,7 @@ class _Gru(_Cell):
     def step(self, x, state):
         (h,) = state
         x, x_candidate = x
-        reset_after = self.layer.reset_after
+        reset_after = self.cell.reset_after
         z = x if h is None else self.add("gates", x, self.recur("recurrent", h, 0, 1))
         z = self.activation("gate", self.recurrent_function, z)
         z, r = self.split("gate_split", (self.units,) * 2, z)
@@ -302,7 +348,7 @@ class _Simple(_Cell):
         return [self.activation("state", self.activation_function, z)]
 
 
-_CELLS = {layers.LSTM: _Lstm, layers.GRU: _Gru, layers.SimpleRNN: _Simple}
+_CELLS = {layers.LSTMCell: _Lstm, layers.GRUCell: _Gru, layers.SimpleRNNCell: _Simple}
 
 
 def _list(x):

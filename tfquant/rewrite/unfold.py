@@ -8,7 +8,11 @@ from tfquant.registry.parts import Unmask
 from tfquant.rewrite.annotate import QuantizeAnnotate
 from tfquant.rewrite.attention import unfold_attention, unfold_einsum
 from tfquant.rewrite.graph import tensors
-from tfquant.rewrite.recurrent import unfold_bidirectional, unfold_recurrent
+from tfquant.rewrite.recurrent import (
+    unfold_bidirectional,
+    unfold_recurrent,
+    unfold_time_distributed,
+)
 
 # Layer type -> function of a layer and a scheme that returns a function of the layer's call
 # arguments, or `None` where the layer has settings that cannot be unfolded. That function calls the
@@ -18,7 +22,9 @@ UNFOLDED = {
     layers.EinsumDense: unfold_einsum,
     layers.GRU: unfold_recurrent,
     layers.LSTM: unfold_recurrent,
+    layers.RNN: unfold_recurrent,
     layers.SimpleRNN: unfold_recurrent,
+    layers.TimeDistributed: unfold_time_distributed,
     layers.MultiHeadAttention: unfold_attention,
     layers.GroupQueryAttention: unfold_attention,
 }
