@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import tfquant as tfq
@@ -248,7 +249,10 @@ class TestErrors:
                 self.size = size
 
             def call(self, x):
-                return x * self.size
+                return tf.cast(x, "float32") * self.size
+
+            def compute_output_shape(self, input_shape):
+                return input_shape
 
         model = keras.Sequential([keras.Input((6,)), Unfinished(2), layers.Dense(2)])
         with pytest.raises(ValueError, match=r"'mine' \(Unfinished\) cannot be copied: its `get_c"):

@@ -134,24 +134,6 @@ def test_weights_that_are_not_finite_name_their_layer(where):
     assert "bad_one" in str(error.value) or norm.name in str(error.value)
 
 
-class Subclassed(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.dense = layers.Dense(2)
-
-    def call(self, x):
-        return self.dense(x)
-
-
-@pytest.mark.parametrize("nested", [False, True])
-def test_a_subclassed_model_is_refused_by_name(nested):
-    model = Subclassed()
-    if nested:
-        model = chain(keras.Input((6,)), model, layers.Dense(2))
-    with pytest.raises(ValueError, match="a subclass of"):
-        tfq.quantize_model(model)
-
-
 @keras.saving.register_keras_serializable(package="tfquant_tests")
 class FloatOutput(tfq.QuantizeConfig):
     def get_weights_and_quantizers(self, layer):

@@ -110,9 +110,11 @@ def test_channels_first_convolutions_lose_neither_batch_norm_nor_relu(rng):
     model = randomize(keras.Model(x, y), rng)
     quantized = tfq.quantize_model(model)
     kinds = [type(getattr(layer, "layer", layer)) for layer in quantized.layers]
-    assert layers.ReLU in kinds
-    # The batch norm runs as a convolution of ones, whose wrapper holds it.
-    assert layers.BatchNormalization in kinds or layers.DepthwiseConv2D in kinds
+    # The batch norm runs as a convolution of ones, whose wrapper holds it and clamps.
+    (wrapper,) = [x for x in quantized.layers if isinstance(x, tfq.QuantizeWrapper)]
+    assert kinds.count(layers.Conv2D) == 1
+    assert isinstance(wrapper.batch_norm, layers.BatchNormalization)
+    assert wrapper.call_sites[0].clamp == (0.0, None)
 
 
 def test_a_batch_norm_behind_a_layer_of_two_readers_stays_apart(rng):

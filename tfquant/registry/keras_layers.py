@@ -41,6 +41,8 @@ SAME_GRID = (
     layers.Identity,
     layers.MaxPooling1D,
     layers.MaxPooling2D,
+    layers.Maximum,
+    layers.Minimum,
     layers.Permute,
     layers.RepeatVector,
     layers.Reshape,
@@ -49,9 +51,6 @@ SAME_GRID = (
     layers.ZeroPadding1D,
     layers.ZeroPadding2D,
 )
-
-# Layers with a grid of their own at the output.
-OUTPUT = (layers.Maximum, layers.Minimum)
 
 AVERAGE = (layers.AveragePooling1D, layers.AveragePooling2D)
 MEAN = (layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D)
@@ -116,7 +115,6 @@ def register_all(registry) -> None:
         )
     rows = {
         **dict.fromkeys(SAME_GRID, lambda layer, spec: SameGridConfig()),
-        **dict.fromkeys(OUTPUT, lambda layer, spec: OutputConfig(spec)),
         **dict.fromkeys(AVERAGE, lambda layer, spec: AverageConfig()),
         **dict.fromkeys(MEAN, lambda layer, spec: MeanConfig(spec)),
         layers.Add: lambda layer, spec: SumConfig(spec),

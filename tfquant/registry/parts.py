@@ -162,6 +162,23 @@ class Affine(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
+class ChannelAffine(keras.layers.BatchNormalization):
+    """Computes `x * gamma + beta`, with a number of each for every channel of the last axis.
+
+    A batch norm whose statistics stand still at 0 and 1. It goes the way of batch norms: into the
+    kernel before it, or into a kernel of ones.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**{**kwargs, "epsilon": 0.0})
+
+    def call(self, inputs, training=None, mask=None):
+        """Returns the sums."""
+        del training
+        return super().call(inputs, training=False, mask=mask)
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
 class MatMulConfig(OutputConfig):
     """Products of two computed tensors, summed in 32 bits and scaled once.
 

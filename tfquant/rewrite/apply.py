@@ -14,10 +14,12 @@ from tfquant.registry import QuantizeRegistry, schemes
 from tfquant.registry.elementwise import OutputConfig, SameGridConfig
 from tfquant.registry.keras_layers import FLOAT, LINEAR
 from tfquant.registry.registry import KERAS_LAYERS
-from tfquant.rewrite.annotate import QuantizeAnnotate, skip_predicate
+from tfquant.rewrite.annotate import QuantizeAnnotate, all_layers, skip_predicate
+from tfquant.rewrite.composite import is_composite, readable
 from tfquant.rewrite.decompose import decompose, standalone_batch_norm
-from tfquant.rewrite.fold import fold_forward
+from tfquant.rewrite.fold import fold_forward, merge_affine
 from tfquant.rewrite.graph import UniqueNames, tensors, trace
+from tfquant.rewrite.operations import moves
 from tfquant.rewrite.unfold import UNFOLDED, unfold
 from tfquant.rewrite.units import Unit, fuse
 from tfquant.rewrite.validate import check_model
@@ -69,6 +71,7 @@ def quantize_model(
     ```
     """
     scheme = _with_families(scheme, weight_quantizer, activation_quantizer)
+    model = readable(model)
     check_model(model)
     skipped = skip_predicate(model, skip)
     chosen = lambda layer: not skipped(layer)  # noqa: E731
@@ -123,10 +126,13 @@ class _Builder:
 
     def __init__(self, model, scheme, registry, chosen):
         self.scheme, self.registry = scheme, registry
+        self.opened = []  # What composite layers consist of is quantized as they are.
+        chosen = lambda layer, chosen=chosen: any(x is layer for x in self.opened) or chosen(layer)  # noqa: E731
         self.graph = trace(model, lambda layer: self._take_apart(layer, chosen))
         self.marked, self.own_configs = set(), {}
         for node in self.graph.nodes:
             self._unwrap(node, chosen)
+        merge_affine(self.graph)
         fold_forward(self.graph, self._may_fold)
         edges = self._edges()
         self.configs = {
@@ -138,7 +144,8 @@ class _Builder:
         self.units = fuse(
             self.graph,
             lambda node: (
-                self.configs[id(node)] is not None and id(node.layer) not in self.own_configs
+                (self.configs[id(node)] is not None or self._is_lone_batch_norm(node))
+                and id(node.layer) not in self.own_configs
             ),
             lambda node: id(node) in self.marked,
         )
@@ -180,17 +187,28 @@ class _Builder:
             return None
         unfolded = unfold(inner, self.scheme)
         if unfolded is not None:
-            return unfolded
+            return self._opening(unfolded) if is_composite(inner) else unfolded
         parts = decompose(inner)
         if parts is None or not marked:
             return parts
         return [(QuantizeAnnotate(part), weights) for part, weights in parts]
+
+    def _opening(self, unfolded):
+        def build(args, kwargs):
+            model = unfolded(args, kwargs)
+            if model is not None:
+                self.opened += all_layers(model)
+            return model
+
+        return build
 
     def _is_or_becomes_quantized(self, layer):
         separable = type(layer) in (layers.SeparableConv1D, layers.SeparableConv2D)
         return (
             separable
             or type(layer) in UNFOLDED
+            or not isinstance(layer, layers.Layer)
+            or (is_composite(layer) and not self.registry.supports(layer))
             or self.registry.get_quantize_config(layer, self.scheme) is not None
         )
 
@@ -244,6 +262,8 @@ class _Builder:
         # What an operation computes from values on grids is rounded to a grid in its turn.
         real = [*node.inputs, *tree.flatten(node.outputs)]
         if self.scheme.static and all(keras.backend.is_float_dtype(x.dtype) for x in real):
+            if moves(node.layer):
+                return SameGridConfig()
             return OutputConfig(self.scheme.activations, outputs=len(real) - len(node.inputs))
         return None
 
@@ -279,7 +299,7 @@ class _Builder:
                 and isinstance(layer, keras.layers.Layer)
                 and layer.weights
                 and not self.registry.supports(layer)
-                and type(layer) not in (layers.BatchNormalization, *FLOAT)
+                and not isinstance(layer, (layers.BatchNormalization, *FLOAT))
             ):
                 unknown[layer.name] = type(layer).__name__
         if unknown:
@@ -352,11 +372,14 @@ class _Builder:
 
     def _call(self, unit: Unit):
         """Calls what stands for `unit` in the quantized model."""
-        lone = self._is_lone_batch_norm(unit)
+        lone = self._is_lone_batch_norm(unit.node)
         config = self.configs[id(unit.node)]
         if config is None and not lone:
             args, kwargs = self._arguments(unit, quantized=False)
-            return self._plain(unit.node)(*args, **kwargs)
+            layer = self._plain(unit.node)
+            if isinstance(layer, OperationLayer):
+                args, kwargs = tensors((args, kwargs)), {}
+            return layer(*args, **kwargs)
         args, kwargs = self._arguments(unit, quantized=True)
         make = self._convolution_of_ones if lone else self._wrapper
         (before, wrapper, after), site = self._made_once(unit, make)
@@ -443,7 +466,7 @@ class _Builder:
         if isinstance(node.layer, keras.layers.Layer):
             layer = self._filled(node)
         else:
-            layer = OperationLayer(node.clone, node.args, node.kwargs, name=node.layer.name)
+            layer = self._operation_layer(node)
         wrapper = QuantizeWrapper(
             layer,
             self.configs[id(node)],
@@ -458,16 +481,16 @@ class _Builder:
                 quantizer.fit(variable.value)
         return None, wrapper, None
 
-    def _is_lone_batch_norm(self, unit):
-        layer = unit.node.layer
+    def _is_lone_batch_norm(self, node):
+        layer = node.layer
         if not (
             self.scheme.static
-            and id(unit.node) in self.marked
+            and id(node) in self.marked
             and id(layer) not in self.own_configs
-            and type(layer) is layers.BatchNormalization
+            and isinstance(layer, layers.BatchNormalization)
         ):
             return False
-        rank = len(unit.node.inputs[0].shape)
+        rank = len(node.inputs[0].shape)
         return rank in (2, 3, 4) and layer.axis in (-1, rank - 1)
 
     def _convolution_of_ones(self, unit):
@@ -493,11 +516,16 @@ class _Builder:
     def _plain(self, node):
         """Returns the float layer (or operation) of a call."""
         if not isinstance(node.layer, keras.layers.Layer):
-            return copy_layer(node.clone)
+            return self._operation_layer(node)
         key = id(node.layer)
         if key not in self.made:
             self.made[key] = self._filled(node)
         return self.made[key]
+
+    def _operation_layer(self, node):
+        return OperationLayer(
+            copy_layer(node.clone), node.args, node.kwargs, name=self.unique(node.layer.name)
+        )
 
     def _filled(self, node):
         """Returns the node's copy of the layer with the layer's weights."""

@@ -105,7 +105,7 @@ class _Tracer:
 
     def __init__(self, take_apart):
         self.take_apart = take_apart
-        self.copies, self.originals, self.parts, self.graphs = {}, {}, {}, {}
+        self.copies, self.parts, self.graphs = {}, {}, {}
         self.unfolded = []
         self.unique = UniqueNames()
 
@@ -117,28 +117,26 @@ class _Tracer:
         return Graph(copy.input, copy.output, nodes, model.name, self.unfolded)
 
     def _clone(self, layer):
-        if isinstance(layer, keras.Model):
-            return layer  # `_call` reads through it.
-        if id(layer) not in self.copies:
+        """Notes what becomes of `layer`; the copy is made when the layer is called."""
+        if id(layer) not in self.parts and not is_readable(layer):
             parts = self.take_apart(layer)
-            if parts is None or callable(parts):
-                copy = copy_layer(layer, name=self.unique(layer.name))
-            else:
-                copy = copy_layer(layer)  # Never called: the parts are.
+            if parts is not None and not callable(parts):
                 parts = [(copy_layer(p, name=self.unique(p.name)), w) for p, w in parts]
-            self.copies[id(layer)] = copy
-            self.originals[id(copy)] = layer
-            self.parts[id(copy)] = parts
+            self.parts[id(layer)] = parts
+        return layer
+
+    def _copy(self, layer):
+        if id(layer) not in self.copies:
+            self.copies[id(layer)] = copy_layer(layer, name=self.unique(layer.name))
         return self.copies[id(layer)]
 
-    def _call(self, nodes, copy, args, kwargs):
-        if isinstance(copy, keras.Model):
-            if id(copy) not in self.graphs:
-                self.graphs[id(copy)] = self.trace(copy)
-            return _replay(self.graphs[id(copy)], tensors((args, kwargs)), nodes)
-        original = self.originals[id(copy)]
+    def _call(self, nodes, original, args, kwargs):
+        if is_readable(original):
+            if id(original) not in self.graphs:
+                self.graphs[id(original)] = self.trace(original)
+            return _replay(self.graphs[id(original)], tensors((args, kwargs)), nodes)
         args, kwargs = _positional(original, args, kwargs)
-        parts = self.parts[id(copy)]
+        parts = self.parts[id(original)]
         if callable(parts):
             kwargs = _read_masks(original, args, kwargs, nodes)
             model = parts(args, kwargs)
@@ -147,6 +145,7 @@ class _Tracer:
                 inputs = {id(x): x for x in tensors((args, kwargs))}
                 return _replay(self.trace(model), list(inputs.values()), nodes)
         if parts is None or callable(parts):
+            copy = self._copy(original)
             outputs = copy(*args, **kwargs)
             nodes.append(Node(original, copy, args, kwargs, outputs))
             return outputs
@@ -157,6 +156,15 @@ class _Tracer:
             nodes.append(Node(part, part, (x,), {}, y))
             x = y
         return x
+
+
+def is_readable(layer) -> bool:
+    """Whether `layer` is a model whose calls can be read: functional or sequential."""
+    return bool(
+        isinstance(layer, keras.Model)
+        and getattr(layer, "inputs", None)
+        and getattr(layer, "outputs", None)
+    )
 
 
 def _positional(layer, args, kwargs):

@@ -4,15 +4,66 @@ import keras
 from keras import layers
 
 from tfquant.registry.elementwise import SameGridConfig
-from tfquant.registry.parts import Unmask
+from tfquant.registry.parts import MatMul, MatMulConfig, Unmask
 from tfquant.rewrite.annotate import QuantizeAnnotate
 from tfquant.rewrite.attention import unfold_attention, unfold_einsum
+from tfquant.rewrite.composite import is_composite, unfold_composite
 from tfquant.rewrite.graph import tensors
+from tfquant.rewrite.operations import channel_affine, unfold_operation
+from tfquant.rewrite.preprocess import unfold_normalization, unfold_rescaling
 from tfquant.rewrite.recurrent import (
     unfold_bidirectional,
     unfold_recurrent,
     unfold_time_distributed,
 )
+
+
+def unfold_merge(layer, scheme):
+    """Merges three or more tensors in turn, as the device does; see `unfold`."""
+    del scheme
+
+    def call(inputs):
+        if len(inputs) < 3 or len({len(x.shape) for x in inputs}) > 1:
+            return None
+        y = inputs[0]
+        for number, x in enumerate(inputs[1:], 1):
+            name = layer.name if number == len(inputs) - 1 else f"{layer.name}_{number}"
+            y = QuantizeAnnotate(type(layer)(name=name))([y, x])
+        return y
+
+    return call
+
+
+def unfold_average(layer, scheme):
+    """Averages as a sum and a product with a constant; see `unfold`."""
+
+    def call(inputs):
+        if len({len(x.shape) for x in inputs}) > 1:
+            return None
+        y = QuantizeAnnotate(layers.Add(name=f"{layer.name}_sum"))(inputs)
+        return channel_affine(y, 1.0 / len(inputs), 0.0, False, layer.name)
+
+    return call if scheme.static else None
+
+
+def unfold_dot(layer, scheme):
+    """Multiplies two sequences of vectors as matrices; see `unfold`."""
+    config = MatMulConfig(scheme.activations) if scheme.static else None
+    axes = (layer.axes,) * 2 if isinstance(layer.axes, int) else tuple(layer.axes)
+
+    def call(inputs):
+        a, b = inputs
+        if len(a.shape) != 3 or len(b.shape) != 3 or layer.normalize or 0 in axes:
+            return None
+        transpose = lambda x, side: QuantizeAnnotate(  # noqa: E731
+            layers.Permute((2, 1), name=f"{layer.name}_{side}")
+        )(x)
+        a = transpose(a, "left") if axes[0] % 3 == 1 else a
+        b = transpose(b, "right") if axes[1] % 3 == 2 else b
+        return QuantizeAnnotate(MatMul(name=layer.name), config)(a, b)
+
+    return call
+
 
 # Layer type -> function of a layer and a scheme that returns a function of the layer's call
 # arguments, or `None` where the layer has settings that cannot be unfolded. That function calls the
@@ -20,9 +71,17 @@ from tfquant.rewrite.recurrent import (
 UNFOLDED = {
     layers.Bidirectional: unfold_bidirectional,
     layers.EinsumDense: unfold_einsum,
+    layers.Add: unfold_merge,
+    layers.Average: unfold_average,
+    layers.Dot: unfold_dot,
     layers.GRU: unfold_recurrent,
     layers.LSTM: unfold_recurrent,
+    layers.Maximum: unfold_merge,
+    layers.Minimum: unfold_merge,
+    layers.Multiply: unfold_merge,
+    layers.Normalization: unfold_normalization,
     layers.RNN: unfold_recurrent,
+    layers.Rescaling: unfold_rescaling,
     layers.SimpleRNN: unfold_recurrent,
     layers.TimeDistributed: unfold_time_distributed,
     layers.MultiHeadAttention: unfold_attention,
@@ -38,7 +97,7 @@ def unfold(layer, scheme):
     """Unfolds `layer` into layers with a kernel each, all marked as ones to quantize.
 
     Args:
-        layer: Built Keras layer.
+        layer: Built Keras layer, or `keras.Operation`.
         scheme: `Scheme`.
 
     Returns:
@@ -47,6 +106,10 @@ def unfold(layer, scheme):
         be unfolded. `None` in its place for a layer that cannot be unfolded at all.
     """
     make = UNFOLDED.get(type(layer))
+    if not isinstance(layer, keras.layers.Layer):
+        make = unfold_operation
+    elif is_composite(layer):
+        make = unfold_composite
     call = None if make is None else make(layer, scheme)
     if call is None:
         return None

@@ -72,13 +72,14 @@ def fuse(graph: Graph, takes_followers, is_marked) -> list[Unit]:
 def _unit(graph, node, takes_followers, is_marked):
     """Returns the unit that starts with `node`."""
     unit = Unit(node, last=node)
-    if not takes_followers(node) or type(node.layer) not in CLAMPING:
+    clamping = type(node.layer) in CLAMPING or isinstance(node.layer, layers.BatchNormalization)
+    if not takes_followers(node) or not clamping:
         return unit
     follower = _only_follower(graph, node)
     if (
         follower is not None
         and type(node.layer) in LINEAR
-        and type(follower.layer) is layers.BatchNormalization
+        and isinstance(follower.layer, layers.BatchNormalization)
         and is_marked(follower)
         and _normalizes_channels(follower)
     ):

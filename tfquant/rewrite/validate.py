@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from tfquant.rewrite.graph import is_readable
 from tfquant.wrappers import Quantize, QuantizeWrapper
 
 
@@ -38,15 +39,12 @@ def check_is_model(model) -> None:
 
 
 def _check_readable(model):
-    if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
+    if not is_readable(model):
         raise ValueError(
             f"A functional or sequential model is expected. Received: '{model.name}', a subclass "
             f"of keras.Model ({type(model).__name__}) whose calls cannot be read. Build the same "
             "layers as `keras.Model(inputs, outputs)`."
         )
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            _check_readable(layer)
 
 
 def _check_layer(model, layer):
@@ -76,7 +74,7 @@ def check_finite(layer) -> None:
 
 def _leaves(model):
     for layer in model.layers:
-        if isinstance(layer, keras.Model):
+        if is_readable(layer):
             yield from _leaves(layer)
         else:
             yield layer

@@ -24,14 +24,35 @@ class Place:
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
+class HeldWeight:
+    """Holds the place of a variable among the arguments of a call.
+
+    Args:
+        index: Which of the layer's weights.
+        shape: Shape of the variable.
+        trainable: Whether it trains.
+    """
+
+    def __init__(self, index: int, shape, trainable: bool):
+        self.index, self.shape, self.trainable = index, tuple(shape), trainable
+
+    def get_config(self):
+        return {"index": self.index, "shape": list(self.shape), "trainable": self.trainable}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
 class OperationLayer(keras.layers.Layer):
     """Calls a Keras operation, such as the `Add` behind `x + 1.0`, so that it can be wrapped.
 
     Args:
         operation: `keras.Operation` that is not a layer.
         arguments: List of the positional arguments of the call. A KerasTensor (or `Place`) among
-            them stands for a tensor that the layer is called on; the rest (numbers, slices) are
-            passed on.
+            them stands for a tensor that the layer is called on, a variable becomes a weight of
+            this layer; the rest (numbers, slices) are passed on.
         keywords: Dict of the keyword arguments, likewise.
 
     Call arguments:
@@ -41,10 +62,12 @@ class OperationLayer(keras.layers.Layer):
     def __init__(self, operation, arguments, keywords, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.operation = operation
-        count = 0
+        count, self.held = 0, []
 
         def place(x):
             nonlocal count
+            if isinstance(x, (keras.Variable, HeldWeight)):
+                return self._hold(x)
             if not isinstance(x, (keras.KerasTensor, Place)):
                 return x
             count += 1
@@ -53,12 +76,25 @@ class OperationLayer(keras.layers.Layer):
         self.arguments, self.keywords = tree.map_structure(place, (list(arguments), dict(keywords)))
         self.built = True
 
+    def _hold(self, x):
+        number = len(self.held)
+        weight = self.add_weight(
+            shape=x.shape, name=f"held_{number}", trainable=x.trainable, dtype="float32"
+        )
+        if isinstance(x, keras.Variable):
+            weight.assign(x)
+        self.held.append(weight)
+        return HeldWeight(number, x.shape, x.trainable)
+
     def call(self, *inputs):
         """Calls the operation."""
-        args, kwargs = tree.map_structure(
-            lambda x: inputs[x.index] if isinstance(x, Place) else x,
-            (list(self.arguments), dict(self.keywords)),
-        )
+
+        def value(x):
+            if isinstance(x, Place):
+                return inputs[x.index]
+            return self.held[x.index].value if isinstance(x, HeldWeight) else x
+
+        args, kwargs = tree.map_structure(value, (list(self.arguments), dict(self.keywords)))
         return self.operation(*args, **kwargs)
 
     def get_config(self):

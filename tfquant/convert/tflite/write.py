@@ -57,7 +57,8 @@ def _computed(file, assignment, index, input_type, output_type):
         wanted = _to_qtyping(
             assignment.requantized.get((op.index, index), assignment.computed[index])
         )
-        consumers.append(_end(op, assignment, _T.ADD_QUANTIZE, wanted))
+        # One entry for each read: what adds a tensor to itself reads it twice.
+        consumers += [_end(op, assignment, _T.ADD_QUANTIZE, wanted)] * list(op.inputs).count(index)
     if index in file.outputs:
         if output_type == "float32":
             consumers.append(qtyping.OpToTensorParams(GRAPH, [_T.NO_QUANTIZE]))

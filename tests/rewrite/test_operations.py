@@ -1,0 +1,137 @@
+"""Operations of keras.ops in a functional model: the integers of the layers they stand for."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import tfquant as tfq
+
+SHAPE = (6, 6, 4)
+WEIGHTS = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+
+
+def conv(x):
+    return layers.Conv2D(4, 3, padding="same")(x)
+
+
+INTEGER = {
+    "sum": lambda x: conv(x) + conv(x),
+    "difference": lambda x: conv(x) - conv(x),
+    "product": lambda x: conv(x) * conv(x),
+    "twice": lambda x: (lambda y: y + y)(conv(x)),
+    "plus a number": lambda x: conv(x) + 1.0,
+    "a number minus": lambda x: 1.0 - conv(x),
+    "times a number": lambda x: conv(x) * 2.0,
+    "by a number": lambda x: conv(x) / 255.0,
+    "plus a vector": lambda x: conv(x) + np.arange(4, dtype="float32"),
+    "scaled input": lambda x: conv(x / 127.5 - 1.0),
+    "relu": lambda x: ops.relu(conv(x)),
+    "clip": lambda x: ops.clip(conv(x) * 9.0, 0, 6),
+    "sigmoid": lambda x: ops.sigmoid(conv(x)),
+    "softmax": lambda x: ops.softmax(conv(x)),
+    "maximum": lambda x: ops.maximum(conv(x), conv(x)),
+    "mean over space": lambda x: ops.mean(conv(x), axis=(1, 2)),
+    "mean over channels": lambda x: ops.mean(conv(x), axis=-1),
+    "max": lambda x: ops.max(conv(x), axis=(1, 2), keepdims=True),
+    "sum over space": lambda x: ops.sum(conv(x), axis=(1, 2)),
+    "slice": lambda x: conv(x)[:, 1:5, ::2, :],
+    "concatenate": lambda x: ops.concatenate([conv(x), conv(x)], axis=-1),
+    "split": lambda x: ops.concatenate(ops.split(conv(x), 2, axis=-1)[::-1], axis=-1),
+    "stack": lambda x: ops.stack([conv(x), conv(x)], axis=1),
+    "transpose": lambda x: ops.transpose(conv(x), (0, 2, 1, 3)),
+    "reshape": lambda x: ops.reshape(conv(x), (-1, 36, 4)),
+    "squeeze": lambda x: ops.squeeze(ops.expand_dims(conv(x), 1), 1),
+    "pad": lambda x: ops.pad(conv(x), [[0, 0], [1, 1], [0, 2], [0, 0]]),
+    "flip": lambda x: ops.flip(conv(x), 1),
+    "repeat": lambda x: ops.repeat(conv(x), 2, axis=1),
+    "matmul with weights": lambda x: ops.matmul(conv(x), WEIGHTS),
+    "einsum with weights": lambda x: ops.einsum("bhwc,cd->bhwd", conv(x), WEIGHTS),
+}
+
+# These run in float, between integer layers, and are named.
+FLOAT = {
+    "exp": lambda x: conv(ops.exp(conv(x))),
+    "abs": lambda x: conv(ops.abs(conv(x))),
+    "where": lambda x: conv(ops.where(x > 0, conv(x), conv(x))),
+}
+
+
+def converted(make, rng, path):
+    x = keras.Input(SHAPE)
+    model = keras.Model(x, make(x))
+    data = rng.normal(size=(32, *SHAPE)).astype(np.float32)
+    q = tfq.quantize_model(model)
+    tfq.calibrate(q, data, observer="min_max", progress=False)
+    expected = np.asarray(model(data))
+    np.testing.assert_allclose(q(data), expected, atol=0.04 * np.abs(expected).max())
+    return q, data, tfq.to_tflite(q, path / "model.tflite", progress=False)
+
+
+@pytest.mark.parametrize("name", INTEGER)
+def test_an_operation_runs_in_integers(name, rng, tmp_path):
+    q, data, report = converted(INTEGER[name], rng, tmp_path)
+    assert not report.float_operators
+    tolerated = 0.01 if name in ("sigmoid", "softmax", "sum over space") else 0
+    assert report.end_to_end.differing <= tolerated * report.end_to_end.values
+    q.save(tmp_path / "q.keras")
+    again = keras.models.load_model(tmp_path / "q.keras")
+    np.testing.assert_array_equal(again(data), q(data))
+
+
+@pytest.mark.parametrize("name", FLOAT)
+def test_an_operation_without_a_kernel_runs_in_float_and_is_named(name, rng, tmp_path):
+    _, _, report = converted(FLOAT[name], rng, tmp_path)
+    assert report.float_operators
+    assert sum(layer.operator == "CONV_2D" for layer in report.layers) >= 2
+
+
+PREPROCESSING = {
+    "rescaling": lambda x: layers.Rescaling(1 / 127.5, offset=-1.0)(x),
+    "channels": lambda x: layers.Rescaling([0.1, 0.2, 0.3, 0.4], offset=[1.0, 2.0, 3.0, 4.0])(x),
+    "normalization": lambda x: layers.Normalization(mean=[1.0, 2, 3, 4], variance=[4.0, 5, 6, 7])(
+        x
+    ),
+    "three": lambda x: layers.Rescaling(2.0)(
+        layers.Normalization(mean=[1.0, 2, 3, 4], variance=[4.0, 5, 6, 7])(
+            layers.Rescaling(1 / 255)(x)
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PREPROCESSING)
+def test_preprocessing_in_front_of_a_network_is_integer_arithmetic(name, rng, tmp_path):
+    _, _, report = converted(lambda x: conv(PREPROCESSING[name](x)), rng, tmp_path)
+    assert not report.float_operators
+    assert report.end_to_end.differing == 0
+    # However many layers, one kernel in front of the convolution.
+    assert [layer.operator for layer in report.layers[1:]] == ["DEPTHWISE_CONV_2D", "CONV_2D"]
+
+
+MERGES = {
+    "add": lambda xs: layers.Add()(xs),
+    "multiply": lambda xs: layers.Multiply()(xs),
+    "maximum": lambda xs: layers.Maximum()(xs),
+    "average": lambda xs: layers.Average()(xs),
+}
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_three_tensors_are_merged_in_integers(name, rng, tmp_path):
+    make = lambda x: MERGES[name]([conv(x), conv(x), conv(x)])  # noqa: E731
+    _, _, report = converted(make, rng, tmp_path)
+    assert not report.float_operators
+    assert report.end_to_end.differing == 0
+
+
+@pytest.mark.parametrize("axes", [2, 1, (2, 2), (1, 2)])
+def test_a_dot_layer_is_a_product_of_matrices(axes, rng, tmp_path):
+    def make(x):
+        sequence = layers.Reshape((36, 4))(conv(x))
+        other = layers.Reshape((36, 4) if axes != (1, 2) else (4, 36))(conv(x))
+        return layers.Dot(axes)([sequence, other])
+
+    _, _, report = converted(make, rng, tmp_path)
+    assert not report.float_operators
+    assert report.end_to_end.largest <= 1

@@ -1,0 +1,275 @@
+"""Operations of `keras.ops` that are a layer by another name.
+
+A user who writes `x + y` or `ops.matmul(x, self.kernel)` gets the integers of `Add` and `Dense`.
+"""
+
+import keras
+import numpy as np
+from keras import layers
+
+from tfquant.registry.parts import ChannelAffine, MatMul, MatMulConfig
+from tfquant.rewrite.annotate import QuantizeAnnotate
+
+
+def unfold_operation(operation, scheme):
+    """Finds the layers that an operation stands for; see `tfquant.rewrite.unfold`.
+
+    Args:
+        operation: `keras.Operation` that is no layer.
+        scheme: `Scheme`.
+    """
+    make = OPERATIONS.get(type(operation).__name__)
+    return None if make is None else make(operation, scheme)
+
+
+def _layer(make):
+    """Returns the row of an operation on one tensor.
+
+    Args:
+        make: Function of the operation and the tensor that returns the layer, or `None`.
+    """
+
+    def row(operation, scheme):
+        del scheme
+
+        def call(x, *args, **kwargs):
+            layer = None if args or kwargs else make(operation, x)
+            return None if layer is None else QuantizeAnnotate(layer)(x)
+
+        return call
+
+    return row
+
+
+def _binary(merge, affine=None):
+    """Returns the row of an operation on two tensors, or on a tensor and constants.
+
+    Args:
+        merge: Layer of two tensors.
+        affine: Function of the constants, and of whether they come first, that returns factor and
+            shift of the other tensor's channels.
+    """
+
+    def row(operation, scheme):
+        def call(a, b):
+            tensors = [isinstance(x, keras.KerasTensor) for x in (a, b)]
+            if all(tensors):
+                if len(a.shape) != len(b.shape):
+                    return None
+                return QuantizeAnnotate(merge(name=operation.name))([a, b])
+            x, constant = (a, b) if tensors[0] else (b, a)
+            if affine is None or not scheme.static or not _is_per_channel(x, constant):
+                return None
+            factor, shift = affine(constants(constant), not tensors[0])
+            trainable = isinstance(constant, keras.Variable) and constant.trainable
+            return channel_affine(x, factor, shift, trainable, operation.name)
+
+        return call
+
+    return row
+
+
+def channel_affine(x, factor, shift, trainable, name):
+    """Returns `x * factor + shift`, or `None` if the channels of `x` are not known.
+
+    Args:
+        x: KerasTensor `(batch, ..., channels)`.
+        factor: Number, or one for each channel.
+        shift: Likewise.
+        trainable: Whether both train.
+        name: Name of the layer.
+    """
+    channels = x.shape[-1]
+    if channels is None or not 2 <= len(x.shape) <= 4 or "float" not in x.dtype:
+        return None
+    layer = ChannelAffine(trainable=trainable, name=name)
+    layer.build(x.shape)
+    factor, shift = (np.broadcast_to(v, channels).astype(np.float32) for v in (factor, shift))
+    layer.set_weights([factor, shift, np.zeros(channels), np.ones(channels)])
+    return QuantizeAnnotate(layer)(x)
+
+
+def constants(x) -> np.ndarray:
+    """Returns a constant or the value of a variable, as float64 without axes of length 1."""
+    return np.asarray(keras.ops.convert_to_numpy(x), np.float64).reshape(-1)
+
+
+def _is_per_channel(x, constant):
+    shape = np.shape(constant)
+    return (
+        len(shape) <= len(x.shape)
+        and (np.prod(shape, dtype=int) == 1 or shape[-1] == x.shape[-1])
+        and np.prod(shape[:-1], dtype=int) == 1
+    )
+
+
+def _matmul(operation, scheme):
+    """Products of two tensors, or of a tensor and a matrix of weights."""
+
+    def call(a, b):
+        if isinstance(a, keras.KerasTensor) and isinstance(b, keras.KerasTensor):
+            if min(len(a.shape), len(b.shape)) < 3:
+                return None
+            config = MatMulConfig(scheme.activations) if scheme.static else None
+            return QuantizeAnnotate(MatMul(name=operation.name), config)(a, b)
+        if not isinstance(a, keras.KerasTensor) or len(np.shape(b)) != 2:
+            return None
+        layer = layers.Dense(
+            np.shape(b)[1], use_bias=False, trainable=_trains(b), name=operation.name
+        )
+        return _filled(layer, a, b)
+
+    return call
+
+
+def _einsum(operation, scheme):
+    """A product of a tensor and weights, as einsum layers compute it."""
+    del scheme
+
+    def call(*operands):
+        if len(operands) != 2 or not isinstance(operands[0], keras.KerasTensor):
+            return None
+        x, weights = operands
+        if isinstance(weights, keras.KerasTensor) or "->" not in operation.subscripts:
+            return None
+        y = operation(x, weights)
+        layer = layers.EinsumDense(
+            operation.subscripts, y.shape[1:], trainable=_trains(weights), name=operation.name
+        )
+        return _filled(layer, x, weights)
+
+    return call
+
+
+def _filled(layer, x, kernel):
+    layer.build(x.shape)
+    layer.set_weights([keras.ops.convert_to_numpy(kernel)])
+    return QuantizeAnnotate(layer)(x)
+
+
+def _trains(x):
+    return isinstance(x, keras.Variable) and x.trainable
+
+
+def _concatenate(operation, scheme):
+    del scheme
+    return lambda xs: QuantizeAnnotate(
+        layers.Concatenate(axis=operation.axis, name=operation.name)
+    )(list(xs))
+
+
+def _reshape(operation, x):
+    """Returns the layer of an operation that keeps the batch and the order of values."""
+    shape = operation(x).shape
+    if shape[0] != x.shape[0] or (x.shape[0] is not None and None in shape):
+        return None
+    if list(shape[1:]).count(None) > 1:
+        return None
+    target = tuple(-1 if n is None else n for n in shape[1:])
+    return layers.Reshape(target, name=operation.name)
+
+
+def _permute(operation, x):
+    axes = operation.axes or tuple(range(len(x.shape)))[::-1]
+    return layers.Permute(axes[1:], name=operation.name) if axes[0] == 0 else None
+
+
+def _pool(one_dimensional, two_dimensional):
+    """Returns the row of a reduction over space."""
+
+    def make(operation, x):
+        axes = operation.axis if isinstance(operation.axis, (tuple, list)) else (operation.axis,)
+        axes = None if None in axes else sorted(axis % len(x.shape) for axis in axes)
+        found = {(3, 1): one_dimensional, (4, 2): two_dimensional}
+        if axes not in ([1], [1, 2]) or (len(x.shape), len(axes)) not in found:
+            return None
+        layer = found[len(x.shape), len(axes)]
+        return layer(keepdims=operation.keepdims, name=operation.name)
+
+    return make
+
+
+def _activation(name):
+    return lambda operation, x: layers.Activation(name, name=operation.name)
+
+
+def _gelu(operation, x):
+    del x
+    return None if operation.approximate else layers.Activation("gelu", name=operation.name)
+
+
+def _clip(operation, x):
+    del x
+    bounds = operation.x_min, operation.x_max
+    return layers.Activation("relu6", name=operation.name) if bounds == (0, 6) else None
+
+
+def _swap(operation, x):
+    axes = list(range(len(x.shape)))
+    a, b = (axis % len(axes) for axis in (operation.axis1, operation.axis2))
+    axes[a], axes[b] = axes[b], axes[a]
+    return layers.Permute(axes[1:], name=operation.name) if axes[0] == 0 else None
+
+
+def _softmax(operation, x):
+    if operation.axis not in (-1, len(x.shape) - 1):
+        return None
+    return layers.Activation("softmax", name=operation.name)
+
+
+def _divide(operation, scheme):
+    """Division by constants: no kernel divides, one for each channel multiplies."""
+
+    def call(x, divisor):
+        if not isinstance(x, keras.KerasTensor) or isinstance(divisor, keras.KerasTensor):
+            return None
+        if not scheme.static or not _is_per_channel(x, divisor):
+            return None
+        return channel_affine(x, 1.0 / constants(divisor), 0.0, False, operation.name)
+
+    return call
+
+
+# Operations whose output lies on the grid of their inputs.
+MOVING = frozenset(
+    {"Flip", "GetItem", "Max", "Min", "Repeat", "Roll", "Split", "Stack", "Take", "Tile", "Unstack"}
+)
+
+
+def moves(operation) -> bool:
+    """Whether `operation` moves values, or picks some, and computes none."""
+    name = type(operation).__name__
+    if name == "Pad":
+        return operation.mode == "constant"
+    return name in MOVING
+
+
+OPERATIONS = {
+    "Add": _binary(layers.Add, lambda v, first: (1.0, v)),
+    "Subtract": _binary(layers.Subtract, lambda v, first: (-1.0, v) if first else (1.0, -v)),
+    "Multiply": _binary(layers.Multiply, lambda v, first: (v, 0.0)),
+    "Maximum": _binary(layers.Maximum),
+    "Minimum": _binary(layers.Minimum),
+    "Divide": _divide,
+    "TrueDivide": _divide,
+    "Matmul": _matmul,
+    "Dot": _matmul,
+    "Einsum": _einsum,
+    "Concatenate": _concatenate,
+    "Reshape": _layer(_reshape),
+    "Squeeze": _layer(_reshape),
+    "ExpandDims": _layer(_reshape),
+    "Transpose": _layer(_permute),
+    "Swapaxes": _layer(_swap),
+    "Clip": _layer(_clip),
+    "Mean": _layer(_pool(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D)),
+    "Max": _layer(_pool(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D)),
+    "Relu": _layer(_activation("relu")),
+    "Relu6": _layer(_activation("relu6")),
+    "Sigmoid": _layer(_activation("sigmoid")),
+    "Tanh": _layer(_activation("tanh")),
+    "Silu": _layer(_activation("silu")),
+    "HardSilu": _layer(_activation("hard_swish")),
+    "Gelu": _layer(_gelu),
+    "Softmax": _layer(_softmax),
+}

@@ -1,0 +1,31 @@
+"""Layers in front of a network that scale its inputs, as factors and shifts of channels."""
+
+import numpy as np
+
+from tfquant.rewrite.operations import channel_affine, constants
+
+
+def unfold_rescaling(layer, scheme):
+    """Computes `x * scale + offset` in integers; see `tfquant.rewrite.unfold`."""
+    if not scheme.static:
+        return None
+    factor, shift = constants(layer.scale), constants(layer.offset)
+    return lambda x: channel_affine(x, factor, shift, False, layer.name)
+
+
+def unfold_normalization(layer, scheme):
+    """Computes `(x - mean) / sqrt(variance)`, or the inverse, in integers."""
+    if not scheme.static:
+        return None
+    mean, variance = constants(layer.mean), constants(layer.variance)
+    deviation = np.maximum(np.sqrt(variance), np.finfo(np.float32).eps)
+
+    def call(x):
+        channels = x.shape[-1]
+        if any(v.size not in (1, channels) for v in (mean, deviation)):
+            return None
+        if layer.invert:
+            return channel_affine(x, deviation, mean, False, layer.name)
+        return channel_affine(x, 1.0 / deviation, -mean / deviation, False, layer.name)
+
+    return call
