@@ -27,7 +27,7 @@ INTEGER = {
     "plus a vector": lambda x: conv(x) + np.arange(4, dtype="float32"),
     "scaled input": lambda x: conv(x / 127.5 - 1.0),
     "relu": lambda x: ops.relu(conv(x)),
-    "clip": lambda x: ops.clip(conv(x) * 9.0, 0, 6),
+    "clip": lambda x: ops.clip(conv(x) * 3.0, 0, 6),
     "sigmoid": lambda x: ops.sigmoid(conv(x)),
     "softmax": lambda x: ops.softmax(conv(x)),
     "maximum": lambda x: ops.maximum(conv(x), conv(x)),

@@ -156,6 +156,9 @@ def test_weights_that_are_not_numbers_are_not_converted(rng, tmp_path):
 def test_a_ruined_layer_behind_a_good_loss_stops_training(rng, capsys):
     q, x, y = quantized(rng)
     poison(q)
+    # What rounding makes of a NaN depends on the processor: this loss is good whatever it is.
+    finite = keras.ops.isfinite
+    q.compile("sgd", lambda y_true, y: keras.ops.where(finite(y), y * 0.0, 0.0))
     history = fit(q, x, y, 3, tfq.TerminateOnNaN())
     assert len(history["loss"]) == 1
     said = capsys.readouterr().out

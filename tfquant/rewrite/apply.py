@@ -185,7 +185,8 @@ class _Builder:
         inner = layer.layer if marked else layer
         if not (marked or chosen(inner)) or not self._is_or_becomes_quantized(inner):
             return None
-        unfolded = unfold(inner, self.scheme)
+        own = is_composite(inner) and self.registry.supports(inner)
+        unfolded = None if own else unfold(inner, self.scheme)
         if unfolded is not None:
             return self._opening(unfolded) if is_composite(inner) else unfolded
         parts = decompose(inner)
