@@ -90,6 +90,32 @@ def test_folded_integers_are_those_of_training(scheme, weights, activations, rng
         np.testing.assert_allclose(file.scale(op.inputs[1]), scale * np.abs(gain), rtol=1e-5)
 
 
+@pytest.mark.parametrize("activations", ["moving_average", "learned_step", "learned_clip"])
+@pytest.mark.parametrize(("weight_bits", "activation_bits"), [(4, 4), (3, 5), (2, 2), (8, 6)])
+def test_any_width_trains_and_its_file_agrees(
+    weight_bits, activation_bits, activations, rng, tmp_path
+):
+    x = inputs = keras.Input((8, 8, 3))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(6, 3)(x)))
+    x = layers.MaxPooling2D()(layers.Add()([x, layers.Conv2D(6, 3, padding="same")(x)]))
+    outputs = layers.Dense(3, activation="softmax")(layers.Flatten()(x))
+    scheme = tfq.Scheme("own", weight_bits, activation_bits, weight_quantizer="learned_step")
+    q = tfq.quantize_model(keras.Model(inputs, outputs), scheme, activation_quantizer=activations)
+    rows = rng.uniform(0, 1, (64, 8, 8, 3)).astype(np.float32)
+    tfq.calibrate(q, rows, progress=False)
+    q.compile("adam", "sparse_categorical_crossentropy")
+    q.fit(rows, rows.mean(axis=(1, 2)).argmax(-1), 16, 1, verbose=0)
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+    assert not report.float_operators
+    assert report.end_to_end.differing == 0
+    table = ("SOFTMAX",)  # One step is allowed there.
+    parities = [x.parity for x in report.layers if x.parity and x.operator not in table]
+    assert not any(parity.differing for parity in parities)
+    wrapper = next(x for x in q.layers if isinstance(x, tfq.QuantizeWrapper))
+    used = wrapper(q.layers[1](rows))
+    assert len(np.unique(used)) <= 2**activation_bits
+
+
 def test_a_channel_that_training_killed_is_as_dead_in_the_file(rng, tmp_path):
     q = trained(rng, "w4a8")
     wrapper = next(w for w in q.layers if getattr(w, "batch_norm", None) is not None)

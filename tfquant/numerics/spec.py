@@ -81,6 +81,11 @@ class QuantSpec:
         """Highest integer of the grid."""
         return 2 ** (self.num_bits - self.signed) - 1
 
+    @property
+    def stored_bits(self) -> int:
+        """Width of the integers that hold a computed tensor on a device: 8 or 16."""
+        return 8 if self.num_bits <= 8 else 16
+
     def to_dict(self) -> dict:
         """Returns the fields as plain values that `from_dict` reads back."""
         fields = dataclasses.asdict(self)

@@ -178,7 +178,7 @@ class SwishConfig(OutputConfig):
         output = next(iter(wrapper.output_quantizers[call_site]), None)
         if grid is None or output is None or not output.calibrated:
             return None
-        gate_scale = 2.0**-self.activations.num_bits if grid.spec.num_bits == 8 else 2.0**-15
+        gate_scale = 2.0**-8 if grid.spec.stored_bits == 8 else 2.0**-15
         gate = ops.clip(ops.round(ops.sigmoid(x) / gate_scale), 0, 1 / gate_scale - 1)
         params = output.params()
         steps = steps_of(x) * gate * (grid.params.scale * gate_scale / params.scale)

@@ -1,5 +1,7 @@
 """Keras's layers: one row each."""
 
+import dataclasses
+
 from keras import activations, layers
 
 from tfquant.registry.elementwise import (
@@ -94,7 +96,8 @@ def clamp_of(layer):
 def activation_config(function, spec):
     """Returns the config of the activation `function`, or `None` if no kernel computes it."""
     if function in FIXED_RANGE:
-        return OutputConfig(spec, fixed=_fixed_grid(spec, *FIXED_RANGE[function]))
+        wide = dataclasses.replace(spec, num_bits=spec.stored_bits)
+        return OutputConfig(wide, fixed=_fixed_grid(wide, *FIXED_RANGE[function]))
     if function in SWISH:
         return SwishConfig(spec)
     if function is activations.leaky_relu:

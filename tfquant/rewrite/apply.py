@@ -171,8 +171,8 @@ class _Builder:
 
     def _output(self, x):
         """Returns an output of the model, in the width of the scheme."""
-        num_bits = self.on_grid.get(id(self.values[id(x)]))
-        if num_bits is None or num_bits == self.scheme.activation_bits:
+        stored = self.on_grid.get(id(self.values[id(x)]))
+        if stored is None or stored == self.scheme.activations.stored_bits:
             return self.values[id(x)]
         return self._quantize(x, None)
 
@@ -399,7 +399,7 @@ class _Builder:
         quantizers = wrapper.output_quantizers[0]
         for x, quantizer in itertools.zip_longest(tree.flatten(outputs), quantizers):
             if quantizer is not None:
-                self.on_grid[id(x)] = quantizer.spec.num_bits
+                self.on_grid[id(x)] = quantizer.spec.stored_bits
             elif isinstance(config, SameGridConfig):
                 self.on_grid[id(x)] = self.on_grid.get(id(inputs[0]))
 
@@ -416,9 +416,9 @@ class _Builder:
                 return y
             if several and self._grid_is_fixed(x):
                 return self._quantize(x, self.groups[id(self._source(x))])
-            num_bits = self.on_grid.get(id(y))
+            stored = self.on_grid.get(id(y))
             # A kernel reads and writes integers of one width.
-            if num_bits is None or (spec is not None and num_bits != spec.num_bits):
+            if stored is None or (spec is not None and stored != spec.stored_bits):
                 return self._quantize(x, self.groups.get(id(x)), spec)
             return y
 
@@ -445,7 +445,7 @@ class _Builder:
             else:
                 layer = self.points[group]
             y = layer(self.values[id(x)])
-            self.on_grid[id(y)] = spec.num_bits
+            self.on_grid[id(y)] = spec.stored_bits
             self.quantized[key] = y
             if producer is None and not widened:
                 # A model's input enters the device quantized, whoever reads it.

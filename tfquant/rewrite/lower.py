@@ -1,6 +1,7 @@
 """From a quantized model to what every converter starts from: a float model, and a table."""
 
 import dataclasses
+import itertools
 
 import keras
 from keras import tree
@@ -111,15 +112,16 @@ def lower(model) -> Lowered:
     def call(layer, *args, **kwargs):
         if isinstance(layer, Quantize):
             (x,) = args
+            grid = _numbers(layer.quantizer)
             y = keras.layers.Identity()(x) if grid_of(x) is not None else x
-            note(layer.name, y, _numbers(layer.quantizer))
+            y = _within(y, grid)
+            note(layer.name, y, grid)
             units.append(LoweredUnit(layer.name, layer, args, {}, [y]))
             return y
         if isinstance(layer, QuantizeWrapper):
             outputs, unit = _lower_wrapper(layer, args, dict(kwargs), unique)
             units.append(unit)
-            grids = _output_grids(layer, unit)
-            for x, grid in zip(tree.flatten(outputs), grids, strict=True):
+            for x, grid in zip(unit.outputs, _output_grids(layer, unit), strict=True):
                 note(unit.name, x, grid)
             return outputs
         if not isinstance(layer, keras.layers.Layer):
@@ -155,6 +157,14 @@ def _lower_wrapper(layer, args, kwargs, unique):
     outputs = tree.map_structure(
         lambda y: keras.layers.Identity()(y) if any(y is x for x in tensors) else y, result.outputs
     )
+    if not isinstance(layer.quantize_config, SameGridConfig):
+        flat = [
+            y if quantizer is None else _within(y, _numbers(quantizer))
+            for y, quantizer in itertools.zip_longest(
+                tree.flatten(outputs), layer.output_quantizers[call_site]
+            )
+        ]
+        outputs = tree.pack_sequence_as(outputs, flat)
     if call_site:
         kwargs["call_site"] = call_site
     unit = LoweredUnit(
@@ -176,6 +186,15 @@ def _output_grids(layer, unit):
         same = grids[0] if grids and None not in grids else None
         return [same] * len(unit.outputs)
     return [None if q is None else _numbers(q) for q in unit.output_quantizers]
+
+
+def _within(x, grid):
+    """Bounds `x` to a grid of fewer integers than the device stores, which it cannot know of."""
+    spec, params = grid.spec, grid.params
+    if spec.num_bits == spec.stored_bits:
+        return x
+    low, high = (float(params.scale * (q - params.zero_point)) for q in (spec.qmin, spec.qmax))
+    return keras.ops.minimum(keras.ops.maximum(x, low), high)
 
 
 def _numbers(quantizer: Quantizer) -> Grid:

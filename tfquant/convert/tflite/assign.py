@@ -143,7 +143,7 @@ def _requantize(file, op, result):
 
 def _from_grid(grid) -> TensorParams:
     return TensorParams(
-        grid.spec.num_bits,
+        grid.spec.stored_bits,
         np.asarray([grid.params.scale], np.float32).reshape(1),
         np.asarray([grid.params.zero_point], np.int64),
     )

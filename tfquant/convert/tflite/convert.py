@@ -134,7 +134,7 @@ def _native_type(lowered, ends):
     tensors |= {id(x) for unit in units for x in unit.outputs if id(unit.inputs[0]) in tensors}
     grids = [point.grid for point in lowered.points if point.grid]
     ends = [point.grid for point in lowered.points if point.grid and id(point.tensor) in tensors]
-    widths = {grid.spec.num_bits for grid in ends or grids}
+    widths = {grid.spec.stored_bits for grid in ends or grids}
     return f"int{max(widths)}" if widths else "float32"
 
 

@@ -49,7 +49,10 @@ def point_tensors(
             scale = file.scale(tensor)
             if grid is None or (scale.size and scale[0] == grid.params.scale):
                 for point in points:
-                    found.setdefault(id(point.tensor), (tensor, point))
+                    # Of a bounded tensor the last is the one behind the bounds.
+                    bounded = grid and grid.spec.num_bits < grid.spec.stored_bits
+                    if bounded or id(point.tensor) not in found:
+                        found[id(point.tensor)] = tensor, point
     return found
 
 
