@@ -18,16 +18,29 @@ struct TileArgs {
   const float* scale[kMaxPanels];      // staged weights only: 16 floats for each group
   int64_t blocks;                      // length of the stretch, in blocks
   int64_t blocks_per_group;
-  const void* x;              // interleaved rows: [k / 4][rows][4] int8, or [k][rows] float
-  const int32_t* offset_sum;  // [group][rows]: minus the weights' offset times the sum of x
+  const void* x;              // interleaved rows: [k / 4][rows][4] integers, or [k][rows] float
+  const int32_t* offset_sum;  // [group][rows]: minus the weights' offset times the sum of x; with
+                              // Kernels::pair_offsets see there
   const float* x_scale;       // [group][rows], kBothScales only
   void* sum;                  // [rows][panels * 16] float, or int32 with kNoScales
   bool first;                 // start from zero rather than from `sum`
 };
 using Tile = void (*)(const TileArgs&);
 
-// Where a tile's weights come from: straight from the packed blocks, or unpacked to bytes before.
-enum Source { kPacked8 = 0, kPacked4 = 1, kPacked2 = 2, kStaged = 3, kSources = 4 };
+// Where a tile's weights come from: straight from the packed blocks, or unpacked before.
+enum Source {
+  kPacked8 = 0,
+  kPacked4 = 1,
+  kPacked2 = 2,
+  kStaged8 = 3,
+  kStaged4 = 4,
+  kStaged2 = 5,
+  kSources = 6
+};
+constexpr Source SourceOf(int num_bits, bool staged) {
+  const int packed = num_bits == 8 ? kPacked8 : (num_bits == 4 ? kPacked4 : kPacked2);
+  return static_cast<Source>(packed + (staged ? kStaged8 - kPacked8 : 0));
+}
 // What multiplies a group's sum: nothing, the weights' scale, or that and the activations' scale.
 enum Scales { kNoScales = 0, kWeightScales = 1, kBothScales = 2, kScaleModes = 3 };
 // A tile's number of rows as its log2, 0 to 3; kGemv is the tile of one row and more panels.
@@ -55,9 +68,10 @@ struct PrepareArgs {
   int64_t padded_k, group_depth;
   Activations activations;
   float x_scale;
-  int zero_point, offset;
+  int zero_point, num_bits;  // of x, and of the weights
+  bool pair_offsets;         // see Kernels
   InterleavedRow to;
-  void* out;            // int8 or float, at `to`
+  void* out;            // integers or floats, at `to`
   int32_t* offset_sum;  // likewise, one for each group
   float* group_scale;   // likewise, kPerGroup only
   float* row_scale;     // one value
@@ -105,17 +119,28 @@ struct Kernels {
   int64_t panels, gemv_panels;  // panels of a tile, and of a kGemv tile
   int max_row_size[2];          // log2 of the most rows of a tile, without and with group scales
   bool unsigned_weights;        // stored offsets are left in and undone by offset_sum
+  // Weights of 4 and 2 bits with groups: offset_sum is [block][rows], each value two int16, the
+  // lower one for the first two of every four values of k, the upper one for the last two.
+  bool pair_offsets;
+  // With weights of 8 bits x is int16, every four values in the order 0 2 1 3, and so are weights
+  // when staged; otherwise both are bytes.
+  bool wide;
+  int64_t binary_stretch;  // rows of 1-bit weights that a tile covers
   Tile integer[kSources][kScaleModes][kRowSizes];
-  Tile real[kSources][2][kRowSizes];  // float activations; staged ones are floats, scaled
+  Tile real[3][2][kRowSizes];  // float activations, packed weights
+  Tile staged_real[kRowSizes];  // floats, scaled
+  // By Source, packed.
   void (*stage[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group, bool scales,
-                   uint8_t* bytes, float* scale);
+                   uint8_t* values, float* scale);
   void (*stage_real[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group, bool scales,
                         float* values);
   void (*prepare)(const PrepareArgs&);
   void (*finish)(const FinishArgs&);
   // 8 values of k make one code, so `to.stretch` counts codes.
   void (*encode_signs)(const float* x, int64_t padded_k, const InterleavedRow& to, uint32_t* out);
-  void (*binary[kGemv])(const BinaryTileArgs&);
+  void (*binary[2][kGemv])(const BinaryTileArgs&);  // packed and staged
+  // Rows of 64 bytes to 128: low nibbles, then high ones. Null where tiles want packed rows.
+  void (*stage_binary)(const uint8_t* rows, int64_t depth, uint8_t* nibbles);
   void (*dequantize)(const DequantizeArgs&);
 };
 

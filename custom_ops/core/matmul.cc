@@ -21,7 +21,7 @@ constexpr int64_t kStripeRows = 128;     // rows whose quantized x stays in the 
 constexpr int64_t kIntegerBlocks = 16;   // stretch of K of a tile: 512 values, staged in 16 KB
 constexpr int64_t kRealBlocks = 4;       // 128 values, staged in 16 KB of floats
 constexpr int64_t kDirectRealRows = 8;   // up to these, float tiles read the packed weights
-constexpr int64_t kBinaryStretch = 256;  // rows of 64 bytes
+constexpr size_t kStagedTiles = 3;       // unpacking to the cache first pays from so many tiles on
 static_assert(kIntegerBlocks % 4 == 0 && kRealBlocks % 4 == 0, "whole groups of 128");
 
 // Uninitialized memory on a cache line, kept by its thread for the next call.
@@ -67,6 +67,16 @@ int MaxRowSize(const MatmulArgs& args, const Kernels& kernels, int64_t m) {
   const bool real = args.activations == Activations::kFloat;
   const bool group_sums = args.layout.group_size != 0 && !(real && m > kDirectRealRows);
   return kernels.max_row_size[group_sums];
+}
+
+// Of a value of x on its way to the tiles.
+int64_t ValueBytes(const MatmulArgs& args, const Kernels& kernels) {
+  if (args.activations == Activations::kFloat) return 4;
+  return kernels.wide && args.layout.num_bits == 8 ? 2 : 1;
+}
+
+bool PairOffsets(const PackedLayout& layout, const Kernels& kernels) {
+  return kernels.pair_offsets && layout.num_bits < 8 && layout.group_size != 0;
 }
 
 // Row `m` of x as padded_k floats: in place where it can be, otherwise copied to `scratch`.
@@ -116,13 +126,15 @@ void PrepareRows(const MatmulArgs& args, const Kernels& kernels, int64_t first, 
   const bool real = args.activations == Activations::kFloat && !binary;
   p->m = m;
   p->blocks = CutRows(m, MaxRowSize(args, kernels, m));
-  p->stretch = binary ? kBinaryStretch : kBlockDepth * (real ? kRealBlocks : kIntegerBlocks);
+  p->stretch =
+      binary ? kernels.binary_stretch : kBlockDepth * (real ? kRealBlocks : kIntegerBlocks);
   // A single tile reads one piece.
   if (p->blocks.size() == 1) p->stretch = padded;
-  p->x_at = p->x.Get<uint8_t>(m * (binary ? padded / 8 * 4 : (real ? padded * 4 : padded)));
+  p->x_at =
+      p->x.Get<uint8_t>(m * (binary ? padded / 8 * 4 : padded * ValueBytes(args, kernels)));
   p->row_scale_at = p->row_scale.Get<float>(m);
   if (!binary && !real) {
-    p->offset_sum_at = p->offset_sum.Get<int32_t>(m * groups);
+    p->offset_sum_at = p->offset_sum.Get<int32_t>(m * padded / kBlockDepth);
     p->group_scale_at = p->group_scale.Get<float>(m * groups);
   }
   const int64_t cost = std::max<int64_t>(1, (padded << kernels.max_row_size[0]) / 2);
@@ -143,7 +155,8 @@ void PrepareRows(const MatmulArgs& args, const Kernels& kernels, int64_t first, 
         prepare.activations = args.activations;
         prepare.x_scale = args.x_scale;
         prepare.zero_point = args.zero_point;
-        prepare.offset = Offset(layout.num_bits);
+        prepare.num_bits = layout.num_bits;
+        prepare.pair_offsets = PairOffsets(layout, kernels);
         prepare.to = p->Place(block, r);
         prepare.out = p->x_at;
         prepare.row_scale = p->row_scale_at + block.row + r;
@@ -233,19 +246,22 @@ void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
   const int64_t blocks = layout.padded_k() / kBlockDepth;
   const bool grouped = layout.group_size != 0;
   const int64_t group_blocks = layout.group_depth() / kBlockDepth;
-  // Unpacking to the cache first pays from the third tile on.
+  const bool wide = job.kernels.wide && layout.num_bits == 8;
   const size_t tiles = stripe.last_block - stripe.first_block;
-  const bool staged = real ? p.m > kDirectRealRows : tiles > 2 && layout.num_bits < 8;
+  const bool staged =
+      real ? p.m > kDirectRealRows : tiles >= kStagedTiles && (layout.num_bits < 8 || wide);
   const int64_t stretch = std::min(blocks, p.stretch / kBlockDepth);
-  const Source packed =
-      layout.num_bits == 8 ? kPacked8 : (layout.num_bits == 4 ? kPacked4 : kPacked2);
+  const Source packed = SourceOf(layout.num_bits, false);
+  const int64_t x_bytes = ValueBytes(args, job.kernels);
+  const bool pair_offsets = PairOffsets(layout, job.kernels);
   const Scales scales =
       !grouped ? kNoScales
                : (args.activations == Activations::kPerGroup ? kBothScales : kWeightScales);
   const bool integer = !real && !grouped;
 
   float* const sum = sum_scratch.Get<float>((stripe.end - stripe.begin) * columns);
-  const int64_t staged_bytes = stretch * kBlockDepth * kPanelColumns * (real ? 4 : 1);
+  const int64_t staged_bytes =
+      stretch * kBlockDepth * kPanelColumns * (real ? 4 : (wide ? 2 : 1));
   uint8_t* const stage = staged ? stage_scratch.Get<uint8_t>(panels * staged_bytes) : nullptr;
   float* const stage_scale =
       staged && !real ? scale_scratch.Get<float>(panels * stretch * kPanelColumns) : nullptr;
@@ -276,22 +292,22 @@ void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
         tile.scale[i] = scale;
       }
     }
-    const Source source = staged ? kStaged : packed;
+    const Source source = SourceOf(layout.num_bits, staged);
     for (size_t b = stripe.first_block; b < stripe.last_block; ++b) {
       const RowBlock& block = p.blocks[b];
       const InterleavedRow place = p.Place(block, 0);
       const int64_t k = begin * kBlockDepth, length = tile.blocks * kBlockDepth;
-      tile.x = p.x_at + place.At(k, length) * (real ? 4 : 1);
+      tile.x = p.x_at + place.At(k, length) * x_bytes;
       if (!real) {
         const int64_t at =
             grouped ? place.At(begin / group_blocks, tile.blocks / group_blocks) : place.At(0, 1);
-        tile.offset_sum = p.offset_sum_at + at;
+        tile.offset_sum = p.offset_sum_at + (pair_offsets ? place.At(begin, tile.blocks) : at);
         tile.x_scale = p.group_scale_at + at;
       }
       tile.sum = sum + (block.row - stripe.begin) * columns;
       const int size = gemv ? kGemv : block.size;
       if (real) {
-        job.kernels.real[source][staged ? 0 : grouped][size](tile);
+        (staged ? job.kernels.staged_real : job.kernels.real[packed][grouped])[size](tile);
       } else {
         job.kernels.integer[source][scales][size](tile);
       }
@@ -301,9 +317,11 @@ void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
 }
 
 void RunBinaryPanel(const Job& job, const Stripe& stripe, int64_t panel) {
-  static thread_local Scratch sum_scratch;
+  static thread_local Scratch sum_scratch, stage_scratch;
   const PackedLayout& layout = job.args.layout;
   const Prepared& p = job.prepared;
+  const bool staged = job.kernels.stage_binary != nullptr &&
+                      stripe.last_block - stripe.first_block >= kStagedTiles;
   const int64_t count = (stripe.end - stripe.begin) * kBinaryPanelColumns;
   int32_t* const sum = sum_scratch.Get<int32_t>(count);
   std::fill(sum, sum + count, 0);
@@ -311,15 +329,18 @@ void RunBinaryPanel(const Job& job, const Stripe& stripe, int64_t panel) {
       job.args.weights + layout.panels_offset() + panel * layout.panel_bytes();
   const int64_t depth = layout.padded_k() / 8;
   const int64_t stretch = std::min(depth, p.stretch);
+  uint8_t* const nibbles = staged ? stage_scratch.Get<uint8_t>(stretch * 2 * kRowBytes) : nullptr;
   for (int64_t begin = 0; begin < depth; begin += stretch) {
+    const int64_t length = std::min(stretch, depth - begin);
+    if (staged) job.kernels.stage_binary(weights + begin * kRowBytes, length, nibbles);
     for (size_t b = stripe.first_block; b < stripe.last_block; ++b) {
       const RowBlock& block = p.blocks[b];
       BinaryTileArgs tile = {};
-      tile.weights = weights + begin * kRowBytes;
-      tile.depth = std::min(stretch, depth - begin);
+      tile.weights = staged ? nibbles : weights + begin * kRowBytes;
+      tile.depth = length;
       tile.x = reinterpret_cast<const uint32_t*>(p.x_at) + p.Place(block, 0).At(begin, tile.depth);
       tile.sum = sum + (block.row - stripe.begin) * kBinaryPanelColumns;
-      job.kernels.binary[block.size](tile);
+      job.kernels.binary[staged][block.size](tile);
     }
   }
   // Each differing sign takes two from the K that agreement would give.

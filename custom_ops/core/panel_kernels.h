@@ -3,14 +3,19 @@
 // `PanelKernels<Isa>::kTable`. Meaning: reference_matmul.h. Layouts: blocks.h.
 //
 // `Isa` provides
-//   constants   kUnsignedWeights, kPanels, kGemvPanels, kMaxRowSize, kMaxGroupedRowSize
+//   constants   kUnsignedWeights, kPanels, kGemvPanels, kMaxRowSize, kMaxGroupedRowSize,
+//               kBinaryStretch, kSignRows, kOwnTiles, kOwnRealGemv, kStagesBinary
 //   Sum         16 x int32:  Splat LoadSum StoreSum ToReal
 //   Real        16 x float:  SplatReal LoadReal StoreReal Fma Mul HalfScales
 //   Dot<kBits, kPacked, rows, panels>(weights, x, sum)   sum += one block of 32 values of k
 //   Unpack<kBits>(block, bytes)                          a block as 8 rows of bytes
 //   Value<kBits>(row, index)                             one k of a row, offset removed, as Real
-//   BinaryTile<rows>, EncodeByte                         1-bit weights
+//   BinaryTile<staged, rows>, SignByte, EncodeByte       1-bit weights; StageBinary if kStagesBinary
 //   DequantizeRun, DequantizeColumns, Fence              plain rows
+// and, if kOwnTiles, in place of Dot
+//   IntegerTile<kBits, kPacked, scales, rows, panels>, OffsetPairs
+// which want what Kernels::pair_offsets and Kernels::wide say, and of Unpack too; if kOwnRealGemv
+//   RealGemv4<scaled, panels>                            RealTile of one row and 4 bits
 //
 // Everything here is compiled once for each path with that path's instructions, so nothing may be
 // shared between the paths: all of it lives in an anonymous namespace, and no standard template is
@@ -237,7 +242,7 @@ void Stage(const uint8_t* blocks, int64_t count, int64_t blocks_per_group, bool 
     for (int64_t i = 0; i < blocks_per_group && b + i < count; ++i) {
       Isa::template Unpack<kBits>(blocks, bytes);
       blocks += kBits * kRowBytes;
-      bytes += 8 * kRowBytes;
+      bytes += (Isa::kOwnTiles && kBits == 8 ? 2 : 1) * 8 * kRowBytes;
     }
     if (scales) {
       Isa::StoreReal(scale, Isa::HalfScales(blocks));
@@ -342,15 +347,41 @@ void Prepare(const PrepareArgs& a) {
       *a.row_scale = scale;
     }
   }
+  const bool wide = Isa::kOwnTiles && a.num_bits == 8;
   for (int64_t at = 0; at < a.padded_k; at += a.to.stretch) {
     const int64_t length = Min(a.to.stretch, a.padded_k - at);
-    int8_t* const out = static_cast<int8_t*>(a.out) + a.to.At(at, length) + a.to.row * 4;
-    for (int64_t k = 0; k < length; k += 4) memcpy(out + k * a.to.rows, a.scratch + at + k, 4);
+    const int64_t place = a.to.At(at, length) + a.to.row * 4;
+    const int8_t* const q = a.scratch + at;
+    if (wide) {
+      int16_t* out = static_cast<int16_t*>(a.out) + place;
+      for (int64_t k = 0; k < length; k += 4, out += a.to.rows * 4) {
+        out[0] = q[k];
+        out[1] = q[k + 2];
+        out[2] = q[k + 1];
+        out[3] = q[k + 3];
+      }
+    } else {
+      int8_t* const out = static_cast<int8_t*>(a.out) + place;
+      for (int64_t k = 0; k < length; k += 4) memcpy(out + k * a.to.rows, q + k, 4);
+    }
+  }
+  if constexpr (Isa::kOwnTiles) {
+    if (a.pair_offsets) {
+      for (int64_t at = 0; at < a.padded_k; at += a.to.stretch) {
+        const int64_t length = Min(a.to.stretch, a.padded_k - at) / kBlockDepth;
+        int32_t* const out = a.offset_sum + a.to.At(at / kBlockDepth, length) + a.to.row;
+        for (int64_t b = 0; b < length; ++b) {
+          out[b * a.to.rows] =
+              Isa::OffsetPairs(a.scratch + at + b * kBlockDepth, Offset(a.num_bits));
+        }
+      }
+      return;
+    }
   }
   for (int64_t g = 0; g < groups; ++g) {
     int32_t sum = 0;
     for (int64_t i = 0; i < a.group_depth; ++i) sum += a.scratch[g * a.group_depth + i];
-    a.offset_sum[group_at(g)] = -a.offset * sum;
+    a.offset_sum[group_at(g)] = -Offset(a.num_bits) * sum;
   }
 }
 
@@ -378,13 +409,34 @@ inline float Fuse(float v, Fused fused) {
   return v;
 }
 
+// Whole registers of the common case; returns the number of columns done.
+template <class Isa>
+int64_t FinishPlain(const FinishArgs& a) {
+  using Real = typename Isa::Real;
+  if (a.column_sum || a.fused != Fused::kNone || a.type != DataType::kFloat32) return 0;
+  const int64_t whole = a.columns / kPanelColumns * kPanelColumns;
+  for (int64_t m = 0; m < a.rows; ++m) {
+    const Real row_scale = Isa::SplatReal(a.row_scale ? a.row_scale[m] : 1.0f);
+    for (int64_t at = 0; at < whole; at += kPanelColumns) {
+      const int64_t from = m * a.stride + at;
+      Real v = a.integer ? Isa::ToReal(Isa::LoadSum(static_cast<const int32_t*>(a.sum) + from))
+                         : Isa::LoadReal(static_cast<const float*>(a.sum) + from);
+      v = Isa::Mul(Isa::Mul(v, row_scale), Isa::LoadReal(a.column_scale + at));
+      if (a.bias) v = Isa::Fma(v, Isa::SplatReal(1), Isa::LoadReal(a.bias + at));
+      Isa::StoreReal(static_cast<float*>(a.y) + m * a.y_stride + at, v);
+    }
+  }
+  return whole;
+}
+
 template <class Isa>
 void Finish(const FinishArgs& a) {
   constexpr int64_t kChunk = 64;
   float line[kChunk];
+  const int64_t done = FinishPlain<Isa>(a);
   for (int64_t m = 0; m < a.rows; ++m) {
     const float row_scale = a.row_scale ? a.row_scale[m] : 1.0f;
-    for (int64_t at = 0; at < a.columns; at += kChunk) {
+    for (int64_t at = done; at < a.columns; at += kChunk) {
       const int64_t count = Min(kChunk, a.columns - at);
       const float* const column_scale = a.column_scale + at;
       if (a.integer) {
@@ -427,24 +479,31 @@ void Finish(const FinishArgs& a) {
   }
 }
 
-// One code for eight signs, what Isa::BinaryTile wants of an activation byte.
+// One code for eight signs of each of kSignRows rows, what Isa::BinaryTile wants of them.
+inline uint32_t PlainSignByte(const float* x) {
+  uint32_t byte = 0;
+  for (int j = 0; j < 8; ++j) byte |= static_cast<uint32_t>(x[j] < 0) << j;
+  return byte;
+}
+
 template <class Isa>
 void EncodeSigns(const float* x, int64_t padded_k, const InterleavedRow& to, uint32_t* out) {
   const int64_t codes = padded_k / 8;
   for (int64_t at = 0; at < codes; at += to.stretch) {
     const int64_t length = Min(to.stretch, codes - at);
-    uint32_t* const piece = out + to.At(at, length) + to.row;
+    uint32_t* const piece = out + to.At(at, length) + to.row / Isa::kSignRows;
+    const int in_code = static_cast<int>(to.row % Isa::kSignRows);
     for (int64_t i = 0; i < length; ++i, x += 8) {
-      uint32_t byte = 0;
-      for (int j = 0; j < 8; ++j) byte |= static_cast<uint32_t>(x[j] < 0) << j;
-      piece[i * to.rows] = Isa::EncodeByte(byte);
+      const uint32_t code = Isa::EncodeByte(Isa::SignByte(x), in_code);
+      // The rows of a tile are encoded one after the other.
+      piece[i * to.rows] = in_code ? piece[i * to.rows] | code : code;
     }
   }
 }
 
-template <class Isa, int kRows>
+template <class Isa, bool kStaged, int kRows>
 void BinaryTile(const BinaryTileArgs& args) {
-  Isa::template BinaryTile<kRows>(args.weights, args.depth, args.x, args.sum);
+  Isa::template BinaryTile<kStaged, kRows>(args.weights, args.depth, args.x, args.sum);
 }
 
 template <int kBits>
@@ -508,14 +567,18 @@ template <class Isa>
 void Dequantize(const DequantizeArgs& args) {
   switch (args.num_bits) {
     case 8:
-      return DequantizeBits<Isa, 8>(args);
+      DequantizeBits<Isa, 8>(args);
+      break;
     case 4:
-      return DequantizeBits<Isa, 4>(args);
+      DequantizeBits<Isa, 4>(args);
+      break;
     case 2:
-      return DequantizeBits<Isa, 2>(args);
+      DequantizeBits<Isa, 2>(args);
+      break;
     default:
-      return DequantizeBits<Isa, 1>(args);
+      DequantizeBits<Isa, 1>(args);
   }
+  if (args.stream) Isa::Fence();
 }
 
 // Plain loops for an Isa that has nothing better; the compiler vectorizes them.
@@ -571,20 +634,36 @@ int64_t PlainColumns(const DequantizeArgs& a, int64_t count) {
 
 template <class Isa>
 struct PanelKernels {
+  template <int kBits, bool kPacked, Scales kScales, int kRows, int kPanels>
+  static constexpr Tile OneInteger() {
+    if constexpr (Isa::kOwnTiles) {
+      return Isa::template IntegerTile<kBits, kPacked, kScales, kRows, kPanels>;
+    } else {
+      return IntegerTile<Isa, kBits, kPacked, kScales, kRows, kPanels>;
+    }
+  }
+
   template <int kBits, bool kPacked, int kRows, int kPanels>
-  static constexpr void FillInteger(Kernels* t, Source source, int size) {
-    t->integer[source][kNoScales][size] =
-        IntegerTile<Isa, kBits, kPacked, kNoScales, kRows, kPanels>;
-    t->integer[source][kWeightScales][size] =
-        IntegerTile<Isa, kBits, kPacked, kWeightScales, kRows, kPanels>;
-    t->integer[source][kBothScales][size] =
-        IntegerTile<Isa, kBits, kPacked, kBothScales, kRows, kPanels>;
+  static constexpr void FillInteger(Kernels* t, int size) {
+    auto& to = t->integer[SourceOf(kBits, !kPacked)];
+    to[kNoScales][size] = OneInteger<kBits, kPacked, kNoScales, kRows, kPanels>();
+    to[kWeightScales][size] = OneInteger<kBits, kPacked, kWeightScales, kRows, kPanels>();
+    to[kBothScales][size] = OneInteger<kBits, kPacked, kBothScales, kRows, kPanels>();
+  }
+
+  template <int kBits, bool kScaled, int kRows, int kPanels>
+  static constexpr Tile OneReal() {
+    if constexpr (Isa::kOwnRealGemv && kBits == 4 && kRows == 1) {
+      return Isa::template RealGemv4<kScaled, kPanels>;
+    } else {
+      return RealTile<Isa, kBits, kScaled, kRows, kPanels>;
+    }
   }
 
   template <int kBits, int kRows, int kPanels>
-  static constexpr void FillReal(Kernels* t, Source source, int size) {
-    t->real[source][0][size] = RealTile<Isa, kBits, false, kRows, kPanels>;
-    t->real[source][1][size] = RealTile<Isa, kBits, true, kRows, kPanels>;
+  static constexpr void FillReal(Kernels* t, int size) {
+    t->real[SourceOf(kBits, false)][0][size] = OneReal<kBits, false, kRows, kPanels>();
+    t->real[SourceOf(kBits, false)][1][size] = OneReal<kBits, true, kRows, kPanels>();
   }
 
   template <int kSize>
@@ -592,16 +671,25 @@ struct PanelKernels {
     constexpr int kRows = kSize == kGemv ? 1 : 1 << kSize;
     constexpr int kPanels = kSize == kGemv ? Isa::kGemvPanels : Isa::kPanels;
     if constexpr (kSize <= Isa::kMaxRowSize || kSize == kGemv) {
-      FillInteger<8, true, kRows, kPanels>(t, kPacked8, kSize);
-      FillInteger<4, true, kRows, kPanels>(t, kPacked4, kSize);
-      FillInteger<2, true, kRows, kPanels>(t, kPacked2, kSize);
-      FillReal<8, kRows, kPanels>(t, kPacked8, kSize);
-      FillReal<4, kRows, kPanels>(t, kPacked4, kSize);
-      FillReal<2, kRows, kPanels>(t, kPacked2, kSize);
+      FillInteger<8, true, kRows, kPanels>(t, kSize);
+      FillInteger<4, true, kRows, kPanels>(t, kSize);
+      FillInteger<2, true, kRows, kPanels>(t, kSize);
+      FillReal<8, kRows, kPanels>(t, kSize);
+      FillReal<4, kRows, kPanels>(t, kSize);
+      FillReal<2, kRows, kPanels>(t, kSize);
       if constexpr (kSize != kGemv) {
-        FillInteger<4, false, kRows, kPanels>(t, kStaged, kSize);
-        t->real[kStaged][0][kSize] = StagedRealTile<Isa, kRows, kPanels>;
-        t->binary[kSize] = BinaryTile<Isa, kRows>;
+        FillInteger<4, false, kRows, kPanels>(t, kSize);
+        if constexpr (Isa::kOwnTiles) {
+          FillInteger<8, false, kRows, kPanels>(t, kSize);
+          FillInteger<2, false, kRows, kPanels>(t, kSize);
+        } else {  // bytes are bytes
+          for (int s = 0; s < kScaleModes; ++s) {
+            t->integer[kStaged2][s][kSize] = t->integer[kStaged4][s][kSize];
+          }
+        }
+        t->staged_real[kSize] = StagedRealTile<Isa, kRows, kPanels>;
+        t->binary[0][kSize] = BinaryTile<Isa, false, kRows>;
+        if constexpr (Isa::kStagesBinary) t->binary[1][kSize] = BinaryTile<Isa, true, kRows>;
       }
     }
   }
@@ -613,6 +701,8 @@ struct PanelKernels {
     t.max_row_size[0] = Isa::kMaxRowSize;
     t.max_row_size[1] = Isa::kMaxGroupedRowSize;
     t.unsigned_weights = Isa::kUnsignedWeights;
+    t.pair_offsets = t.wide = Isa::kOwnTiles;
+    t.binary_stretch = Isa::kBinaryStretch;
     FillSize<0>(&t);
     FillSize<1>(&t);
     FillSize<2>(&t);
@@ -627,6 +717,7 @@ struct PanelKernels {
     t.prepare = Prepare<Isa>;
     t.finish = Finish<Isa>;
     t.encode_signs = EncodeSigns<Isa>;
+    if constexpr (Isa::kStagesBinary) t.stage_binary = Isa::StageBinary;
     t.dequantize = Dequantize<Isa>;
     return t;
   }

@@ -11,6 +11,9 @@ namespace {
 struct Avx512 {
   static constexpr bool kUnsignedWeights = true;
   static constexpr int kPanels = 2, kGemvPanels = 4, kMaxRowSize = 3, kMaxGroupedRowSize = 2;
+  static constexpr bool kOwnTiles = false, kOwnRealGemv = false;
+  static constexpr bool kStagesBinary = false;
+  static constexpr int kBinaryStretch = 256, kSignRows = 1;
 
   using Sum = __m512i;
   using Real = __m512;
@@ -114,10 +117,11 @@ struct Avx512 {
     return _mm512_sub_ps(_mm512_cvtepi32_ps(value), _mm512_set1_ps(128));
   }
 
-  static uint32_t EncodeByte(uint32_t byte) { return byte * 0x01010101u; }
+  static uint32_t SignByte(const float* x) { return PlainSignByte(x); }
+  static uint32_t EncodeByte(uint32_t byte, int) { return byte * 0x01010101u; }
 
   // 31 byte counts of at most 8 fit a byte; even and odd columns are then widened apart.
-  template <int kRows>
+  template <bool, int kRows>
   static void BinaryTile(const uint8_t* weights, int64_t depth, const uint32_t* x, int32_t* sum) {
     const __m512i low = _mm512_set1_epi16(255);
     while (depth > 0) {

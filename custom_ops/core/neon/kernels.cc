@@ -12,6 +12,9 @@ namespace {
 struct Neon {
   static constexpr bool kUnsignedWeights = false;
   static constexpr int kPanels = 1, kGemvPanels = 2, kMaxRowSize = 2, kMaxGroupedRowSize = 2;
+  static constexpr bool kOwnTiles = false, kOwnRealGemv = false;
+  static constexpr bool kStagesBinary = false;
+  static constexpr int kBinaryStretch = 256, kSignRows = 1;
 
   struct Sum {
     int32x4_t v[4];
@@ -128,8 +131,9 @@ struct Neon {
     return r;
   }
 
-  static uint32_t EncodeByte(uint32_t byte) { return byte; }
-  template <int kRows>
+  static uint32_t SignByte(const float* x) { return PlainSignByte(x); }
+  static uint32_t EncodeByte(uint32_t byte, int) { return byte; }
+  template <bool, int kRows>
   static void BinaryTile(const uint8_t* weights, int64_t depth, const uint32_t* x, int32_t* sum) {
     while (depth > 0) {
       const int64_t count = Min(depth, 31);  // 31 counts of at most 8 fit a byte

@@ -7,6 +7,9 @@ namespace {
 struct Portable {
   static constexpr bool kUnsignedWeights = true;
   static constexpr int kPanels = 1, kGemvPanels = 1, kMaxRowSize = 2, kMaxGroupedRowSize = 2;
+  static constexpr bool kOwnTiles = false, kOwnRealGemv = false;
+  static constexpr bool kStagesBinary = false;
+  static constexpr int kBinaryStretch = 256, kSignRows = 1;
 
   struct Sum {
     int32_t v[16];
@@ -118,8 +121,9 @@ struct Portable {
     return r;
   }
 
-  static uint32_t EncodeByte(uint32_t byte) { return byte; }
-  template <int kRows>
+  static uint32_t SignByte(const float* x) { return PlainSignByte(x); }
+  static uint32_t EncodeByte(uint32_t byte, int) { return byte; }
+  template <bool, int kRows>
   static void BinaryTile(const uint8_t* weights, int64_t depth, const uint32_t* x, int32_t* sum) {
     for (int64_t k = 0; k < depth; ++k, weights += kRowBytes, x += kRows) {
       for (int m = 0; m < kRows; ++m) {
