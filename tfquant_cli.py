@@ -25,6 +25,8 @@ from absl import flags
 
 OK, INTERNAL_ERROR, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
+FORMATS = ("tflite", "packed")
+
 TYPES = ("int8", "uint8", "int16", "float32")
 
 
@@ -106,7 +108,14 @@ def _quantize_flags(values):
     )
     text("scheme", "w8a8", "How weights and activations are stored: w8a8, w8a16, w4a8, w8, ...")
     text("calibration", None, "A .npz file of inputs. Schemes with static activations need it.")
-    text("output", None, "The .tflite file to write.")
+    text("output", None, "The file to write; packed: a .keras file, or a SavedModel's new folder.")
+    flags.DEFINE_enum(
+        "format",
+        "tflite",
+        FORMATS,
+        "What to write: a LiteRT file, or a Keras model on packed weights.",
+        flag_values=values,
+    )
     text("observer", None, "What chooses the ranges of activations: min_max, percentile, ...")
     text("report", None, "A .json file to write the report to.")
     for name in ("input_type", "output_type"):
@@ -138,7 +147,7 @@ def _batch_size(values, words):
 COMMANDS = (
     Command(
         "quantize",
-        "quantize a Keras model, write a .tflite file and compare the two",
+        "quantize a Keras model, write a .tflite file and compare the two, or pack its weights",
         ("MODEL.keras",),
         _quantize_flags,
         required=("output",),
@@ -263,7 +272,7 @@ def _run(command, arguments, values):
 
             cli.run(command.name, arguments, values.flag_values_dict())
             sys.stdout.flush()
-    except (ImportError, OSError, TypeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, BrokenPipeError):
             raise
         if verbose or not _is_ours(error):

@@ -2,10 +2,11 @@
 
 from tfquant import quantizers
 from tfquant.calibrate import calibrate
+from tfquant.convert.packed import to_packed
 from tfquant.convert.tflite import compare, inspect, to_tflite
 from tfquant.numerics import PerAxis, PerGroup, PerTensor, QuantParams, QuantSpec
 from tfquant.registry import SCHEMES, QuantizeRegistry, Scheme
-from tfquant.report import ConversionReport, QuantizationTensorBoard, summarize
+from tfquant.report import ConversionReport, PackingReport, QuantizationTensorBoard, summarize
 from tfquant.rewrite import (
     quantize_annotate_layer,
     quantize_annotate_model,
@@ -32,6 +33,7 @@ __all__ = [
     "FreezeBatchNorm",
     "FreezeOscillation",
     "FreezeRanges",
+    "PackingReport",
     "PerAxis",
     "PerGroup",
     "PerTensor",
@@ -54,5 +56,6 @@ __all__ = [
     "quantize_model",
     "quantizers",
     "summarize",
+    "to_packed",
     "to_tflite",
 ]

@@ -29,7 +29,7 @@ def run(command: str, arguments: list[str], flags: dict) -> None:
         flags: Values of its flags.
 
     Raises:
-        ImportError, OSError, TypeError, ValueError: If the user made a mistake.
+        ImportError, OSError, RuntimeError, TypeError, ValueError: If the user made a mistake.
     """
     rich.reconfigure(stderr=True)  # Progress bars; what the user asked for goes to stdout.
     commands = {
@@ -50,6 +50,11 @@ def quantize(model_path, flags) -> None:
             f"scheme {scheme.name} quantizes activations, so --calibration DATA.npz is needed. "
             "Received: no --calibration"
         )
+    packed = flags["format"] == "packed"
+    if packed and (flags["input_type"] or flags["output_type"]):
+        raise ValueError(
+            "--input_type and --output_type are for --format tflite. Received: --format packed"
+        )
     model = read_model(model_path)
     data = None
     if flags["calibration"]:
@@ -60,15 +65,18 @@ def quantize(model_path, flags) -> None:
         settings = {"batch_size": flags["batch_size"], "progress": _watched(), **chosen}
         tfq.calibrate(quantized, data, **settings)
         data = None  # What calibration kept is enough for the comparison.
-    report = tfq.to_tflite(
-        quantized,
-        flags["output"],
-        input_type=flags["input_type"],
-        output_type=flags["output_type"],
-        samples=None if data is None else _first_rows(data, model.inputs, flags["batch_size"]),
-        verify=flags["verify"],
-        progress=_watched(),
-    )
+    if packed:
+        report = tfq.to_packed(quantized, flags["output"]).packing_report
+    else:
+        report = tfq.to_tflite(
+            quantized,
+            flags["output"],
+            input_type=flags["input_type"],
+            output_type=flags["output_type"],
+            samples=None if data is None else _first_rows(data, model.inputs, flags["batch_size"]),
+            verify=flags["verify"],
+            progress=_watched(),
+        )
     show(report)
     written = flags["output"]
     if flags["report"]:

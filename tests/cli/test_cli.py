@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -112,6 +113,27 @@ def test_types_skips_and_observers_reach_the_file(here):
 def test_the_only_array_of_a_file_needs_no_name(here):
     command = ("quantize", "model.keras", "--output=out.tflite", "--calibration=anonymous.npz")
     assert here_and_now(*command) == 0
+
+
+@pytest.mark.parametrize("output", ["packed.keras", "packed_model"])
+def test_a_packed_model_is_written_and_shown(here, capsys, output):
+    command = ("quantize", "model.keras", "--calibration=data.npz", "--format=packed")
+    try:
+        assert here_and_now(*command, "--output", output, "--report=report.json") == 0
+    finally:
+        shutil.rmtree(here / "packed_model", ignore_errors=True)
+    shown = capsys.readouterr().out
+    assert "conv    Conv2D       8/8" in shown
+    assert shown.endswith(f"Wrote {output} and report.json\n")
+    assert json.loads((here / "report.json").read_text())["layers"][0]["weight_bits"] == 8
+    if output.endswith(".keras"):
+        assert here_and_now("inspect", output) == 0
+        assert "per channel (4)" in capsys.readouterr().out
+
+
+def test_types_of_a_packed_model_are_refused(here, capsys):
+    assert here_and_now("quantize", *GOOD, "--format=packed", "--input_type=int8") == 2
+    assert "are for --format tflite" in capsys.readouterr().err
 
 
 def test_inspect_shows_a_file_and_a_model(here, capsys):

@@ -17,6 +17,7 @@ ENDINGS = {
     "choose_layers": "marked model",
     "custom_layer": "the outputs are the same: True",
     "mixed_inputs": "0 of 384 values differ on 128 rows",
+    "packed_mlp": "differing values of the file: 0",
     "ptq_mobilenet": "weights: random",
     "qat_digits": "trained 0.9",
     "qat_workers": "1 workers, accuracy",

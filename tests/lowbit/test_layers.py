@@ -70,6 +70,8 @@ LAYERS = {
     "conv 3x3 strides": conv(2, 3, strides=2, padding="same"),
     "conv 3x3 dilated": conv(2, 3, dilation_rate=2),
     "conv 1d": conv(1, 4, padding="valid"),
+    "conv 1d causal": conv(1, 4, padding="causal", dilation_rate=2),
+    "conv 1d causal strides": conv(1, 3, padding="causal", strides=2),
 }
 
 
@@ -113,6 +115,34 @@ def test_a_packed_embedding_looks_up_its_rows(rng, group_size, tmp_path):
     np.testing.assert_array_equal(again.predict(x, verbose=0), rows[x].astype(np.float32))
 
 
+@pytest.mark.parametrize("num_bits", [8, 4])
+def test_an_embedding_of_one_grid_is_the_table_on_that_grid(rng, num_bits):
+    zero_point, scale = -3, np.float32(0.1)
+    q = rng.integers(-(2 ** (num_bits - 1)), 2 ** (num_bits - 1), (30, 7))
+    packed = layers.PackedEmbedding.from_integers(
+        q, [[scale]], num_bits=num_bits, shared_scale=True, zero_point=zero_point, mask_zero=True
+    )
+    rows = (q - zero_point).astype(np.float32) * scale
+    x = rng.integers(0, 30, (4, 5))
+    np.testing.assert_array_equal(packed(x), rows[x])
+    np.testing.assert_array_equal(packed.compute_mask(x), x != 0)
+    assert packed.scale.shape == (1, 1)
+    again = layers.PackedEmbedding.from_config(packed.get_config())
+    assert again.get_config() == packed.get_config()
+
+
+def test_a_call_may_bring_its_own_zero_point(rng):
+    q = rng.integers(-8, 8, (20, 7))
+    static = {"num_bits": 4, "group_size": 0, "activations": "static", "zero_point": 5}
+    packed = layers.PackedDense.from_integers(q, np.ones(7), **static)
+    x = rng.integers(-120, 120, (3, 20)).astype(np.float32)  # Within int8 for either zero point.
+    np.testing.assert_array_equal(packed(x), x @ q)
+    np.testing.assert_array_equal(packed(x, zero_point=-7), x @ q)
+    far = np.full((1, 20), 200, np.float32)
+    np.testing.assert_array_equal(packed(far), 122 * q.sum(0)[None])  # 127 less the zero point.
+    np.testing.assert_array_equal(packed(far, zero_point=-100), 200 * q.sum(0)[None])
+
+
 def test_packed_weights_take_an_eighth_of_the_memory(rng):
     layer = layers.PackedDense(1024, 1024, num_bits=4, group_size=32, use_bias=False)
     size = sum(np.prod(w.shape) * np.dtype(w.dtype).itemsize for w in layer.weights)
@@ -122,8 +152,11 @@ def test_packed_weights_take_an_eighth_of_the_memory(rng):
 def test_wrong_layers_are_refused(rng):
     with pytest.raises(ValueError, match="Each axis of the kernel must be summed over or new"):
         layers.PackedEinsumDense("abc,bcd->abd", (3, 4, 5))
-    with pytest.raises(ValueError, match="`padding` must be 'valid' or 'same'"):
-        layers.PackedConv(4, 3, 5, padding="causal")
+    for padding, size in (("causal", (3, 3)), ("full", 3)):
+        with pytest.raises(ValueError, match="`padding` must be 'valid' or 'same'"):
+            layers.PackedConv(4, size, 5, padding=padding)
+    with pytest.raises(ValueError, match=r"`zero_point` must lie in \[-8, 7\]"):
+        layers.PackedEmbedding(4, 5, zero_point=8)
     with pytest.raises(ValueError, match="`kernel_size` must have one or two sizes"):
         layers.PackedConv(4, (3, 3, 3), 5)
     with pytest.raises(ValueError, match="`bias_axes` must be among"):

@@ -14,7 +14,7 @@ from tfquant.lowbit.plain import dequantize
 from tfquant.numerics import packing, reference
 
 
-class _PackedMatmulLayer(keras.layers.Layer):
+class PackedLayer(keras.layers.Layer):
     """What layers around one packed matmul share: weights, bias, settings and the call of it.
 
     Args:
@@ -27,6 +27,10 @@ class _PackedMatmulLayer(keras.layers.Layer):
         activations: What becomes of the inputs; see `tfquant.lowbit.matmul`.
         x_scale: Scale of the inputs, with `activations="static"`.
         zero_point: Zero point of the inputs, with `activations="static"`.
+
+    Call arguments:
+        inputs: Tensor.
+        zero_point: Integer that takes the place of the layer's own.
     """
 
     def __init__(
@@ -87,7 +91,7 @@ class _PackedMatmulLayer(keras.layers.Layer):
         names = ("num_bits", "group_size", "depth", "units")
         return {name: getattr(self, name) for name in names}
 
-    def _matmul(self, x):
+    def _matmul(self, x, zero_point):
         """The packed matmul over the last axis, with bias and activation."""
         dtype = x.dtype
         if dtype not in (tf.float32, tf.bfloat16):
@@ -99,7 +103,7 @@ class _PackedMatmulLayer(keras.layers.Layer):
             bias=None if self.bias is None else tf.convert_to_tensor(self.bias),
             activations=self.activations,
             x_scale=self.x_scale,
-            zero_point=self.zero_point,
+            zero_point=self.zero_point if zero_point is None else zero_point,
             fused=name if name in reference.FUSED else "linear",
         )
         if name not in reference.FUSED:
@@ -108,7 +112,7 @@ class _PackedMatmulLayer(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
-class PackedDense(_PackedMatmulLayer):
+class PackedDense(PackedLayer):
     """`keras.layers.Dense` on packed weights.
 
     Example:
@@ -133,9 +137,9 @@ class PackedDense(_PackedMatmulLayer):
         """
         return cls(*np.shape(q), use_bias=bias is not None, **settings)._set(q, scale, bias)
 
-    def call(self, inputs):
+    def call(self, inputs, zero_point=None):
         """Multiplies the last axis."""
-        return self._matmul(inputs)
+        return self._matmul(inputs, zero_point)
 
     def compute_output_shape(self, input_shape):
         """The last axis becomes `units`."""
@@ -143,7 +147,7 @@ class PackedDense(_PackedMatmulLayer):
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
-class PackedEinsumDense(_PackedMatmulLayer):
+class PackedEinsumDense(PackedLayer):
     """`keras.layers.EinsumDense` on packed weights.
 
     The kernel's axes are those summed over and those that are new; an axis that input, kernel and
@@ -187,14 +191,14 @@ class PackedEinsumDense(_PackedMatmulLayer):
             bias = plan.spread_bias(np.asarray(bias), bias_axes)
         return layer._set(plan.matrix(np.asarray(q)), scale, bias)
 
-    def call(self, inputs):
+    def call(self, inputs, zero_point=None):
         """Brings the summed axes to the end, multiplies, and puts the new axes in place."""
         rank = len(inputs.shape)
         order, summed = self._plan.input_order(rank)
         x = tf.transpose(inputs, order)
         kept = tf.shape(x)[: rank - summed]
         x = tf.reshape(x, tf.concat([kept, [self.depth]], 0))
-        y = self._matmul(tf.ensure_shape(x, [None] * (rank - summed) + [self.depth]))
+        y = self._matmul(tf.ensure_shape(x, [None] * (rank - summed) + [self.depth]), zero_point)
         y = tf.reshape(y, tf.concat([kept, self._plan.new_shape], 0))
         y = tf.transpose(y, self._plan.output_order(rank))
         return tf.ensure_shape(y, self.compute_output_shape(inputs.shape))
@@ -276,7 +280,7 @@ class _EinsumPlan:
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
-class PackedConv(_PackedMatmulLayer):
+class PackedConv(PackedLayer):
     """`keras.layers.Conv1D` or `Conv2D` on packed weights, channels last, as a matmul of patches.
 
     Args:
@@ -284,7 +288,7 @@ class PackedConv(_PackedMatmulLayer):
         kernel_size: One or two sizes.
         channels: Input channels.
         strides: Like `kernel_size`.
-        padding: `"valid"` or `"same"`.
+        padding: `"valid"`, `"same"`, or `"causal"` with one size.
         dilation_rate: Like `kernel_size`.
         **settings: See `PackedDense`.
     """
@@ -307,8 +311,11 @@ class PackedConv(_PackedMatmulLayer):
             raise ValueError(
                 f"`kernel_size` must have one or two sizes. Received: kernel_size={kernel_size}."
             )
-        if padding not in ("valid", "same"):
-            raise ValueError(f"`padding` must be 'valid' or 'same'. Received: padding={padding!r}.")
+        if padding not in ("valid", "same", "causal") or (padding == "causal" and rank == 2):
+            raise ValueError(
+                "`padding` must be 'valid' or 'same', or 'causal' along one axis. "
+                f"Received: padding={padding!r}, kernel_size={self.kernel_size}."
+            )
         self.strides = tuple(np.broadcast_to(strides, (rank,)).tolist())
         self.dilation_rate = tuple(np.broadcast_to(dilation_rate, (rank,)).tolist())
         for name in ("depth", "units"):
@@ -332,32 +339,38 @@ class PackedConv(_PackedMatmulLayer):
         layer = cls(filters, kernel_size, channels, use_bias=bias is not None, **settings)
         return layer._set(np.reshape(q, (-1, filters)), scale, bias)
 
-    def call(self, inputs):
+    def call(self, inputs, zero_point=None):
         """Cuts patches and multiplies them; a 1x1 kernel needs no patches."""
         if set(self.kernel_size + self.strides) == {1}:
-            return self._matmul(inputs)
+            return self._matmul(inputs, zero_point)
         one_axis = len(self.kernel_size) == 1
-        x = inputs[:, None] if one_axis else inputs
+        x = inputs
+        if self.padding == "causal":
+            x = tf.pad(x, [[0, 0], [self._reach(0), 0], [0, 0]])
+        x = x[:, None] if one_axis else x
         lead = (1,) if one_axis else ()
         patches = tf.image.extract_patches(
             x,
             sizes=(1, *lead, *self.kernel_size, 1),
             strides=(1, *lead, *self.strides, 1),
             rates=(1, *lead, *self.dilation_rate, 1),
-            padding=self.padding.upper(),
+            padding="SAME" if self.padding == "same" else "VALID",
         )
-        y = self._matmul(tf.ensure_shape(patches, (*patches.shape[:-1], self.depth)))
+        patches = tf.ensure_shape(patches, (*patches.shape[:-1], self.depth))
+        y = self._matmul(patches, zero_point)
         return y[:, 0] if one_axis else y
+
+    def _reach(self, axis):
+        """How far a kernel reaches beyond its first value."""
+        return (self.kernel_size[axis] - 1) * self.dilation_rate[axis]
 
     def compute_output_shape(self, input_shape):
         """As of a convolution."""
         batch, *sizes, _ = input_shape
         out = []
-        for size, kernel, stride, rate in zip(
-            sizes, self.kernel_size, self.strides, self.dilation_rate, strict=True
-        ):
+        for axis, (size, stride) in enumerate(zip(sizes, self.strides, strict=True)):
             if size is not None:
-                reach = (kernel - 1) * rate if self.padding == "valid" else 0
+                reach = self._reach(axis) if self.padding == "valid" else 0
                 size = (size - reach - 1) // stride + 1
             out.append(size)
         return (batch, *out, self.filters)
@@ -375,18 +388,43 @@ class PackedConv(_PackedMatmulLayer):
 class PackedEmbedding(keras.layers.Layer):
     """`keras.layers.Embedding` on packed rows; only the rows looked up are dequantized.
 
+        y = scale * (q - zero_point)
+
     Args:
         input_dim: Rows.
         output_dim: Values in a row.
         num_bits: 8, 4, 2 or 1.
         group_size: Values of a row that share a scale; 0 is all of them.
+        shared_scale: Whether all rows have the same scales.
+        zero_point: The integer of real zero, in [-2^(num_bits-1), 2^(num_bits-1) - 1].
+        mask_zero: As of `Embedding`.
     """
 
-    def __init__(self, input_dim, output_dim, *, num_bits=4, group_size=0, **kwargs):
+    def __init__(
+        self,
+        input_dim,
+        output_dim,
+        *,
+        num_bits=4,
+        group_size=0,
+        shared_scale=False,
+        zero_point=0,
+        mask_zero=False,
+        **kwargs,
+    ):
         super().__init__(trainable=False, **kwargs)
         self.supports_jit = False
+        self.supports_masking = mask_zero
         self.input_dim, self.output_dim = input_dim, output_dim
         self.num_bits, self.group_size = num_bits, group_size
+        self.shared_scale, self.zero_point = shared_scale, zero_point
+        self.mask_zero = mask_zero
+        half = 2 ** (num_bits - 1)
+        if not -half <= zero_point < half:
+            raise ValueError(
+                f"`zero_point` must lie in [{-half}, {half - 1}] for num_bits={num_bits}. "
+                f"Received: zero_point={zero_point}."
+            )
         self._group = group_size or output_dim
         width, groups = -(-output_dim * num_bits // 8), -(-output_dim // self._group)
         self.packed = self.add_weight(
@@ -398,7 +436,7 @@ class PackedEmbedding(keras.layers.Layer):
         )
         self.scale = self.add_weight(
             name="scale",
-            shape=(input_dim, groups),
+            shape=(1 if shared_scale else input_dim, groups),
             dtype="float32",
             initializer="ones",
             trainable=False,
@@ -409,8 +447,9 @@ class PackedEmbedding(keras.layers.Layer):
         """Makes the layer from integers.
 
         Args:
-            q: Integer array `[input_dim, output_dim]`, signed and symmetric.
-            scale: Positive float array `[input_dim, groups]`.
+            q: Signed integer array `[input_dim, output_dim]`.
+            scale: Positive float array `[input_dim, groups]`, or `[1, groups]` with
+                `shared_scale`.
             **settings: See the constructor.
 
         Returns:
@@ -427,16 +466,29 @@ class PackedEmbedding(keras.layers.Layer):
     def call(self, inputs):
         """Gathers packed rows and dequantizes them."""
         indices = tf.reshape(tf.cast(inputs, tf.int64), (-1,))
+        scale = tf.convert_to_tensor(self.scale)
+        if self.shared_scale:
+            scale = tf.repeat(scale, tf.size(indices), axis=0)
+        else:
+            scale = tf.gather(scale, indices)
+        zero_point = None
+        if self.zero_point:
+            zero_point = tf.fill(tf.shape(scale), float(self.zero_point + 2 ** (self.num_bits - 1)))
         rows = dequantize(
             tf.gather(tf.convert_to_tensor(self.packed), indices),
-            tf.gather(tf.convert_to_tensor(self.scale), indices),
+            scale,
             num_bits=self.num_bits,
             columns=self.output_dim,
             column_group=self._group,
+            zero_point=zero_point,
         )
         shape = tf.concat([tf.shape(inputs), [self.output_dim]], 0)
         y = tf.reshape(tf.cast(rows, self.compute_dtype), shape)
         return tf.ensure_shape(y, self.compute_output_shape(inputs.shape))
+
+    def compute_mask(self, inputs, mask=None):
+        """As of `Embedding`."""
+        return keras.ops.not_equal(inputs, 0) if self.mask_zero else None
 
     def compute_output_shape(self, input_shape):
         """One axis more."""
@@ -446,5 +498,6 @@ class PackedEmbedding(keras.layers.Layer):
         """The arguments of the constructor."""
         config = super().get_config()
         config.pop("trainable", None)
-        names = ("input_dim", "output_dim", "num_bits", "group_size")
+        names = ("input_dim", "output_dim", "num_bits", "group_size", "shared_scale")
+        names += ("zero_point", "mask_zero")
         return config | {name: getattr(self, name) for name in names}

@@ -93,6 +93,20 @@ def ops():
     return loaded.ops
 
 
+def load_if_built():
+    """Loads the compiled ops if they are there, so that TensorFlow can load graphs that name them.
+
+    Compiles nothing and warns of nothing: who needs the ops will hear of them.
+    """
+    try:
+        tensorflow = build.tensorflow_folder()
+        found = tensorflow is not None and _find(build.stamp(tensorflow)) is not None
+    except build.BuildError:
+        return
+    if found:
+        _load()
+
+
 def c_library():
     """The same library by its C ABI; `None` where there is none.
 
@@ -144,13 +158,10 @@ def _find_or_build():
     if tensorflow is None:
         raise build.BuildError("TensorFlow is not installed.")
     wanted = build.stamp(tensorflow)
-    packaged = pathlib.Path(__file__).parent / "_lib"
-    # A packaged library may come from another compiler; it must fit TensorFlow and the sources.
-    if _fits(packaged, wanted, ("tensorflow", "sources")):
-        return packaged / build.LIBRARY
+    found = _find(wanted)
+    if found is not None:
+        return found
     cached = cache_folder(wanted)
-    if _fits(cached, wanted, wanted):
-        return cached / build.LIBRARY
     if os.environ.get("TFQUANT_BUILD") == "0":
         raise build.BuildError("The ops are not compiled, and TFQUANT_BUILD=0 forbids it now.")
     print("tfquant: compiling the low-bit ops, once; this takes about a minute.", flush=True)
@@ -159,6 +170,16 @@ def _find_or_build():
     except OSError as error:
         raise build.BuildError(f"The ops cannot be written to {cached}: {error}.") from error
     return cached / build.LIBRARY
+
+
+def _find(wanted):
+    """File of a library with the stamp `wanted`, packaged or compiled before; `None` without."""
+    packaged = pathlib.Path(__file__).parent / "_lib"
+    # A packaged library may come from another compiler; it must fit TensorFlow and the sources.
+    if _fits(packaged, wanted, ("tensorflow", "sources")):
+        return packaged / build.LIBRARY
+    cached = cache_folder(wanted)
+    return cached / build.LIBRARY if _fits(cached, wanted, wanted) else None
 
 
 def _fits(folder, wanted, keys):

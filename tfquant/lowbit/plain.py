@@ -54,11 +54,13 @@ def dequantize(
             **settings,
         )
 
-    def function(packed, scale):
-        extra = {"zero_point": zero_point, "codebook": codebook}
+    def function(packed, scale, *rest):
+        extra = dict(zip(given, rest, strict=True))
         return reference.dequantize(packed, scale, columns=columns, **settings, **extra)
 
-    real = tf.numpy_function(function, [packed, scale], tf.float32)
+    given = {"zero_point": zero_point, "codebook": codebook}
+    given = {name: tf.cast(x, tf.float32) for name, x in given.items() if x is not None}
+    real = tf.numpy_function(function, [packed, scale, *given.values()], tf.float32)
     return tf.cast(tf.ensure_shape(real, (packed.shape[0], columns)), dtype)
 
 

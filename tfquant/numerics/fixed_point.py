@@ -15,6 +15,51 @@ from keras import ops
 _SIGNIFICAND_BITS = 31
 
 
+def accumulate(multiply, steps, num_bits, zero_point=0):
+    """Sums products of integers exactly, with kernels that take 8-bit integers.
+
+    A float32 holds the sums of 8-bit integers (up to 2**24, beyond which it rounds). 16-bit ones
+    are taken in halves, `steps = 256 * high + low`, and added up in float64.
+
+    Args:
+        multiply: Function of `x` and `z` that multiplies integers `x`, for which `x + z` is within
+            -128 to 127, with a kernel, and returns their sums as float32.
+        steps: Float tensor of integers `q - zero_point`.
+        num_bits: Width of `q`.
+        zero_point: That of `q`; 0 where it has more than 8 bits.
+
+    Returns:
+        Tensor of integers: float32, or float64 where `q` has more than 8 bits.
+    """
+    if num_bits <= 8:
+        return multiply(steps, zero_point)
+    high = ops.floor(steps * 2.0**-8)
+    high_sum, low_sum = (
+        ops.cast(multiply(half, z), "float64")
+        for half, z in ((high, 0), (steps - high * 2.0**8, -128))
+    )
+    return high_sum * 2.0**8 + low_sum
+
+
+def requantize(accumulator, multiplier, fixed_point: bool):
+    """Scales an accumulator to output steps with the kernels of one family.
+
+    Args:
+        accumulator: Float tensor of integers; float64 for 64-bit accumulators.
+        multiplier: `input_scale * weight_scale / output_scale`, computed in this order: float32, or
+            float64 where `fixed_point`.
+        fixed_point: Whether the built-in kernels compute it, and not XNNPACK's.
+
+    Returns:
+        Float32 tensor of output steps, which XNNPACK's are yet to be rounded.
+    """
+    if not fixed_point:
+        return requantize_float(accumulator, multiplier)
+    wide = accumulator.dtype == "float64"
+    function = requantize_fixed_point_64 if wide else requantize_fixed_point
+    return ops.cast(function(accumulator, multiplier), "float32")
+
+
 def requantize_float(accumulator, multiplier):
     """Scales as XNNPACK does: one float32 product.
 

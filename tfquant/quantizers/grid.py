@@ -50,20 +50,25 @@ def steps_of(x):
 
 
 def from_steps(steps, quantizer, clamp=None):
+    """Rounds output steps to the grid of `quantizer`; see `round_to`."""
+    return round_to(Grid(quantizer.params(), quantizer.spec, group=quantizer.group), steps, clamp)
+
+
+def round_to(grid: Grid, steps, clamp=None):
     """Rounds output steps and returns the real values, which carry their grid.
 
         q = clip(round(steps) + zero_point, qmin, qmax);  y = scale * (q - zero_point)
 
     Args:
+        grid: `Grid` of the output.
         steps: Real values divided by the scale, not yet rounded.
-        quantizer: `Quantizer` of the output.
         clamp: Real `(low, high)` of an activation computed together with the rounding, `None` for
             no bound, or `None`.
 
     Returns:
         Tensor of the shape of `steps`.
     """
-    params, spec = quantizer.params(), quantizer.spec
+    params, spec = grid.params, grid.spec
     low, high = spec.qmin - params.zero_point, spec.qmax - params.zero_point
     if clamp is not None:
         # Rounding is monotone: bounding behind it is bounding before it.
@@ -71,4 +76,4 @@ def from_steps(steps, quantizer, clamp=None):
         high = high if clamp[1] is None else ops.minimum(high, ops.round(clamp[1] / params.scale))
     # Two passes are several times faster than one `clip`.
     steps = ops.minimum(ops.maximum(ops.round(steps), low), high)
-    return on_grid(steps * params.scale, Grid(params, spec, steps, quantizer.group))
+    return on_grid(steps * params.scale, grid._replace(steps=steps))

@@ -1,5 +1,7 @@
 """What the quantizers of weights share: a symmetric grid, one step for each channel."""
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
@@ -10,6 +12,9 @@ from tfquant.quantizers.base import Quantizer, RecordingScope
 
 # Fractions of the largest magnitude that `best_clip` tries.
 CLIP_CANDIDATES = np.linspace(0.2, 1.0, 81)
+
+# Weights that `best_clip` looks at together.
+CLIP_BLOCK = 2**16
 
 
 class WeightQuantizer(Quantizer):
@@ -94,16 +99,36 @@ class WeightQuantizer(Quantizer):
             w: The weight, an array.
         """
         w = np.asarray(w, np.float32)
-        top = np.abs(w).max(axis=self.reduced_axes, keepdims=True)
-        best, best_error = np.ones_like(top), np.full_like(top, np.inf)
         if self.spec.num_bits >= 8:
-            return best
+            return np.ones(self.scale_shape, np.float32)
+        kept = [axis for axis in range(w.ndim) if axis not in self.reduced_axes]
+        rows = w.transpose(*kept, *self.reduced_axes)
+        rows = rows.reshape(math.prod(self.scale_shape), -1)
+        best = np.empty(len(rows), np.float32)
+        # Few rows at a time, which stay in the cache for all candidates.
+        size = max(1, CLIP_BLOCK // max(rows.shape[1], 1))
+        for start in range(0, len(rows), size):
+            best[start : start + size] = self._best_clip(
+                np.ascontiguousarray(rows[start : start + size])
+            )
+        return best.reshape(self.scale_shape)
+
+    def _best_clip(self, rows):
+        """Returns the best fraction of each row."""
+        top = np.abs(rows).max(axis=1, initial=0, keepdims=True)
+        best, best_error = np.ones(len(rows), np.float32), np.full(len(rows), np.inf)
+        error = np.empty(rows.shape, np.float32)
         for clip in CLIP_CANDIDATES:
-            scale = np.maximum(clip * top / self.spec.qmax, SMALLEST_SCALE)
-            q = np.clip(np.rint(w / scale), self.spec.qmin, self.spec.qmax)
-            error = ((w - q * scale) ** 2).sum(axis=self.reduced_axes, keepdims=True)
-            best = np.where(error < best_error, clip, best)
-            best_error = np.minimum(error, best_error)
+            scale = np.maximum(np.float32(clip) * top / self.spec.qmax, SMALLEST_SCALE)
+            np.multiply(rows, 1 / scale, out=error)
+            np.rint(error, out=error)
+            np.maximum(error, np.float32(self.spec.qmin), out=error)
+            np.minimum(error, np.float32(self.spec.qmax), out=error)
+            error *= scale
+            error -= rows
+            squares = np.einsum("ij,ij->i", error, error)
+            best = np.where(squares < best_error, np.float32(clip), best)
+            best_error = np.minimum(squares, best_error)
         return best
 
 

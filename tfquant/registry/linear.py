@@ -4,11 +4,7 @@ import keras
 from keras import ops
 
 from tfquant.numerics import PerAxis, QuantSpec
-from tfquant.numerics.fixed_point import (
-    requantize_fixed_point,
-    requantize_fixed_point_64,
-    requantize_float,
-)
+from tfquant.numerics.fixed_point import accumulate, requantize
 from tfquant.numerics.params import SMALLEST_SCALE
 from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, from_steps, grid_of, steps_of
 from tfquant.registry.schemes import Scheme
@@ -110,12 +106,17 @@ class LinearConfig(QuantizeConfig):
         if output is not None and not output.calibrated:
             return None
         kernel, scale, bias = self.integer_weights(wrapper, grid.params.scale)
-        accumulator = self._accumulate(wrapper, steps_of(x), kernel, grid.spec.num_bits)
+        multiply = lambda integers, _: self._multiply(wrapper, integers, kernel)  # noqa: E731
+        accumulator = accumulate(multiply, steps_of(x), grid.spec.num_bits)
         accumulator = accumulator + ops.cast(bias, accumulator.dtype)
         if output is None:
             y = ops.cast(accumulator, "float32") * (grid.params.scale * scale)
             return clamp(y, bounds)
-        steps = self._requantize(accumulator, grid.params.scale, scale, output.params().scale)
+        dtype = "float64" if self.fixed_point else "float32"
+        scales = grid.params.scale, scale, output.params().scale
+        input_scale, scale, output_scale = (ops.cast(v, dtype) for v in scales)
+        multiplier = input_scale * scale / output_scale
+        steps = requantize(accumulator, multiplier, self.fixed_point)
         return from_steps(steps, output, bounds)
 
     def real_call(self, wrapper, args, kwargs):
@@ -181,22 +182,23 @@ class LinearConfig(QuantizeConfig):
 
     def lower(self, wrapper, call_site, args, kwargs, input_grids, name):
         """Calls the layer with the folded kernel and bias, then the clamp."""
+        integers = None
         layer = copy_layer(wrapper.layer, use_bias=True, name=name)
         outputs = clamp_layer(layer(*args), wrapper.call_sites[call_site].clamp)
         if isinstance(self.weights, QuantSpec):
             scale_in = None if input_grids[0] is None else input_grids[0].params.scale
-            kernel, scale, bias = (
+            kernel, scale, integers = (
                 ops.convert_to_numpy(v) for v in self.integer_weights(wrapper, scale_in)
             )
             kernel = kernel * scale.reshape(wrapper.weight_quantizers[0][1].scale_shape)
-            bias = bias if scale_in is None else bias * (float(scale_in) * scale)
+            bias = integers if scale_in is None else integers * (float(scale_in) * scale)
             lowered = LoweredKernel(kernel, scale, wrapper.weight_quantizers[0][1].spec)
         else:
             kernel, bias = (ops.convert_to_numpy(v) for v in self._real_weights(wrapper))
             lowered = LoweredKernel(kernel)
         layer.set_weights([kernel, bias])
         kernels = () if self.weights is None else (lowered,)
-        return Lowering(outputs, kernels, dynamic=self.dynamic)
+        return Lowering(outputs, kernels, dynamic=self.dynamic, bias=integers)
 
     def _real_weights(self, wrapper):
         """Returns kernel and bias with the batch norm folded, float32, the kernel quantized."""
@@ -210,19 +212,6 @@ class LinearConfig(QuantizeConfig):
             kernel = quantizer.call(kernel)
         return kernel, ops.cast(bias, "float32")
 
-    def _accumulate(self, wrapper, integers, kernel, num_bits):
-        """Returns the exact sums of products of integers, as floats that hold them."""
-        if num_bits <= 8:
-            return self._multiply(wrapper, integers, kernel)
-        # Products with 16-bit integers do not fit in the 24 bits of a float32: take them in
-        # halves of 8 bits and add up in float64.
-        high = ops.floor(integers * 2.0**-8)
-        high_sum, low_sum = (
-            ops.cast(self._multiply(wrapper, half, kernel), "float64")
-            for half in (high, integers - high * 2.0**8)
-        )
-        return high_sum * 2.0**8 + low_sum
-
     def _multiply(self, wrapper, x, kernel):
         """Runs the layer on integers, without its bias."""
         ((variable, _),) = wrapper.weight_quantizers
@@ -231,18 +220,6 @@ class LinearConfig(QuantizeConfig):
             weights.append((wrapper.layer.bias, ops.zeros(wrapper.layer.bias.shape, x.dtype)))
         with keras.StatelessScope(state_mapping=weights, initialize_variables=False):
             return wrapper.layer.call(x)
-
-    def _requantize(self, accumulator, input_scale, scale, output_scale):
-        """Scales an accumulator to output steps with the device's kernel for this layer."""
-        if not self.fixed_point:
-            return requantize_float(accumulator, input_scale * scale / output_scale)
-        input_scale, scale, output_scale = (
-            ops.cast(v, "float64") for v in (input_scale, scale, output_scale)
-        )
-        wide = accumulator.dtype == "float64"
-        requantize = requantize_fixed_point_64 if wide else requantize_fixed_point
-        steps = requantize(accumulator, input_scale * scale / output_scale)
-        return ops.cast(steps, "float32")
 
     def get_config(self):
         as_dict = lambda spec: spec.to_dict() if isinstance(spec, QuantSpec) else spec  # noqa: E731

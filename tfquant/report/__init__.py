@@ -7,6 +7,7 @@ from tfquant.report.conversion import (
     Parity,
 )
 from tfquant.report.model import LayerSummary, ModelSummary, summarize
+from tfquant.report.packing import PackedLayerReport, PackingReport
 from tfquant.report.tensorboard import QuantizationTensorBoard
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "LayerReport",
     "LayerSummary",
     "ModelSummary",
+    "PackedLayerReport",
+    "PackingReport",
     "Parity",
     "QuantizationTensorBoard",
     "summarize",

@@ -5,13 +5,15 @@ import io
 import math
 
 import keras
+import numpy as np
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from tfquant.lowbit.layers import PackedEmbedding, PackedLayer
 from tfquant.numerics import PerTensor
 from tfquant.quantizers import Float16
-from tfquant.wrappers import OperationLayer, Quantize, QuantizeWrapper
+from tfquant.wrappers import IntegerKernel, OperationLayer, Quantize, QuantizeWrapper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +139,8 @@ def _summary(layer) -> LayerSummary:
         return LayerSummary(layer.name, "Quantize", 0, 0, None, bits, calibrated=calibrated)
     if isinstance(layer, QuantizeWrapper):
         return _wrapped(layer)
+    if isinstance(layer, (IntegerKernel, PackedLayer, PackedEmbedding)):
+        return _packed(layer)
     count = sum(_size(v) for v in _values(layer))
     bits = 32 if count else None
     return LayerSummary(layer.name, type(layer).__name__, count, 4 * count, bits)
@@ -164,6 +168,28 @@ def _wrapped(wrapper) -> LayerSummary:
         granularity=", ".join(_granularity(v, q) for v, q in quantized) or None,
         calibrated=all(q.calibrated for q in outputs) if outputs else None,
     )
+
+
+def _packed(layer) -> LayerSummary:
+    """Describes a layer of `to_packed`."""
+    inner, bits = layer, None
+    if isinstance(layer, IntegerKernel):
+        inner, widths = layer.layer, [s.output_spec.num_bits for s in layer.sites if s.output_spec]
+        bits = max(widths, default=None)
+    if isinstance(inner, PackedEmbedding):
+        count = inner.input_dim * inner.output_dim
+        granularity = "per tensor" if inner.shared_scale else f"per row ({inner.input_dim})"
+    elif isinstance(inner, PackedLayer):
+        count = inner.depth * inner.units
+        granularity = f"per channel ({inner.units})"
+        if inner.group_size:
+            granularity = f"per group of {inner.group_size}"
+    else:
+        count, granularity = sum(_size(v) for v in inner.weights), None
+    num_bytes = sum(_size(v) * np.dtype(v.dtype).itemsize for v in layer.weights)
+    width = getattr(inner, "num_bits", 32)
+    name = type(inner).__name__
+    return LayerSummary(layer.name, name, count, num_bytes, width, bits, granularity, bits and True)
 
 
 def _values(layer):

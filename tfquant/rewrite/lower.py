@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 
 import keras
+import numpy as np
 from keras import tree
 
 from tfquant.numerics import QuantParams
@@ -42,6 +43,7 @@ class LoweredUnit:
         outputs: List of KerasTensors of the float model.
         kernels: Its quantized weights.
         dynamic: Whether the device quantizes its input when it runs.
+        bias: See `Lowering`.
     """
 
     name: str
@@ -51,6 +53,7 @@ class LoweredUnit:
     outputs: list
     kernels: tuple[LoweredKernel, ...] = ()
     dynamic: bool = False
+    bias: np.ndarray | None = None
 
     @property
     def output_quantizers(self) -> list:
@@ -175,6 +178,7 @@ def _lower_wrapper(layer, args, kwargs, unique):
         tree.flatten(outputs),
         result.kernels,
         result.dynamic,
+        result.bias,
     )
     return outputs, unit
 

@@ -2,6 +2,7 @@
 
 from tfquant.wrappers.config import QuantizeConfig
 from tfquant.wrappers.hook import CallHook
+from tfquant.wrappers.integer_kernel import IntegerKernel, KernelSite
 from tfquant.wrappers.lowering import LoweredKernel, Lowering
 from tfquant.wrappers.operation import OperationLayer
 from tfquant.wrappers.quantize import Quantize
@@ -10,6 +11,8 @@ from tfquant.wrappers.wrapper import CallSite, QuantizeWrapper
 __all__ = [
     "CallHook",
     "CallSite",
+    "IntegerKernel",
+    "KernelSite",
     "LoweredKernel",
     "Lowering",
     "OperationLayer",

@@ -31,8 +31,11 @@ class Lowering:
         outputs: Structure of KerasTensors: what the float layers return.
         kernels: Its quantized weights.
         dynamic: Whether the device quantizes the layer's input when it runs.
+        bias: Integers of its bias, whose step is that of the input times the kernel's, flat
+            float64; real numbers where the input has no step; `None` without integer weights.
     """
 
     outputs: object
     kernels: tuple[LoweredKernel, ...] = ()
     dynamic: bool = False
+    bias: np.ndarray | None = None

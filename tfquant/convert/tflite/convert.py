@@ -1,7 +1,6 @@
 """`to_tflite`: a quantized Keras model to a verified `.tflite` file."""
 
 import os
-import tempfile
 
 import keras
 import numpy as np
@@ -9,6 +8,7 @@ from keras import tree
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from tfquant.calibrate.data import batches
+from tfquant.convert.files import check_file, replacing
 from tfquant.convert.tflite import rules
 from tfquant.convert.tflite.anchor import anchor
 from tfquant.convert.tflite.assign import AS_THE_SCHEME_SAYS, assign
@@ -68,7 +68,7 @@ def to_tflite(
         raise ValueError(
             f"`batch_size` must be a positive integer or None. Received: {batch_size!r}."
         )
-    _check_writable(path)
+    check_file(path)
     lowered = lower(model)
     input_type, output_type = _io_types(lowered, input_type, output_type)
     columns = SpinnerColumn(), TextColumn("{task.description}")
@@ -103,7 +103,8 @@ def to_tflite(
             end_to_end=verifier.end_to_end() if verifier else None,
             samples=origin,
         )
-    _write_file(path, content)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
     return report
 
 
@@ -136,29 +137,6 @@ def _native_type(lowered, ends):
     ends = [point.grid for point in lowered.points if point.grid and id(point.tensor) in tensors]
     widths = {grid.spec.stored_bits for grid in ends or grids}
     return f"int{max(widths)}" if widths else "float32"
-
-
-def _check_writable(path):
-    folder = os.path.dirname(path) or "."
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"A file is expected. Received: '{path}', which is a folder.")
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"The folder of '{path}' does not exist: '{folder}'.")
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"The folder of '{path}' cannot be written: '{folder}'.")
-
-
-def _write_file(path, content):
-    """Writes a temporary file beside `path` and renames it."""
-    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _sample_rows(model, samples):

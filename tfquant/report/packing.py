@@ -1,0 +1,99 @@
+"""The report of `to_packed`: what was packed, what stayed float, and the bytes of both."""
+
+import dataclasses
+import io
+import json
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedLayerReport:
+    """A layer with weights.
+
+    Attributes:
+        name: Name of the Keras layer.
+        kind: Its type.
+        float_bytes: Size of its weights and biases in float32, batch norm folded.
+        packed_bytes: Size of what takes their place.
+        weight_bits: Width of its packed weights; `None` where they are float.
+        activation_bits: Width of the integers that it multiplies with; `None` where they are float.
+        reason: Why its weights stayed float; empty if they did not.
+    """
+
+    name: str
+    kind: str
+    float_bytes: int
+    packed_bytes: int
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PackingReport:
+    """What `to_packed` did.
+
+    Attributes:
+        name: Name of the model.
+        layers: One `PackedLayerReport` for each layer with weights, in order.
+    """
+
+    name: str
+    layers: list[PackedLayerReport]
+
+    @property
+    def float_bytes(self) -> int:
+        """Size of all weights in float32."""
+        return sum(layer.float_bytes for layer in self.layers)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Size of what takes their place."""
+        return sum(layer.packed_bytes for layer in self.layers)
+
+    @property
+    def float_layers(self) -> list[PackedLayerReport]:
+        """The layers whose weights stayed float."""
+        return [layer for layer in self.layers if layer.reason]
+
+    def to_dict(self) -> dict:
+        """Returns the report as plain values."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """Returns the report as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def __rich__(self):
+        return Group(*self._parts())
+
+    def __str__(self) -> str:
+        console = Console(width=160, file=io.StringIO())
+        console.print(self)
+        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+    def _parts(self):
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for name in ("layer", "type"):
+            table.add_column(name, no_wrap=True)
+        for name in ("bits w/a", "float bytes", "packed bytes"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for layer in self.layers:
+            table.add_row(
+                layer.name,
+                layer.kind,
+                f"{layer.weight_bits or 32}/{layer.activation_bits or '-'}",
+                f"{layer.float_bytes:,}",
+                f"{layer.packed_bytes:,}",
+            )
+        yield table
+        ratio = self.float_bytes / max(self.packed_bytes, 1)
+        yield Text(
+            f"{self.name}: {self.packed_bytes:,} bytes of weights, {ratio:.2f} times smaller than "
+            f"float ({self.float_bytes:,})"
+        )
+        for layer in self.float_layers:
+            yield Text(f"float: {layer.kind} {layer.name}: {layer.reason}")
