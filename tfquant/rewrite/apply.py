@@ -440,7 +440,9 @@ class _Builder:
             name = f"quantize_{producer.layer.name if producer else x.name}"
             widened = id(self.values[id(x)]) in self.on_grid
             if widened:
-                name, group = f"{name}_to_{spec.num_bits}", group and f"{group}:{spec.num_bits}"
+                name = f"{name}_to_{spec.num_bits}"
+                if self.on_grid[id(self.values[id(x)])] != spec.num_bits:
+                    group = group and f"{group}:{spec.num_bits}"
             if group is None or group not in self.points:
                 quantizer = activation_quantizer(
                     self.scheme.activation_quantizer, Static(spec), group
