@@ -1,7 +1,6 @@
 """Networks of `keras.applications` to integer files; all of them with `pytest -m long`."""
 
 import importlib.util
-import itertools
 import pathlib
 import sys
 

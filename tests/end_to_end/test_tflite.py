@@ -174,6 +174,14 @@ def activations():
     return keras.Model(inputs, layers.Softmax()(layers.Dense(5)(layers.GlobalMaxPooling2D()(x))))
 
 
+def grouped():
+    x = inputs = keras.Input(IMAGE)
+    x = layers.Conv2D(8, 3, activation="relu")(x)
+    x = layers.Conv2D(8, 3, padding="same", groups=8)(x)
+    x = layers.Conv2D(8, 3, padding="same", groups=2, activation="relu")(x)
+    return keras.Model(inputs, layers.Dense(4)(layers.Flatten()(x)))
+
+
 def several_relus_of_one_tensor():
     x = inputs = keras.Input(IMAGE)
     x = layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same")(x))
@@ -187,6 +195,7 @@ def several_relus_of_one_tensor():
 
 
 MODELS = [
+    grouped,
     several_relus_of_one_tensor,
     activations,
     plain_cnn,

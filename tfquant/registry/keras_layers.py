@@ -149,6 +149,8 @@ def _linear(layer, scheme, row):
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         return None
     kernel, axis, minimum_bits, fixed_point_bits = row
+    if getattr(layer, "groups", 1) > 1:
+        minimum_bits = 8  # As of depthwise ones: LiteRT has a slow reference kernel for fewer.
     return LinearConfig.for_scheme(scheme, kernel, axis, minimum_bits, fixed_point_bits)
 
 
