@@ -7,7 +7,8 @@ computed in float64, which holds it exactly. Nothing of tfquant is used, so that
 file alone means:
 
     INT8 weights (XNNPACK):  y = round((acc + bias) * float32(s_in * s_w / s_out)) + z
-    ADD (XNNPACK):           y = round(a * s_a / s_out + b * s_b / s_out) + z, in float32
+    ADD (XNNPACK):           y = floor((a * m_a + b * m_b) / 2**shift + 1/2) + z
+                             with m = round(s / s_out * 2**shift), the larger one of 21 bits
     INT4 convolution:        h = floor((acc * significand + 2**30) / 2**31)
                              y = floor((h + 2**(-exponent - 1)) / 2**-exponent) + z
                              with s_in * s_w / s_out = significand * 2**(exponent - 31)
@@ -171,12 +172,13 @@ def _recompute(model, operator, name, values):
 
 
 def _add(graph, inputs, values, scale):
-    total = np.float32(0)
-    for i in inputs:
-        input_scale, input_zero = _grid(graph, i)
-        steps = values[i].astype(np.float32) - np.float32(input_zero[0])
-        total = total + steps * (input_scale[0] / scale)
-    return np.rint(total)
+    grids = [_grid(graph, i) for i in inputs]
+    reals = [np.float64(s[0] / scale) for s, _ in grids]
+    unit = 2.0 ** (20 - math.floor(math.log2(max(reals))))
+    total = 0.0
+    for i, (_, zero), real in zip(inputs, grids, reals, strict=True):
+        total = total + (values[i].astype(np.float64) - zero[0]) * np.rint(real * unit)
+    return np.floor(total / unit + 0.5)
 
 
 def _accumulate(name, options, x, w):

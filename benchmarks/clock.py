@@ -78,7 +78,7 @@ def latency(ours: bytes, stock: bytes, rows, answers, num_threads: int) -> Ratio
             for which in (0, 1) if pair % 2 else (1, 0):
                 seconds[which].append(_seconds(invoke[which]))
         fastest.append([min(part) for part in seconds])
-    return _ratios(fastest)
+    return ratios(fastest)
 
 
 def conversions(data: str, case, expected, rounds: int, step) -> dict[str, Ratios]:
@@ -116,7 +116,7 @@ def conversions(data: str, case, expected, rounds: int, step) -> dict[str, Ratio
                 raise ValueError(f"{tool} must write the file that was scored.")
             seconds[tool].append(result["seconds"])
     return {
-        tool: _ratios(list(zip(seconds[tool], seconds["stock"], strict=True)))
+        tool: ratios(list(zip(seconds[tool], seconds["stock"], strict=True)))
         for tool in ("verified", "unverified")
     }
 
@@ -127,11 +127,12 @@ def _seconds(function) -> float:
     return time.perf_counter() - start
 
 
-def _ratios(pairs) -> Ratios:
+def ratios(pairs) -> Ratios:
+    """Returns the ratios of pairs of seconds, ours and stock."""
     ours, stock = np.asarray(pairs, np.float64).T
-    ratios = ours / stock
-    middle = [float(np.median(part)) for part in (ratios, ours, stock)]
-    return Ratios(float(ratios.min()), middle[0], float(ratios.max()), *middle[1:])
+    each = ours / stock
+    middle = [float(np.median(part)) for part in (each, ours, stock)]
+    return Ratios(float(each.min()), middle[0], float(each.max()), *middle[1:])
 
 
 def _once(data: str, name: str, tool: str) -> dict:

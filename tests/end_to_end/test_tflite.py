@@ -174,7 +174,29 @@ def activations():
     return keras.Model(inputs, layers.Softmax()(layers.Dense(5)(layers.GlobalMaxPooling2D()(x))))
 
 
+def grouped():
+    x = inputs = keras.Input(IMAGE)
+    x = layers.Conv2D(8, 3, activation="relu")(x)
+    x = layers.Conv2D(8, 3, padding="same", groups=8)(x)
+    x = layers.Conv2D(8, 3, padding="same", groups=2, activation="relu")(x)
+    return keras.Model(inputs, layers.Dense(4)(layers.Flatten()(x)))
+
+
+def several_relus_of_one_tensor():
+    x = inputs = keras.Input(IMAGE)
+    x = layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same")(x))
+    a = layers.Conv2D(4, 1)(layers.Activation("relu")(x))
+    b = layers.DepthwiseConv2D(3, padding="same")(layers.ReLU()(x))
+    c = layers.Activation("relu")(x)
+    y = layers.Concatenate()([a, b, c])
+    y = layers.BatchNormalization()(y)
+    d, e = layers.ReLU()(y), layers.ReLU()(y)
+    return keras.Model(inputs, [layers.GlobalMaxPooling2D()(d), layers.Conv2D(3, 1)(e)])
+
+
 MODELS = [
+    grouped,
+    several_relus_of_one_tensor,
     activations,
     plain_cnn,
     depthwise,

@@ -193,3 +193,15 @@ def test_the_device_scales_as_in_whole_numbers(scheme, rng, tmp_path):
     steps = [[scaled(int(a), float(m)) for a, m in zip(row, real, strict=True)] for row in sums]
     expected = np.clip(np.array(steps) + z_out, info.min, info.max)
     np.testing.assert_array_equal(got.reshape(-1, 5), expected)
+
+
+@pytest.mark.parametrize("spread", [0.2, 1.0, 4.0, 12.0, 50.0])
+def test_hard_swish_is_the_device_s(spread, rng, tmp_path):
+    """Over the scales at which the gate's exponent is negative, zero and positive."""
+    inputs = keras.Input((256,))
+    model = keras.Model(inputs, layers.Activation("hard_swish")(inputs))
+    data = rng.normal(0.1 * spread, spread, (64, 256)).astype(np.float32)
+    q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", samples=data, progress=False)
+    assert [layer.operator for layer in report.layers] == ["QUANTIZE", "HARD_SWISH"]
+    assert report.end_to_end.differing == 0

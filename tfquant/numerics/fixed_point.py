@@ -169,6 +169,58 @@ def requantize_sum(a, b, a_scale, b_scale):
     return ops.cast(ops.floor(total / unit + 0.5), "float32")
 
 
+def hard_swish(x, input_scale, output_scale):
+    """Computes `x * relu6(x + 3) / 6` as LiteRT does, in 16-bit fixed point.
+
+        m(a, b)  = trunc((a * b + 2**14 * sign(a * b)) / 2**15)            a rounded product
+        h        = 128 * x
+        gate     = (m(h, 16-bit significand of input_scale / 128 / (3 / 2**15)) + 2**15) >> 1
+        product  = m(h, 16-bit significand of input_scale / 128 / output_scale)
+        y        = trunc(gate * product / 2**15) * 2**exponent,            halves away from zero
+
+    Source: LiteRT, `reference_ops::HardSwish`.
+
+    Args:
+        x: Float tensor of 8-bit integers less the zero point.
+        input_scale: Float32 step of `x`.
+        output_scale: Float32 step of the output.
+
+    Returns:
+        Float64 tensor of integers, to which the zero point is yet to be added.
+    """
+    fine_scale = ops.cast(input_scale, "float32") / 128.0
+    to_output, output_exponent = _short_multiplier(fine_scale / output_scale)
+    to_gate, gate_exponent = _short_multiplier(fine_scale / (3.0 / 2.0**15))
+    saturate = lambda v: ops.clip(v, -(2.0**15), 2.0**15 - 1)  # noqa: E731
+    fine = ops.cast(x, "float64") * 128.0
+    left, right = ops.maximum(gate_exponent, 0.0), ops.maximum(-gate_exponent, 0.0)
+    gate = saturate(fine * 2.0 ** ops.maximum(left - 1.0, 0.0))
+    gate = _product(gate, to_gate)
+    gate = saturate(gate * 2.0 ** ops.minimum(left, 1.0))
+    gate = _round_half_away(gate / 2.0**right)
+    gate = ops.floor((gate + 2.0**15) / 2.0)
+    product = _truncate(gate * _product(fine, to_output) / 2.0**15)
+    return _round_half_away(product * 2.0**output_exponent)
+
+
+def _short_multiplier(multiplier):
+    """Returns 16-bit significand and exponent of a multiplier, as float64."""
+    significand, exponent = quantize_multiplier(ops.cast(multiplier, "float64"))
+    short = ops.floor((ops.cast(significand, "float64") + 2.0**15) / 2.0**16)
+    return ops.minimum(short, 2.0**15 - 1), ops.cast(exponent, "float64")
+
+
+def _product(a, b):
+    """Returns the upper half of the doubled product of 16-bit integers, rounded."""
+    product = a * b
+    nudge = ops.where(product >= 0, 2.0**14, 1.0 - 2.0**14)
+    return _truncate((product + ops.cast(nudge, "float64")) / 2.0**15)
+
+
+def _truncate(x):
+    return ops.sign(x) * ops.floor(ops.abs(x))
+
+
 def _int64(value):
     return ops.convert_to_tensor(value, "int64")
 

@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras import ops, tree
 
 from tfquant.numerics import QuantSpec
-from tfquant.numerics.fixed_point import requantize_sum
+from tfquant.numerics.fixed_point import hard_swish, requantize_sum
 from tfquant.quantizers import Fixed, Grid, Static, from_steps, grid_of, on_grid, steps_of
 from tfquant.registry.linear import clamp_layer
 from tfquant.wrappers import Lowering, QuantizeConfig
@@ -183,6 +183,20 @@ class SwishConfig(OutputConfig):
         params = output.params()
         steps = steps_of(x) * gate * (grid.params.scale * gate_scale / params.scale)
         return from_steps(steps, output)
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class HardSwishConfig(OutputConfig):
+    """`x * relu6(x + 3) / 6`, in LiteRT's 16-bit fixed point."""
+
+    def device_call(self, wrapper, call_site, args, kwargs):
+        """Computes with the device's multipliers."""
+        grid = grid_of(args[0])
+        output = next(iter(wrapper.output_quantizers[call_site]), None)
+        if grid is None or output is None or not output.calibrated or grid.spec.num_bits > 8:
+            return None
+        steps = hard_swish(steps_of(args[0]), grid.params.scale, output.params().scale)
+        return from_steps(ops.cast(steps, "float32"), output)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

@@ -6,6 +6,7 @@ from keras import activations, layers
 
 from tfquant.registry.elementwise import (
     AverageConfig,
+    HardSwishConfig,
     LeakyReluConfig,
     MeanConfig,
     OutputConfig,
@@ -73,7 +74,6 @@ SWISH = (activations.silu,)
 ACTIVATIONS = (
     activations.elu,
     activations.gelu,
-    activations.hard_swish,
     activations.relu,
     activations.relu6,
 )
@@ -100,6 +100,8 @@ def activation_config(function, spec):
         return OutputConfig(wide, fixed=_fixed_grid(wide, *FIXED_RANGE[function]))
     if function in SWISH:
         return SwishConfig(spec)
+    if function is activations.hard_swish:
+        return HardSwishConfig(spec)
     if function is activations.leaky_relu:
         return LeakyReluConfig(spec)
     if function is activations.linear:
@@ -147,6 +149,8 @@ def _linear(layer, scheme, row):
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         return None
     kernel, axis, minimum_bits, fixed_point_bits = row
+    if getattr(layer, "groups", 1) > 1:
+        minimum_bits = 8  # As of depthwise ones: LiteRT has a slow reference kernel for fewer.
     return LinearConfig.for_scheme(scheme, kernel, axis, minimum_bits, fixed_point_bits)
 
 

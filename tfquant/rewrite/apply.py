@@ -19,6 +19,7 @@ from tfquant.rewrite.composite import is_composite, readable
 from tfquant.rewrite.decompose import decompose, standalone_batch_norm
 from tfquant.rewrite.fold import fold_forward, merge_affine
 from tfquant.rewrite.graph import UniqueNames, tensors, trace
+from tfquant.rewrite.merge import merge_clamps
 from tfquant.rewrite.operations import moves
 from tfquant.rewrite.unfold import UNFOLDED, unfold
 from tfquant.rewrite.units import Unit, fuse
@@ -133,6 +134,10 @@ class _Builder:
         for node in self.graph.nodes:
             self._unwrap(node, chosen)
         merge_affine(self.graph)
+        merge_clamps(
+            self.graph,
+            lambda node: id(node) in self.marked and id(node.layer) not in self.own_configs,
+        )
         fold_forward(self.graph, self._may_fold)
         edges = self._edges()
         self.configs = {
@@ -435,7 +440,9 @@ class _Builder:
             name = f"quantize_{producer.layer.name if producer else x.name}"
             widened = id(self.values[id(x)]) in self.on_grid
             if widened:
-                name, group = f"{name}_to_{spec.num_bits}", group and f"{group}:{spec.num_bits}"
+                name = f"{name}_to_{spec.num_bits}"
+                if self.on_grid[id(self.values[id(x)])] != spec.num_bits:
+                    group = group and f"{group}:{spec.num_bits}"
             if group is None or group not in self.points:
                 quantizer = activation_quantizer(
                     self.scheme.activation_quantizer, Static(spec), group

@@ -155,13 +155,7 @@ class QuantizeWrapper(keras.layers.Layer):
         outputs = clamp(outputs, self.call_sites[call_site].clamp)
         if not quantizers:
             return outputs
-        flat = tree.flatten(outputs)
-        if len(flat) != len(quantizers):
-            raise ValueError(
-                f"{type(self.quantize_config).__name__}.get_output_quantizers must return one "
-                f"quantizer for each output of '{self.layer.name}', or None. Expected: "
-                f"{len(flat)}. Received: {len(quantizers)}."
-            )
+        flat = self._checked(outputs, quantizers)
         if training:
             check_ranges(quantizers, self.layer.name)
         flat = [
@@ -169,6 +163,28 @@ class QuantizeWrapper(keras.layers.Layer):
             for x, q in zip(flat, quantizers, strict=True)
         ]
         return tree.pack_sequence_as(outputs, flat)
+
+    def compute_output_spec(self, *args, training=None, call_site=0, mask=None, **kwargs):
+        """Returns KerasTensors like the layer's: quicker than to trace the arithmetic."""
+        if self.layer.compute_dtype != "float32":
+            kwargs = {**kwargs, "call_site": call_site}
+            return super().compute_output_spec(*args, training=training, mask=mask, **kwargs)
+        del training, mask
+        outputs = self.layer.compute_output_spec(*args, **kwargs)
+        if self.output_quantizers[call_site]:
+            self._checked(outputs, self.output_quantizers[call_site])
+        return outputs
+
+    def _checked(self, outputs, quantizers):
+        """Returns the outputs as a list, one for each quantizer."""
+        flat = tree.flatten(outputs)
+        if len(flat) != len(quantizers):
+            raise ValueError(
+                f"{type(self.quantize_config).__name__}.get_output_quantizers must return one "
+                f"quantizer for each output of '{self.layer.name}', or None. Expected: "
+                f"{len(flat)}. Received: {len(quantizers)}."
+            )
+        return flat
 
     def float_call(self, *args, training=None, **kwargs):
         """Runs layer and batch norm in real arithmetic with quantized weights."""

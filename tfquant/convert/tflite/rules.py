@@ -90,7 +90,6 @@ INTEGER = frozenset(KERNELS) | SAME_GRID | frozenset(FIXED_RANGE) | OWN_GRID | A
 TABLE_OR_FIXED_POINT = {
     "ELU": "table",
     "GELU": "table",
-    "HARD_SWISH": "fixed point",
     "LEAKY_RELU": "fixed point",
     "LOGISTIC": "table",
     "PRELU": "fixed point",
