@@ -19,7 +19,7 @@ import tempfile
 
 LIBRARY = "libtfquant_ops.so"
 STAMP = "built.json"
-_SUFFIXES = (".cc", ".h", ".bzl")
+_SUFFIXES = (".cc", ".cu", ".cuh", ".h", ".bzl")
 
 
 class BuildError(RuntimeError):
@@ -139,7 +139,7 @@ def commands(out, objects, *, tensorflow=None, root=None, copts=(), machine=None
     if tensorflow:
         include = ["-isystem", str(pathlib.Path(tensorflow) / "include")]
         jobs += [(n, lists["TENSORFLOW_COPTS"] + include) for n in lists["TENSORFLOW_SOURCES"]]
-    base = [compiler() or "c++", *lists["COPTS"], "-fPIC"]
+    base = [compiler() or "c++", *lists["COPTS"], "-fPIC", cuda_folder_option(root)]
     compilations, names = [], []
     for source, options in jobs:
         name = str(pathlib.Path(objects) / (source.replace("/", "_") + ".o"))
@@ -149,6 +149,11 @@ def commands(out, objects, *, tensorflow=None, root=None, copts=(), machine=None
     if tensorflow:
         link += [f"-L{tensorflow}", "-l:libtensorflow_framework.so.2"]
     return compilations, link
+
+
+def cuda_folder_option(root):
+    """Where the assembler finds the text of the GPU kernels, which the library carries."""
+    return f'-DTFQUANT_CUDA_FOLDER="{pathlib.Path(root).resolve() / "core" / "cuda"}"'
 
 
 def compile_library(out, *, tensorflow=None, root=None, copts=()):
