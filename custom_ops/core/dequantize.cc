@@ -54,7 +54,8 @@ std::string CheckPlain(const PlainArgs& args) {
       return "`scale` must be positive and finite. Received: " + std::to_string(args.scale[i]) +
              ".";
     }
-    if (args.zero_point && !(args.zero_point[i] >= 0 && args.zero_point[i] < (1 << args.num_bits))) {
+    if (args.zero_point &&
+        !(args.zero_point[i] >= 0 && args.zero_point[i] < (1 << args.num_bits))) {
       return "`zero_point` must lie in [0, " + std::to_string((1 << args.num_bits) - 1) +
              "]. Received: " + std::to_string(args.zero_point[i]) + ".";
     }

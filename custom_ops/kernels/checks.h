@@ -103,10 +103,9 @@ inline absl::Status BindDequantize(tensorflow::OpKernelContext* ctx, PlainArgs* 
   TF_RETURN_IF_ERROR(Words(CheckPlainSizes(*args)));
   const int64_t entries = codebook.NumElements(), wanted = int64_t{1} << args->num_bits;
   if (entries != 0 && entries != wanted) {
-    return absl::InvalidArgumentError("`codebook` must be empty or hold 2^num_bits=" +
-                                      std::to_string(wanted) +
-                                      " values. Received: " + std::to_string(entries) +
-                                      " values.");
+    return absl::InvalidArgumentError(
+        "`codebook` must be empty or hold 2^num_bits=" + std::to_string(wanted) +
+        " values. Received: " + std::to_string(entries) + " values.");
   }
   args->codebook = entries ? codebook.flat<float>().data() : nullptr;
   return absl::OkStatus();

@@ -1,9 +1,9 @@
-// The GPU kernels of the ops: check, allocate, call core/cuda with TensorFlow's stream. Plain C++: no
-// CUDA header is needed to compile it and no CUDA library to load it; without a GPU nobody asks for
-// these kernels. Tfquant>LowbitPack, which runs when a model is made, stays on the CPU.
+// The GPU kernels of the ops: check, allocate, call core/cuda with TensorFlow's stream. Plain C++:
+// no CUDA header is needed to compile it and no CUDA library to load it; without a GPU nobody asks
+// for these kernels. Tfquant>LowbitPack, which runs when a model is made, stays on the CPU.
 //
-// TFQUANT_GPU_KERNELS_ON=DEVICE_CPU registers them for the CPU instead, for the tests on the emulated
-// GPU, whose device memory is the host's.
+// TFQUANT_GPU_KERNELS_ON=DEVICE_CPU registers them for the CPU instead, for the tests on the
+// emulated GPU, whose device memory is the host's.
 #include <string>
 
 #include "../core/cuda/cuda_api.h"
@@ -77,10 +77,10 @@ class LowbitUnpackGpuOp : public OpKernel {
     OP_REQUIRES_OK(ctx, Words(CheckPackedBytes(weights.NumElements(), layout_)));
     Tensor* weight = nullptr;
     OP_REQUIRES_OK(ctx, ctx->allocate_output(0, TensorShape({layout_.k, layout_.n}), &weight));
-    OP_REQUIRES_OK(ctx, Launched(tfquant_cuda_unpack(
-                            layout_.num_bits, layout_.group_size, layout_.k, layout_.n,
-                            weights.data(), weights.NumElements(), weight->flat<float>().data(),
-                            StreamOf(ctx))));
+    OP_REQUIRES_OK(ctx,
+                   Launched(tfquant_cuda_unpack(layout_.num_bits, layout_.group_size, layout_.k,
+                                                layout_.n, weights.data(), weights.NumElements(),
+                                                weight->flat<float>().data(), StreamOf(ctx))));
   }
 
  private:
@@ -101,11 +101,11 @@ class DequantizeGpuOp : public OpKernel {
     OP_REQUIRES_OK(ctx, BindDequantize(ctx, &args));
     Tensor* real = nullptr;
     OP_REQUIRES_OK(ctx, ctx->allocate_output(0, TensorShape({args.rows, args.columns}), &real));
-    OP_REQUIRES_OK(ctx, Launched(tfquant_cuda_dequantize(
-                            args.num_bits, args.rows, args.columns, args.row_group,
-                            args.column_group, args.packed, args.packed_bytes, args.scale,
-                            args.scales, args.zero_point, args.codebook,
-                            static_cast<int>(args.type), real->data(), StreamOf(ctx))));
+    OP_REQUIRES_OK(ctx,
+                   Launched(tfquant_cuda_dequantize(
+                       args.num_bits, args.rows, args.columns, args.row_group, args.column_group,
+                       args.packed, args.packed_bytes, args.scale, args.scales, args.zero_point,
+                       args.codebook, static_cast<int>(args.type), real->data(), StreamOf(ctx))));
   }
 
  private:
@@ -124,24 +124,23 @@ class QuantizePackGpuOp : public OpKernel {
     const int64_t width = PlainRowBytes(args.columns, args.num_bits);
     Tensor* packed = nullptr;
     OP_REQUIRES_OK(ctx, ctx->allocate_output(0, TensorShape({args.rows, width}), &packed));
-    OP_REQUIRES_OK(ctx, Launched(tfquant_cuda_quantize(
-                            args.num_bits, args.rows, args.columns, args.row_group,
-                            args.column_group, ctx->input(0).flat<float>().data(), args.scale,
-                            args.scales, args.zero_point, packed->data(), args.packed_bytes,
-                            StreamOf(ctx))));
+    OP_REQUIRES_OK(
+        ctx, Launched(tfquant_cuda_quantize(args.num_bits, args.rows, args.columns, args.row_group,
+                                            args.column_group, ctx->input(0).flat<float>().data(),
+                                            args.scale, args.scales, args.zero_point,
+                                            packed->data(), args.packed_bytes, StreamOf(ctx))));
   }
 
  private:
   PlainArgs args_;
 };
 
-#define TFQUANT_REGISTER(T)                                               \
-  REGISTER_KERNEL_BUILDER(Name("Tfquant>LowbitMatmul")                    \
-                              .Device(TFQUANT_GPU_KERNELS_ON)             \
-                              .TypeConstraint<T>("T"),                    \
-                          LowbitMatmulGpuOp<T>);                          \
-  REGISTER_KERNEL_BUILDER(                                                \
-      Name("Tfquant>Dequantize").Device(TFQUANT_GPU_KERNELS_ON).TypeConstraint<T>("T"), \
+#define TFQUANT_REGISTER(T)                                                               \
+  REGISTER_KERNEL_BUILDER(                                                                \
+      Name("Tfquant>LowbitMatmul").Device(TFQUANT_GPU_KERNELS_ON).TypeConstraint<T>("T"), \
+      LowbitMatmulGpuOp<T>);                                                              \
+  REGISTER_KERNEL_BUILDER(                                                                \
+      Name("Tfquant>Dequantize").Device(TFQUANT_GPU_KERNELS_ON).TypeConstraint<T>("T"),   \
       DequantizeGpuOp<T>);
 TFQUANT_FOR_REAL_TYPES(TFQUANT_REGISTER)
 #undef TFQUANT_REGISTER

@@ -28,7 +28,7 @@ def load_build():
 
 
 def gpu_commands(out, folder, names, copts):
-    """The calls that make a program or library of the GPU path alone: compilations, and the link."""
+    """The calls that make a program or library of the GPU path alone: compilations, link."""
     build = load_build()
     base = [build.compiler() or "c++", *build.source_lists(ROOT)["COPTS"], "-fPIC", *copts]
     objects = [f"{folder}/{name.replace('/', '_')}.o" for name in names]
@@ -45,12 +45,25 @@ def emulated_gpu(out, copts=()):
         _run(calls, [*link, "-shared"])
 
 
+def emulated_ops(out, tensorflow, copts=()):
+    """Makes a library of the ops whose only kernels are the GPU's, on the emulated GPU."""
+    build = load_build()
+    lists = build.source_lists(ROOT)
+    extra = [*lists["TENSORFLOW_COPTS"], "-isystem", f"{tensorflow}/include"]
+    extra.append("-DTFQUANT_GPU_KERNELS_ON=DEVICE_CPU")
+    with tempfile.TemporaryDirectory() as folder:
+        names = lists["GPU_SOURCES"] + lists["EMULATED_SOURCES"]
+        names += ["ops/lowbit_ops.cc", "kernels/lowbit_ops_gpu.cc"]
+        calls, link = gpu_commands(out, folder, names, [*copts, *extra])
+        _run(calls, [*link, "-shared", f"-L{tensorflow}", "-l:libtensorflow_framework.so.2"])
+
+
 def _program(name, out, folder, copts, machine):
     build = load_build()
     lists = build.source_lists(ROOT)
     if name == "gpu_test":
-        keys = ("GPU_SOURCES", "EMULATED_SOURCES", "GPU_TEST_SOURCES")
-        return gpu_commands(out, folder, sum((lists[key] for key in keys), []), copts)
+        names = lists["GPU_SOURCES"] + lists["EMULATED_SOURCES"] + lists["GPU_TEST_SOURCES"]
+        return gpu_commands(out, folder, names, copts)
     calls, link = build.commands(out, folder, copts=copts, machine=machine)
     source, made = str(ROOT / "tests" / f"{name}.cc"), f"{folder}/program.o"
     first = calls[0]

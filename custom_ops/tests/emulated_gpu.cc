@@ -2,13 +2,13 @@
 // use of memory can be checked where there is no GPU. Linked in place of nvcc_launch.cu, it makes a
 // library with the C ABI of cuda_api.h whose device pointers are ordinary ones.
 //
-// The 256 threads of a block are fibers on one thread, and blocks run one after another. A fiber runs
-// until it waits: at a barrier, or in an instruction that a whole warp takes part in. Who runs next is
-// chosen by TFQUANT_EMULATED_ORDER: `ascending`, `descending`, or a number that seeds a shuffle; a
-// missing barrier gives wrong values in one of them. Asynchronous copies happen as late as they may,
-// in WaitCopies. Shared memory is static, so AddressSanitizer guards its ends; a misaligned load is
-// seen by UndefinedBehaviorSanitizer. Lanes that part ways before a warp's instruction, and threads
-// that leave before a barrier, abort.
+// The 256 threads of a block are fibers on one thread, and blocks run one after another. A fiber
+// runs until it waits: at a barrier, or in an instruction that a whole warp takes part in. Who runs
+// next is chosen by TFQUANT_EMULATED_ORDER: `ascending`, `descending`, or a number that seeds a
+// shuffle; a missing barrier gives wrong values in one of them. Asynchronous copies happen as late
+// as they may, in WaitCopies. Shared memory is static, so AddressSanitizer guards its ends; a
+// misaligned load is seen by UndefinedBehaviorSanitizer. Lanes that part ways before a warp's
+// instruction, and threads that leave before a barrier, abort.
 //
 // Fragments are those of the PTX ISA's pictures, written here as loops over whole small matrices.
 #include <setjmp.h>
@@ -165,7 +165,8 @@ int NextReady(Block* b) {
   for (int i = 0; i <= kWords; ++i) {
     const int word = (start / 64 + i) % kWords;
     const uint64_t behind = ~uint64_t{0} << (start % 64);
-    const uint64_t bits = b->ready[word] & (i == 0 ? behind : (i == kWords ? ~behind : ~uint64_t{0}));
+    const uint64_t bits =
+        b->ready[word] & (i == 0 ? behind : (i == kWords ? ~behind : ~uint64_t{0}));
     if (bits) return 64 * word + __builtin_ctzll(bits);
   }
   return -1;

@@ -1,7 +1,7 @@
 """Checks every GPU kernel against the reference and times it; needs no TensorFlow and no Keras.
 
-    python custom_ops/tests/gpu_check.py            # a GPU, nvcc, and PyTorch or CuPy
-    python custom_ops/tests/gpu_check.py --write    # and keeps the table: commit core/cuda/checked.md
+    python custom_ops/tests/gpu_check.py            # with a GPU, nvcc, and PyTorch or CuPy
+    python custom_ops/tests/gpu_check.py --write    # and keeps the table, core/cuda/checked.md
     python custom_ops/tests/gpu_check.py --emulate  # no GPU: the same checks on the emulated one
 
 Integer parts must be exact and float parts within the stated bound. Matmuls are timed against
@@ -323,10 +323,10 @@ class Check:
     def bound(self, x, q, scale, form):
         """How far a GPU kernel may be from the reference.
 
-        Integer sums of a channel are exact, so there the bound is that of every path. Sums of groups
-        and of floats are added in float, some of them row by row of a panel, so that the terms are as
-        many as K; and a tensor core cuts off what a float32 addition rounds, so twice that. The fused
-        functions have slopes below 1.13 and errors of a few units in the last place.
+        Integer sums of a channel are exact, so there the bound is that of every path. Sums of
+        groups and of floats are added in float, some of them row by row of a panel, so that the
+        terms are as many as K; and a tensor core cuts off what a float32 addition rounds, so twice
+        that. Fused functions have slopes below 1.13 and err by a few units in the last place.
         """
         bound = self.reference.lowbit_matmul_bound(x, q, scale, **form)
         k, mode = len(q), form.get("activations", "per_row")
@@ -375,7 +375,8 @@ class Check:
         for num_bits in (8, 4, 2, 1):
             for columns in (1, 4, 7, 33, 130, 1028):
                 for column_group in (1, 32):
-                    packed = self.packing.pack(rng.integers(0, 2**num_bits, (5, columns)), num_bits)
+                    v = rng.integers(0, 2**num_bits, (5, columns))
+                    packed = self.packing.pack(v, num_bits)
                     shape = (3, -(-columns // column_group))
                     scale = rng.uniform(0.1, 1, shape).astype("f")
                     zero = rng.integers(0, 2**num_bits, shape).astype("f")
@@ -422,7 +423,7 @@ class Check:
 
 
 class Times:
-    """Times kernels and their rivals in turn, on weights that come from memory, not from a cache."""
+    """Times kernels and their rivals in turn, on weights that come from memory, not a cache."""
 
     def __init__(self, check):
         self.check, self.device = check, check.device
@@ -456,8 +457,8 @@ class Times:
         rate = self.copy_rate()
         self.say(f"Copy on the device: {rate / 1e6:.0f} GB/s, read and written. K = N = {k}.\n")
         self.say(
-            "| kernel | M | ms | weights read, of copy bandwidth | cuBLAS fp16, ms | cuBLAS bf16, ms "
-            "| fp16 / ours |\n|---|---|---|---|---|---|---|"
+            "| kernel | M | ms | weights read, of copy bandwidth | cuBLAS fp16, ms | cuBLAS bf16, "
+            "ms | fp16 / ours |\n|---|---|---|---|---|---|---|"
         )
         dense = self.copies(self.rng.normal(size=(k, n)).astype("f"))[:8]
         kinds = (
@@ -520,7 +521,7 @@ class Times:
                 self.check.pointer(out),
             )
             call = self.check.c.tfquant_cuda_dequantize
-            calls = [lambda a=arguments: call(*a, self.device.stream())] * 5
+            calls = [lambda a=arguments, call=call: call(*a, self.device.stream())] * 5
             time = self.medians([calls])[0]
             moved = size + rows * columns * 4 + rows * columns // 8
             self.say(f"| {num_bits} bits, group 32 | {time:.4f} | {moved / time / rate:.2f} |")
@@ -534,7 +535,7 @@ def write_table(check, lines):
         f"{check.checked} checks against the reference, {len(check.failures)} failures;",
         f"{check.c.tfquant_cuda_describe().decode()}; {check.device.software};",
         f"{platform.platform()}; {datetime.date.today()}. Made by",
-        "`python custom_ops/tests/gpu_check.py --write`. Times are medians of 15 interleaved rounds.",
+        "`python custom_ops/tests/gpu_check.py --write`. Times: medians of 15 interleaved rounds.",
         "",
     ]
     made = TABLE.with_suffix(".md.part")

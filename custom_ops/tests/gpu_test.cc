@@ -98,20 +98,20 @@ void CheckMatmul(const Weights& w, const Case& c, std::vector<float> x) {
   std::unique_ptr<float[]> y(new float[static_cast<size_t>(m * n)]);
   std::unique_ptr<uint16_t[]> brain_y(new uint16_t[static_cast<size_t>(m * n)]);
   const int type = c.brain, mode = static_cast<int>(c.activations);
-  const std::string what =
-      "w" + std::to_string(layout.num_bits) + " g" + std::to_string(layout.group_size) + " m" +
-      std::to_string(m) + " k" + std::to_string(k) + " n" + std::to_string(n) + " activations " +
-      std::to_string(mode) + " fused " + std::to_string(static_cast<int>(c.fused)) +
-      (c.brain ? " bfloat16" : "");
-  const int64_t size = tfquant_cuda_scratch_bytes(type, m, layout.num_bits, layout.group_size, k, n,
-                                                  mode);
+  const std::string what = "w" + std::to_string(layout.num_bits) + " g" +
+                           std::to_string(layout.group_size) + " m" + std::to_string(m) + " k" +
+                           std::to_string(k) + " n" + std::to_string(n) + " activations " +
+                           std::to_string(mode) + " fused " +
+                           std::to_string(static_cast<int>(c.fused)) + (c.brain ? " bfloat16" : "");
+  const int64_t size =
+      tfquant_cuda_scratch_bytes(type, m, layout.num_bits, layout.group_size, k, n, mode);
   std::unique_ptr<uint8_t[]> scratch(new uint8_t[static_cast<size_t>(size)]);
   const void* const x_at = c.brain ? static_cast<const void*>(brain_memory.get()) : x_memory.get();
   void* const y_at = c.brain ? static_cast<void*>(brain_y.get()) : y.get();
-  const int code = tfquant_cuda_matmul(
-      type, m, x_at, layout.num_bits, layout.group_size, k, n, w.bytes.get(), layout.bytes(), mode,
-      c.x_scale, c.zero_point, c.bias ? bias.get() : nullptr, static_cast<int>(c.fused), y_at,
-      scratch.get(), size, nullptr);
+  const int code = tfquant_cuda_matmul(type, m, x_at, layout.num_bits, layout.group_size, k, n,
+                                       w.bytes.get(), layout.bytes(), mode, c.x_scale, c.zero_point,
+                                       c.bias ? bias.get() : nullptr, static_cast<int>(c.fused),
+                                       y_at, scratch.get(), size, nullptr);
   Expect(code == 0, what + ": " + tfquant_cuda_error());
   if (code != 0) return;
   std::vector<double> expected(static_cast<size_t>(m * n));
@@ -135,8 +135,8 @@ void CheckMatmul(const Weights& w, const Case& c, std::vector<float> x) {
 const struct {
   int num_bits;
   int64_t group_size;
-} kFormats[] = {{8, 0}, {8, 32}, {8, 128}, {4, 0}, {4, 32}, {4, 64},
-                {4, 128}, {2, 0}, {2, 32}, {2, 64}, {2, 128}, {1, 0}};
+} kFormats[] = {{8, 0},   {8, 32}, {8, 128}, {4, 0},  {4, 32},  {4, 64},
+                {4, 128}, {2, 0},  {2, 32},  {2, 64}, {2, 128}, {1, 0}};
 
 // Rows on both sides of each change of kernel and of tile.
 const int64_t kRowCounts[] = {1, 2, 4, 5, 16, 17, 31, 33, 64, 65, 130};
@@ -153,8 +153,8 @@ void CheckMatmuls(int rounds) {
     for (int64_t m : kRowCounts) {
       for (int round = 0; round < rounds; ++round) {
         const int64_t k = Pick(kDepths), n = Pick(kColumnCounts);
-        const Weights w = MakeWeights(format.num_bits, format.group_size, k, n, Values::kRandom,
-                                      false);
+        const Weights w =
+            MakeWeights(format.num_bits, format.group_size, k, n, Values::kRandom, false);
         for (int mode = 0; mode < 4; ++mode) {
           Case c;
           c.m = m;
@@ -203,8 +203,8 @@ void CheckRowsThatAreNotFinite() {
     if (format.num_bits == 1) continue;
     for (int64_t m : {3, 9, 70}) {
       const int64_t k = 96, n = 20;
-      const Weights w = MakeWeights(format.num_bits, format.group_size, k, n, Values::kHighest,
-                                    false);
+      const Weights w =
+          MakeWeights(format.num_bits, format.group_size, k, n, Values::kHighest, false);
       for (int mode = 0; mode < 4; ++mode) {
         Case c;
         c.m = m;
@@ -227,8 +227,8 @@ void CheckPlainRows() {
       const int64_t rows = 3, width = PlainRowBytes(columns, num_bits);
       for (int64_t column_group : {int64_t{1}, int64_t{3}, int64_t{32}, columns}) {
         for (int64_t row_group : {1, 2}) {
-          const int64_t scales = (rows + row_group - 1) / row_group *
-                                 ((columns + column_group - 1) / column_group);
+          const int64_t scales =
+              (rows + row_group - 1) / row_group * ((columns + column_group - 1) / column_group);
           std::vector<uint8_t> v(static_cast<size_t>(rows * columns));
           for (uint8_t& value : v) value = static_cast<uint8_t>(Uniform(0, (1 << num_bits) - 1));
           std::unique_ptr<uint8_t[]> packed(new uint8_t[static_cast<size_t>(rows * width)]);
@@ -253,12 +253,11 @@ void CheckPlainRows() {
             const int64_t in_row = (columns + column_group - 1) / column_group;
             for (int64_t i = 0; i < rows * columns; ++i) {
               const int64_t g = i / columns / row_group * in_row + i % columns / column_group;
-              const float z = zero_point ? zero[static_cast<size_t>(g)]
-                                         : static_cast<float>(Offset(num_bits));
+              const float z =
+                  zero_point ? zero[static_cast<size_t>(g)] : static_cast<float>(Offset(num_bits));
               const size_t at = static_cast<size_t>(i);
-              const float wanted =
-                  scale[static_cast<size_t>(g)] *
-                  (codebook ? book[v[at]] : static_cast<float>(v[at]) - z);
+              const float wanted = scale[static_cast<size_t>(g)] *
+                                   (codebook ? book[v[at]] : static_cast<float>(v[at]) - z);
               if (real[at] != wanted) {
                 Expect(false, what);
                 break;
@@ -268,8 +267,8 @@ void CheckPlainRows() {
             code = tfquant_cuda_quantize(num_bits, rows, columns, row_group, column_group,
                                          real.get(), scale.get(), scales, zero_point, again.get(),
                                          rows * width, nullptr);
-            Expect(code == 0 && !std::memcmp(packed.get(), again.get(),
-                                             static_cast<size_t>(rows * width)),
+            Expect(code == 0 &&
+                       !std::memcmp(packed.get(), again.get(), static_cast<size_t>(rows * width)),
                    what + ": quantize inverts it");
           }
         }
@@ -282,8 +281,8 @@ void CheckUnpack() {
   for (const auto& format : kFormats) {
     for (int64_t k : kDepths) {
       const int64_t n = Pick(kColumnCounts);
-      const Weights w = MakeWeights(format.num_bits, format.group_size, k, n, Values::kRandom,
-                                    false);
+      const Weights w =
+          MakeWeights(format.num_bits, format.group_size, k, n, Values::kRandom, false);
       std::vector<float> expected(w.q.size());
       DequantizeMatmul(w.bytes.get(), w.layout, expected.data());
       std::unique_ptr<float[]> found(new float[w.q.size()]);
@@ -306,9 +305,9 @@ void CheckForeignHeader() {
       std::unique_ptr<float[]> y(new float[static_cast<size_t>(m * 20)]);
       const int64_t size = tfquant_cuda_scratch_bytes(0, m, num_bits, 0, 64, 20, 0);
       std::unique_ptr<uint8_t[]> scratch(new uint8_t[static_cast<size_t>(size)]);
-      const int code = tfquant_cuda_matmul(0, m, x.get(), num_bits, 0, 64, 20, w.bytes.get(),
-                                           w.layout.bytes(), 0, 1, 0, nullptr, 0, y.get(),
-                                           scratch.get(), size, nullptr);
+      const int code =
+          tfquant_cuda_matmul(0, m, x.get(), num_bits, 0, 64, 20, w.bytes.get(), w.layout.bytes(),
+                              0, 1, 0, nullptr, 0, y.get(), scratch.get(), size, nullptr);
       Expect(code == 0 && std::all_of(y.get(), y.get() + m * 20, [](float v) { return v != v; }),
              "a foreign header gives NaN");
     }

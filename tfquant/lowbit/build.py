@@ -50,6 +50,7 @@ def source_files(root=None):
     root = pathlib.Path(root or source_root())
     folders = [root / name for name in ("core", "kernels", "ops")]
     found = [path for f in folders for path in f.rglob("*") if path.suffix in _SUFFIXES]
+    found += root.glob("core/cuda/checked.md")  # what a GPU host found; see gpu_check.py
     return sorted([*found, root / "sources.bzl"])
 
 

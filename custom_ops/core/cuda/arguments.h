@@ -7,8 +7,8 @@ namespace tfquant {
 
 constexpr int kGpuThreads = 256;  // of every block
 
-// Rows of x that a block of the tensor-core matmul owns, and tiles of 16 rows that one for fewer rows
-// owns: of x in one part, and of x split into three, which take three times the room.
+// Rows of x that a block of the tensor-core matmul owns, and tiles of 16 rows that one for fewer
+// rows owns: of x in one part, and of x split into three, which take three times the room.
 constexpr int kGemmRows = 128, kSplitGemmRows = 64;
 constexpr int kSkinnyTiles = 4, kSplitSkinnyTiles = 2;
 constexpr int kGemmColumns = 128;

@@ -2,10 +2,10 @@
  * default one), no TensorFlow. Enumerations and meaning are those of ../c_api.h; launches do not
  * wait for the device.
  *
- * Functions return 0, or -1 after which tfquant_cuda_error() of the same thread says what was wrong.
- * Numbers and sizes are checked. What lies in the device's memory is not, it would take a wait: a
- * packed buffer whose header says otherwise gives NaN, and a scale that is not positive and finite
- * is used as it is. */
+ * Functions return 0, or -1 after which tfquant_cuda_error() of the same thread says what was
+ * wrong. Numbers and sizes are checked. What lies in the device's memory is not, it would take a
+ * wait: a packed buffer whose header says otherwise gives NaN, and a scale that is not positive and
+ * finite is used as it is. */
 #ifndef TFQUANT_CUSTOM_OPS_CORE_CUDA_CUDA_API_H_
 #define TFQUANT_CUSTOM_OPS_CORE_CUDA_CUDA_API_H_
 

@@ -102,10 +102,9 @@ TFQUANT_DEVICE void MultiplyBytes(int (&c)[4], const unsigned (&a)[4], const uns
 #else
   for (int half = 0; half < 2; ++half) {
     for (int i = 0; i < 2; ++i) {
-      asm volatile(
-          "mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
-          : "+r"(c[2 * i]), "+r"(c[2 * i + 1])
-          : "r"(a[2 * half + i]), "r"(b[half]));
+      asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                   : "+r"(c[2 * i]), "+r"(c[2 * i + 1])
+                   : "r"(a[2 * half + i]), "r"(b[half]));
     }
   }
 #endif
@@ -150,8 +149,8 @@ TFQUANT_DEVICE void MultiplyBrains(float (&c)[4], const unsigned (&a)[4], const 
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-  const FourFloats sum = MultiplyBrainsByLanes({{c[0], c[1], c[2], c[3]}}, a[0], a[1], a[2], a[3],
-                                               b[0], b[1]);
+  const FourFloats sum =
+      MultiplyBrainsByLanes({{c[0], c[1], c[2], c[3]}}, a[0], a[1], a[2], a[3], b[0], b[1]);
 #pragma unroll
   for (int i = 0; i < 4; ++i) c[i] = sum.value[i];
 #endif

@@ -1,5 +1,6 @@
 // Device code of the GPU path. Reads arguments.h and intrinsics.cuh before it and includes nothing,
-// so that NVRTC, nvcc and (for the emulator) g++ compile it as it is. Formats: ../blocks.h; meaning:
+// so that NVRTC, nvcc and (for the emulator) g++ compile it as it is. Formats: ../blocks.h;
+// meaning:
 // ../reference_matmul.h, ../dequantize.h; which kernel runs when: launches.cc.
 //
 // A kernel is a struct whose Run() a block of kGpuThreads threads calls; kernel_list.h names them
@@ -22,10 +23,10 @@ typedef long long Index;
 
 constexpr int kLanes = 32;
 constexpr int kWarps = kGpuThreads / kLanes;
-constexpr int kPanelWidth = 16;    // columns
+constexpr int kPanelWidth = 16;  // columns
 constexpr int kPanelRowBytes = 64;
-constexpr int kBlockK = 32;        // values of k in a block
-constexpr int kScaleBytes = 32;    // a group's f16 scales
+constexpr int kBlockK = 32;      // values of k in a block
+constexpr int kScaleBytes = 32;  // a group's f16 scales
 
 struct alignas(8) Words2 {
   unsigned word[2];
@@ -259,8 +260,7 @@ struct EncodeSigns {
     const int warp = ThreadIndex() / kLanes, lane = ThreadIndex() % kLanes;
     for (Index word = warp; word < a.sign_words; word += kWarps) {
       const Index i = word * 32 + lane;
-      const bool negative =
-          row < a.m && i < a.k && LoadReal(a.x, row * a.k + i, a.brain) < 0.0f;
+      const bool negative = row < a.m && i < a.k && LoadReal(a.x, row * a.k + i, a.brain) < 0.0f;
       const unsigned bits = Ballot(negative);
       if (lane == 0) out[word] = bits;
     }
@@ -311,8 +311,7 @@ template <int kBits>
 TFQUANT_DEVICE unsigned BrainPair(unsigned bytes, int half) {
   const unsigned pair = ByteSelect(bytes, 0, half ? 0x4342u : 0x4140u);
   if (kBits == 8) {
-    return AddBrainPairs((pair & 0x007f007fu) | 0x43004300u,
-                         (~pair & 0x00800080u) | 0xc300c300u);
+    return AddBrainPairs((pair & 0x007f007fu) | 0x43004300u, (~pair & 0x00800080u) | 0xc300c300u);
   }
   constexpr unsigned kOffset = kBits == 4 ? 8u : 2u;
   return AddBrainPairs(pair | 0x43004300u, 0xc300c300u | kOffset << 16 | kOffset);
@@ -513,8 +512,8 @@ struct Gemm {
           const int slot = (warp_panel + p) * kBlocks + b;
           RawWeights<kBits> raw;
           for (int i = 0; i < (kBits == 8 ? 2 : 1); ++i) {
-            raw.rows[i] = Load<Words2>(stage + kRowsSize +
-                                       Swizzle(slot * kBlockBytes + raw.At(lane, i)));
+            raw.rows[i] =
+                Load<Words2>(stage + kRowsSize + Swizzle(slot * kBlockBytes + raw.At(lane, i)));
           }
           columns[p][0] = Form::Unpack(raw, 0, lane);
           columns[p][1] = Form::Unpack(raw, 1, lane);
@@ -591,9 +590,9 @@ struct Gemm {
       const int slot = i / 2;
       const Index panel = first_panel + slot / kBlocks, block = stretch * kBlocks + slot % kBlocks;
       if (block < blocks) {
-        CopyAsync(stage + kRowsSize + kWeightsSize + 16 * i,
-                  ScalesAt(a, panel < last_panel ? panel : last_panel, GroupOf(a, block)) +
-                      i % 2 * 16);
+        CopyAsync(
+            stage + kRowsSize + kWeightsSize + 16 * i,
+            ScalesAt(a, panel < last_panel ? panel : last_panel, GroupOf(a, block)) + i % 2 * 16);
       }
     }
   }
@@ -601,8 +600,8 @@ struct Gemm {
 
 // --- tensor-core matmul, some rows --------------------------------------------------------------
 
-// A block owns 16 * kTiles rows and a few panels; its warps share k, four blocks at a time, and meet
-// in shared memory.
+// A block owns 16 * kTiles rows and a few panels; its warps share k, four blocks at a time, and
+// meet in shared memory.
 template <class Form, bool kGrouped, int kTiles>
 struct Skinny {
   static constexpr int kBits = Form::kWeightBits;
@@ -650,11 +649,9 @@ struct Skinny {
         for (int part = 0; part < Form::kParts; ++part) {
 #pragma unroll
           for (int tile = 0; tile < kTiles; ++tile) {
-            const Byte* const at = a.rows +
-                                   (part * a.padded_m + first_row + 16 * tile + lane / 4) *
-                                       row_bytes +
-                                   block * kBlockK * Form::kValueBytes +
-                                   lane % 4 * Form::kLaneBytes;
+            const Byte* const at =
+                a.rows + (part * a.padded_m + first_row + 16 * tile + lane / 4) * row_bytes +
+                block * kBlockK * Form::kValueBytes + lane % 4 * Form::kLaneBytes;
             const typename Form::Rows rows = Form::LoadRows(at, at + 8 * row_bytes);
 #pragma unroll
             for (int p = 0; p < kPanels; ++p) {
@@ -783,12 +780,11 @@ struct IntegerGemv {
 #pragma unroll
           for (int m = 0; m < kRows; ++m) {
             if (m >= a.m) break;
-            const unsigned x =
-                Load<unsigned>(a.rows + m * a.padded_k + (r * kSteps + step) * 4);
+            const unsigned x = Load<unsigned>(a.rows + m * a.padded_k + (r * kSteps + step) * 4);
 #pragma unroll
             for (int c = 0; c < 4; ++c) {
-              part[m][c] = DotBytes(SignedBytes<kBits>(words[i].word[c], kBits * step), x,
-                                    part[m][c]);
+              part[m][c] =
+                  DotBytes(SignedBytes<kBits>(words[i].word[c], kBits * step), x, part[m][c]);
             }
           }
         }
@@ -814,9 +810,8 @@ struct IntegerGemv {
     for (int m = 0; m < kRows; ++m) {
       float y[4];
       for (int c = 0; c < 4; ++c) {
-        y[c] = panel.grouped
-                   ? AddSlices(total[m][c], shared)
-                   : Integer<kBits>::ToFloat(AddSlices(integer[m][c], shared_integers));
+        y[c] = panel.grouped ? AddSlices(total[m][c], shared)
+                             : Integer<kBits>::ToFloat(AddSlices(integer[m][c], shared_integers));
       }
       if (ThreadIndex() < kQuads) StoreFour(a, fits, y, m, BlockIndex() * kPanelWidth + 4 * quad);
     }
@@ -854,8 +849,8 @@ struct RealGemv {
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
               // 0x4b000000 is 2^23, whose lowest bit counts ones.
-              const float q = BitsToFloat(ByteSelect(bytes, 0x4b000000u, 0x7440u | k)) -
-                              (8388608.0f + kOffset);
+              const float q =
+                  BitsToFloat(ByteSelect(bytes, 0x4b000000u, 0x7440u | k)) - (8388608.0f + kOffset);
 #pragma unroll
               for (int m = 0; m < kRows; ++m) part[m][c] += q * x[m][k];
             }
@@ -1115,8 +1110,8 @@ struct Dequantize {
     }
     const Index to = row * a.columns + column;
     if (a.y_vector) {
-      *reinterpret_cast<Floats4*>(static_cast<float*>(a.y) + to) = {
-          {out[0], out[1], out[2], out[3]}};
+      *reinterpret_cast<Floats4*>(static_cast<float*>(a.y) +
+                                  to) = {{out[0], out[1], out[2], out[3]}};
       return;
     }
 #pragma unroll

@@ -41,8 +41,8 @@ bool Aligned(const void* pointer, int64_t bytes = kAlignment) {
 std::string Launch(const std::string& kernel, int64_t blocks, const GpuArguments& arguments,
                    void* stream) {
   if (blocks > kMostBlocks) {
-    return "The arrays are too large for one launch on a GPU. Received: " +
-           std::to_string(blocks) + " blocks of threads.";
+    return "The arrays are too large for one launch on a GPU. Received: " + std::to_string(blocks) +
+           " blocks of threads.";
   }
   return blocks == 0 ? "" : LaunchKernel(kernel, blocks, arguments, stream);
 }
@@ -79,7 +79,8 @@ Plan PlanOf(const MatmulArgs& args) {
     plan.rows_bytes = RoundUp(plan.padded_m * SignWords(layout) * 4, kAlignment);
     return plan;
   }
-  const bool real = args.activations == Activations::kFloat, brain = args.type != DataType::kFloat32;
+  const bool real = args.activations == Activations::kFloat,
+             brain = args.type != DataType::kFloat32;
   const int parts = real && !brain ? 3 : 1;
   if (m <= kGemvRows) {
     plan.multiply = real ? "RealGemv<" + bits + ", " + gemv_rows + (brain ? ", true>" : ", false>")
@@ -297,8 +298,8 @@ int tfquant_cuda_dequantize(int num_bits, int64_t rows, int64_t columns, int64_t
   a.y = out;
   a.brain = static_cast<DataType>(type) != DataType::kFloat32;
   a.y_vector = columns % 4 == 0 && Aligned(out) && !a.brain;
-  return Report(PlainOnGpu(args, "Dequantize", std::max<int64_t>(1, CeilDivide(columns, 4 * kGpuThreads)),
-                           a, stream));
+  return Report(PlainOnGpu(args, "Dequantize",
+                           std::max<int64_t>(1, CeilDivide(columns, 4 * kGpuThreads)), a, stream));
 }
 
 int tfquant_cuda_quantize(int num_bits, int64_t rows, int64_t columns, int64_t row_group,
@@ -319,6 +320,6 @@ int tfquant_cuda_quantize(int num_bits, int64_t rows, int64_t columns, int64_t r
   a.packed = static_cast<unsigned char*>(packed);
   a.x = x;
   const int64_t row_bytes = (columns * num_bits + 7) / 8;
-  return Report(PlainOnGpu(args, "QuantizePack", std::max<int64_t>(1, CeilDivide(row_bytes, kGpuThreads)),
-                           a, stream));
+  return Report(PlainOnGpu(args, "QuantizePack",
+                           std::max<int64_t>(1, CeilDivide(row_bytes, kGpuThreads)), a, stream));
 }

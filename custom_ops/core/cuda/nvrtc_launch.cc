@@ -32,9 +32,12 @@ __asm__(
     ".hidden tfquant_cuda_source\n"
     ".type tfquant_cuda_source, %object\n"
     "tfquant_cuda_source:\n"
-    ".incbin \"" TFQUANT_CUDA_FOLDER "/arguments.h\"\n"
-    ".incbin \"" TFQUANT_CUDA_FOLDER "/intrinsics.cuh\"\n"
-    ".incbin \"" TFQUANT_CUDA_FOLDER "/kernels.cuh\"\n"
+    ".incbin \"" TFQUANT_CUDA_FOLDER
+    "/arguments.h\"\n"
+    ".incbin \"" TFQUANT_CUDA_FOLDER
+    "/intrinsics.cuh\"\n"
+    ".incbin \"" TFQUANT_CUDA_FOLDER
+    "/kernels.cuh\"\n"
     ".byte 0\n"
     ".popsection\n");
 
@@ -127,9 +130,10 @@ Nvrtc LoadNvrtc() {
       !Find(library, "nvrtcGetPTX", &n.ptx) ||
       !Find(library, "nvrtcGetNumSupportedArchs", &n.arch_count) ||
       !Find(library, "nvrtcGetSupportedArchs", &n.archs)) {
-    n.problem = "NVRTC lacks a function that is needed; expected a version of CUDA 11.2 or later. "
-                "Received: " +
-                n.file + ".";
+    n.problem =
+        "NVRTC lacks a function that is needed; expected a version of CUDA 11.2 or later. "
+        "Received: " +
+        n.file + ".";
     return n;
   }
   n.version(&n.major, &n.minor);
@@ -214,8 +218,8 @@ struct Driver {
   int (*set_current)(Handle) = nullptr;
   int (*load)(Handle*, const void*) = nullptr;
   int (*function)(Handle*, Handle, const char*) = nullptr;
-  int (*launch)(Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Handle,
-                void**, void**) = nullptr;
+  int (*launch)(Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                Handle, void**, void**) = nullptr;
   int (*error_string)(int, const char**) = nullptr;
 };
 
@@ -270,8 +274,9 @@ std::string CurrentContext(Handle* context, int* architecture) {
   if (error.empty()) d.attribute(&minor, kAttributeMinor, device);
   *architecture = 10 * major + minor;
   if (error.empty() && *architecture < 75) {
-    error = "The GPU kernels need compute capability 7.5 or later. Received: " +
-            std::to_string(major) + "." + std::to_string(minor) + ".";
+    error =
+        "The GPU kernels need compute capability 7.5 or later. Received: " + std::to_string(major) +
+        "." + std::to_string(minor) + ".";
   }
   return error;
 }
