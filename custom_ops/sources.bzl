@@ -54,7 +54,10 @@ GPU_SOURCES = [
 
 NVCC_SOURCES = ["core/cuda/nvcc_launch.cu"]
 
-EMULATED_SOURCES = ["tests/emulated_gpu.cc"]
+EMULATED_SOURCES = [
+    "tests/emulated_driver.cc",
+    "tests/emulated_gpu.cc",
+]
 
 GPU_TEST_SOURCES = ["tests/gpu_test.cc"]
 

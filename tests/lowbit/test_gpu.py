@@ -50,7 +50,8 @@ def emulated(gpu_check, tmp_path_factory):
     """The emulated GPU behind the C ABI of core/cuda."""
     if build.compiler() is None:
         pytest.skip("needs a C++ compiler")
-    file = tmp_path_factory.mktemp("gpu") / "libtfquant_gpu.so"
+    # Under this name it also stands in for the driver, which nvrtc_launch.cc opens.
+    file = tmp_path_factory.mktemp("gpu") / "libcuda.so.1"
     load("build_tests").emulated_gpu(file, ["-O1"])
     return gpu_check.open_library(file)
 
@@ -197,6 +198,62 @@ def test_nvcc_compiles_the_library_without_tensorflow(gpu_check, tmp_path):
     subprocess.run(gpu_check.nvcc_command(out, ["-arch=sm_80"]), check=True, timeout=1500)
     c = gpu_check.open_library(out)
     assert c.tfquant_cuda_abi_version() == 2 and c.tfquant_cuda_describe()
+
+
+BY_THE_DRIVER = """
+import importlib.util, sys
+import numpy as np
+spec = importlib.util.spec_from_file_location("gpu_check", sys.argv[1])
+gpu_check = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(gpu_check)
+check = gpu_check.Check(gpu_check.Emulated(), gpu_check.open_library(sys.argv[2]))
+print(check.c.tfquant_cuda_describe().decode())
+rng = np.random.default_rng(0)
+for m in (1, 3, 9, 70):
+    for mode in ("per_row", "float"):
+        check.matmul(m, 65, 20, 4, 32, rng, activations=mode)
+        check.matmul(m, 65, 20, 1, 0, rng, activations=mode)
+assert check.checked == 16 and not check.failures
+"""
+
+
+@pytest.mark.parametrize(("known", "form"), [("80", "sm_80"), ("75", "sm_80")])
+def test_the_run_time_path_compiles_keeps_and_launches_kernels(
+    core, gpu_check, emulated, tmp_path, known, form
+):
+    """The library that TensorFlow loads, with an emulated driver and compiler.
+
+    A compiler that is older than the GPU makes code for the driver to translate.
+    """
+    folder = pathlib.Path(emulated._name).parent
+
+    def run():
+        return subprocess.run(
+            [sys.executable, "-c", BY_THE_DRIVER, gpu_check.__file__, core.file],
+            env=os.environ
+            | {
+                "LD_LIBRARY_PATH": f"{folder}:{build.tensorflow_folder()}",
+                "TFQUANT_NVRTC": emulated._name,
+                "TFQUANT_CACHE_DIR": str(tmp_path / "cache"),
+                "TFQUANT_EMULATED_NVRTC": known,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = run()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "GPUs seen by the CUDA driver: 1. NVRTC 12.5" in done.stdout
+    kept = sorted((tmp_path / "cache").iterdir())
+    assert len(kept) > 8 and all(path.name.startswith(f"cuda-{form}-") for path in kept)
+    # Kept code is used, and code that does not load is made again.
+    first = kept[0].read_bytes()
+    kept[0].write_bytes(b"truncated")
+    times = {path: path.stat().st_mtime_ns for path in kept[1:]}
+    assert run().returncode == 0
+    assert kept[0].read_bytes() == first
+    assert times == {path: path.stat().st_mtime_ns for path in kept[1:]}
 
 
 def test_a_missing_nvrtc_is_said_with_the_remedy(core):
