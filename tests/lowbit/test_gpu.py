@@ -62,8 +62,8 @@ def check(gpu_check, emulated):
 
 
 def test_the_matmul_kernels_agree_with_the_reference_when_emulated(check):
-    check.matmuls(every=19, large=False)
-    assert check.failures == [] and check.checked > 100
+    check.matmuls(every=41, large=False)
+    assert check.failures == [] and check.checked > 80
 
 
 def test_dequantize_quantize_and_unpack_are_exact_when_emulated(check):
@@ -176,7 +176,10 @@ def compile_kernels(core, architecture, options, nvrtc_file):
     )
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [80, *(pytest.param(a, marks=pytest.mark.slow) for a in ARCHITECTURES if a != 80)],
+)
 def test_nvrtc_compiles_one_kernel_of_each_kind(core, architecture):
     done = compile_kernels(core, architecture, ["--kernels", *SOME_KERNELS], nvrtc())
     assert f"sm_{architecture}: 13 kernels" in done.stdout, done.stderr[-3000:]
