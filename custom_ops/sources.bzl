@@ -6,6 +6,8 @@ plain assignments of literals. Paths are relative to custom_ops/.
 
 CORE_SOURCES = [
     "core/c_api.cc",
+    "core/cuda/launches.cc",
+    "core/cuda/nvrtc_launch.cc",
     "core/dequantize.cc",
     "core/matmul.cc",
     "core/pack.cc",
@@ -37,8 +39,27 @@ AARCH64_SOURCES = {
 
 TENSORFLOW_SOURCES = [
     "kernels/lowbit_ops.cc",
+    "kernels/lowbit_ops_gpu.cc",
     "ops/lowbit_ops.cc",
 ]
+
+# The GPU path by itself, for a library without TensorFlow: these and one way to launch, by the CUDA
+# runtime or on the emulated GPU.
+GPU_SOURCES = [
+    "core/cuda/launches.cc",
+    "core/dequantize.cc",
+    "core/matmul.cc",
+    "core/pack.cc",
+]
+
+NVCC_SOURCES = ["core/cuda/nvcc_launch.cu"]
+
+EMULATED_SOURCES = [
+    "tests/emulated_driver.cc",
+    "tests/emulated_gpu.cc",
+]
+
+GPU_TEST_SOURCES = ["tests/gpu_test.cc"]
 
 # No contraction: a * b + c must round twice where the reference does.
 COPTS = [

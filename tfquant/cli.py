@@ -135,6 +135,7 @@ def doctor(flags) -> None:
         print(f"low-bit operations: not compiled, running on {found.path}: {found.problem}")
         print(f"to mend it: {found.remedy}")
     print(f"paths of this processor: {', '.join(found.supported_paths) or '-'}")
+    print(f"GPU: {found.gpu or '-'}")
     print(f"library: {found.library or '-'}")
     print(f"TensorFlow: {found.tensorflow or '-'}; compiler: {found.compiler or '-'}")
 

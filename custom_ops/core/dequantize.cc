@@ -12,7 +12,7 @@ int64_t CeilDivide(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 }  // namespace
 
-std::string CheckPlain(const PlainArgs& args) {
+std::string CheckPlainSizes(const PlainArgs& args) {
   const int bits = args.num_bits;
   if (bits != 8 && bits != 4 && bits != 2 && bits != 1) {
     return "`num_bits` must be 8, 4, 2 or 1. Received: num_bits=" + std::to_string(bits) + ".";
@@ -43,13 +43,20 @@ std::string CheckPlain(const PlainArgs& args) {
            ", column_group=" + std::to_string(args.column_group) +
            ". Received: " + std::to_string(args.scales) + " values.";
   }
-  for (int64_t i = 0; i < scales; ++i) {
+  return "";
+}
+
+std::string CheckPlain(const PlainArgs& args) {
+  const std::string error = CheckPlainSizes(args);
+  if (!error.empty()) return error;
+  for (int64_t i = 0; i < args.scales; ++i) {
     if (!(std::isfinite(args.scale[i]) && args.scale[i] > 0)) {
       return "`scale` must be positive and finite. Received: " + std::to_string(args.scale[i]) +
              ".";
     }
-    if (args.zero_point && !(args.zero_point[i] >= 0 && args.zero_point[i] < (1 << bits))) {
-      return "`zero_point` must lie in [0, " + std::to_string((1 << bits) - 1) +
+    if (args.zero_point &&
+        !(args.zero_point[i] >= 0 && args.zero_point[i] < (1 << args.num_bits))) {
+      return "`zero_point` must lie in [0, " + std::to_string((1 << args.num_bits) - 1) +
              "]. Received: " + std::to_string(args.zero_point[i]) + ".";
     }
   }

@@ -31,7 +31,9 @@ struct PlainArgs {
   void* real = nullptr;  // dequantize: output, [rows, columns]
 };
 
-// What is wrong with the arguments, in words, or "". Looks at every scale.
+// What is wrong with the arguments, in words, or "". CheckPlainSizes looks at the numbers alone,
+// CheckPlain at every scale too.
+std::string CheckPlainSizes(const PlainArgs& args);
 std::string CheckPlain(const PlainArgs& args);
 
 void DequantizePlain(const PlainArgs& args, const Kernels& kernels,

@@ -170,6 +170,7 @@ def test_doctor_says_which_path_runs(here, capsys):
     shown = capsys.readouterr().out
     assert shown.startswith("low-bit operations: ")
     assert "compiler: " in shown
+    assert "GPU: " in shown
 
 
 def test_the_demo_says_what_it_needs(here, capsys, monkeypatch):

@@ -95,6 +95,10 @@ def test_the_source_list_names_every_source_and_no_other():
     root = build.source_root()
     found = {str(path.relative_to(root)) for path in build.source_files() if path.suffix == ".cc"}
     assert listed == found
+    assert set(lists["GPU_SOURCES"]) < set(lists["CORE_SOURCES"])
+    apart = {*lists["NVCC_SOURCES"], *lists["EMULATED_SOURCES"], *lists["GPU_TEST_SOURCES"]}
+    assert {str(path.relative_to(root)) for path in root.rglob("*.cu")} < apart
+    assert all((root / name).is_file() for name in apart)
 
 
 def test_bazel_reads_the_same_source_list():

@@ -19,7 +19,7 @@ import tempfile
 
 LIBRARY = "libtfquant_ops.so"
 STAMP = "built.json"
-_SUFFIXES = (".cc", ".h", ".bzl")
+_SUFFIXES = (".cc", ".cu", ".cuh", ".h", ".bzl")
 
 
 class BuildError(RuntimeError):
@@ -50,6 +50,7 @@ def source_files(root=None):
     root = pathlib.Path(root or source_root())
     folders = [root / name for name in ("core", "kernels", "ops")]
     found = [path for f in folders for path in f.rglob("*") if path.suffix in _SUFFIXES]
+    found += root.glob("core/cuda/checked.md")  # what a GPU host found; see gpu_check.py
     return sorted([*found, root / "sources.bzl"])
 
 
@@ -139,7 +140,7 @@ def commands(out, objects, *, tensorflow=None, root=None, copts=(), machine=None
     if tensorflow:
         include = ["-isystem", str(pathlib.Path(tensorflow) / "include")]
         jobs += [(n, lists["TENSORFLOW_COPTS"] + include) for n in lists["TENSORFLOW_SOURCES"]]
-    base = [compiler() or "c++", *lists["COPTS"], "-fPIC"]
+    base = [compiler() or "c++", *lists["COPTS"], "-fPIC", cuda_folder_option(root)]
     compilations, names = [], []
     for source, options in jobs:
         name = str(pathlib.Path(objects) / (source.replace("/", "_") + ".o"))
@@ -149,6 +150,11 @@ def commands(out, objects, *, tensorflow=None, root=None, copts=(), machine=None
     if tensorflow:
         link += [f"-L{tensorflow}", "-l:libtensorflow_framework.so.2"]
     return compilations, link
+
+
+def cuda_folder_option(root):
+    """Where the assembler finds the text of the GPU kernels, which the library carries."""
+    return f'-DTFQUANT_CUDA_FOLDER="{pathlib.Path(root).resolve() / "core" / "cuda"}"'
 
 
 def compile_library(out, *, tensorflow=None, root=None, copts=()):

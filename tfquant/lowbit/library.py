@@ -29,6 +29,8 @@ class Doctor:
         supported_paths: The paths that this processor can run, plainest first.
         tensorflow: Version of TensorFlow that the ops are built for, or `None`.
         compiler: The compiler found, or `None`.
+        gpu: What there is to run the ops on a GPU and what is missing, and on which GPU the kernels
+            were checked; empty where the library is not built.
         problem: What is wrong, in words; empty if nothing is.
         remedy: How to mend it; empty if nothing is wrong.
     """
@@ -39,6 +41,7 @@ class Doctor:
     supported_paths: tuple[str, ...]
     tensorflow: str | None
     compiler: str | None
+    gpu: str
     problem: str
     remedy: str
 
@@ -80,6 +83,7 @@ def doctor():
         supported_paths=supported,
         tensorflow=tensorflow,
         compiler=build.compiler_version(),
+        gpu=_gpu() if loaded.ops is not None else "",
         problem=problem,
         remedy=_remedy(problem),
     )
@@ -125,7 +129,20 @@ def open_c_library(file):
     library.tfquant_path_name.restype = ctypes.c_char_p
     library.tfquant_chosen_path.restype = ctypes.c_char_p
     library.tfquant_packed_bytes.restype = ctypes.c_int64
+    library.tfquant_cuda_error.restype = ctypes.c_char_p
+    library.tfquant_cuda_describe.restype = ctypes.c_char_p
+    library.tfquant_cuda_kernel_name.restype = ctypes.c_char_p
     return library
+
+
+def _gpu():
+    """What the library says of NVRTC, driver and GPU, and the first line of the checked table."""
+    table = build.source_root() / "core" / "cuda" / "checked.md"
+    if table.is_file():
+        checked = table.read_text().splitlines()[0].removeprefix("# ")
+    else:
+        checked = "The GPU kernels were compiled and emulated, and not yet run on a GPU"
+    return f"{c_library().tfquant_cuda_describe().decode()}; {checked}."
 
 
 def cache_folder(stamp):
