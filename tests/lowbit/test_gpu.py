@@ -266,6 +266,22 @@ def test_a_missing_nvrtc_is_said_with_the_remedy(core):
     assert 'tf.device("CPU")' in done.stderr
 
 
+def test_nvrtc_is_found_beside_tensorflow(core):
+    """Where `tensorflow[and-cuda]` puts it, on no search path of the loader."""
+    file = build.tensorflow_folder().parent / "nvidia" / "cuda_nvrtc" / "lib" / "libnvrtc.so.12"
+    if not file.is_file():
+        pytest.skip("needs NVRTC: pip install nvidia-cuda-nvrtc-cu12")
+    code = "from tfquant.lowbit import doctor; print(doctor().gpu)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={k: v for k, v in os.environ.items() if k not in ("TFQUANT_NVRTC", "LD_LIBRARY_PATH")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"({file.resolve()})" in done.stdout
+
+
 def test_a_launch_without_a_driver_says_so(core):
     c = library.c_library()
     try:

@@ -82,7 +82,11 @@ std::string PackagesFolder() {
   std::string found;
   dl_iterate_phdr(
       [](dl_phdr_info* info, size_t, void* out) {
-        const std::string name = info->dlpi_name;
+        if (std::strstr(info->dlpi_name, "libtensorflow_framework.so") == nullptr) return 0;
+        // The loader's name may have `..` in it.
+        char* const real = realpath(info->dlpi_name, nullptr);
+        const std::string name = real ? real : info->dlpi_name;
+        std::free(real);
         const size_t at = name.rfind("/tensorflow/libtensorflow_framework.so");
         if (at == std::string::npos) return 0;
         *static_cast<std::string*>(out) = name.substr(0, at);
