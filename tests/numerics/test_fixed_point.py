@@ -205,3 +205,18 @@ def test_hard_swish_is_the_device_s(spread, rng, tmp_path):
     report = tfq.to_tflite(q, tmp_path / "model.tflite", samples=data, progress=False)
     assert [layer.operator for layer in report.layers] == ["QUANTIZE", "HARD_SWISH"]
     assert report.end_to_end.differing == 0
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.1, 3.7])
+def test_a_tensor_is_brought_to_another_grid_as_the_device_does(spread, rng, tmp_path):
+    """The concatenation has one grid, that of sigmoids is dictated: they are rounded again."""
+    x, y = keras.Input((256,)), keras.Input((64,))
+    both = layers.Concatenate()([layers.Activation("sigmoid")(x), layers.ReLU()(y)])
+    model = keras.Model([x, y], both)
+    data = [rng.normal(size=(64, n)).astype(np.float32) * spread for n in (256, 64)]
+    q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", samples=data, progress=False)
+    # The sigmoids come from a table.
+    assert report.end_to_end.largest <= 1
+    (joined,) = [layer for layer in report.layers if layer.operator == "CONCATENATION"]
+    assert joined.parity.differing == 0

@@ -169,6 +169,25 @@ def requantize_sum(a, b, a_scale, b_scale):
     return ops.cast(ops.floor(total / unit + 0.5), "float32")
 
 
+def requantize_step(x, ratio):
+    """Brings 8-bit integers to another step as XNNPACK does: a multiplier of 8 fractional bits.
+
+        y = floor(x * round(256 * ratio) / 256 + 1/2)
+
+    Source: XNNPACK, `xnn_init_qs8_cvt_*`, which takes ratios of 2**-8 to 2**7.
+
+    Args:
+        x: Float tensor of 8-bit integers less their zero point.
+        ratio: Float32, step of `x` divided by that of the output.
+
+    Returns:
+        Float32 tensor of integers; out of XNNPACK's range the real product.
+    """
+    multiplier = ops.round(256.0 * ratio)
+    within = ops.logical_and(ratio >= 2.0**-8, ratio <= 2.0**7)
+    return ops.where(within, ops.floor(x * multiplier * 2.0**-8 + 0.5), x * ratio)
+
+
 def hard_swish(x, input_scale, output_scale):
     """Computes `x * relu6(x + 3) / 6` as LiteRT does, in 16-bit fixed point.
 

@@ -3,7 +3,8 @@
 import keras
 import tensorflow as tf
 
-from tfquant.quantizers import Static
+from tfquant.numerics.fixed_point import requantize_step
+from tfquant.quantizers import RecordingScope, Static, from_steps, grid_of, steps_of
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -33,7 +34,14 @@ class Quantize(keras.layers.Layer):
         if training:
             check_ranges([self.quantizer], self.name)
             x = tf.debugging.check_numerics(x, f"Values of '{self.name}' must be finite")
+        grid = None if training or RecordingScope.current() else grid_of(x)
+        if grid is not None and self.quantizer.calibrated and self._is_narrow(grid):
+            ratio = grid.params.scale / self.quantizer.params().scale
+            return from_steps(requantize_step(steps_of(x), ratio), self.quantizer)
         return self.quantizer.call(x, training=training)
+
+    def _is_narrow(self, grid):
+        return max(grid.spec.num_bits, self.quantizer.spec.num_bits) <= 8
 
     def compute_output_shape(self, input_shape):
         """Returns `input_shape`."""
