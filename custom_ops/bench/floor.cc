@@ -81,22 +81,52 @@ double Compute(int threads, int64_t rounds) {
     (void)sink;
 #elif defined(__AVX2__)
     volatile int seed = t;
-    __m256i a = _mm256_set1_epi32(seed), b = _mm256_set1_epi32(seed + 1);
-    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i a = _mm256_set1_epi8(static_cast<char>(seed + 1));
+    __m256i b = _mm256_set1_epi8(static_cast<char>(seed + 2));
+    const __m256i ones = _mm256_set1_epi16(1), nibble = _mm256_set1_epi8(15);
     __m256i sum[8];
     __m256 real[8];
     __m256 half = _mm256_set1_ps(0.5f);
     for (int i = 0; i < 8; ++i) sum[i] = a, real[i] = half;
-    for (int64_t r = 0; r < rounds * 2; ++r) {
+    for (int64_t r = 0; r < rounds; ++r) {
       asm volatile("" : "+x"(a), "+x"(b), "+x"(half));
+      if (kind == 0) {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) real[i % 8] = _mm256_fmadd_ps(real[i % 8], half, half);
+      } else if (kind == 1) {
 #pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) {
-        if (kind == 0) {
-          real[i] = _mm256_fmadd_ps(real[i], half, half);
-        } else if (kind == 1) {
-          sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(a, b));
-        } else {
-          sum[i] = _mm256_add_epi16(sum[i], _mm256_maddubs_epi16(a, b));
+        for (int i = 0; i < 8; ++i) {
+          const __m256i pairs = _mm256_maddubs_epi16(a, b);
+          sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(pairs, ones));
+          asm("" : "+x"(sum[i]), "+x"(a));
+        }
+      } else if (kind == 2) {
+        __m256i chain[4] = {a, a, a, a};
+#pragma GCC unroll 8
+        for (int step = 0; step < 8; ++step) {
+#pragma GCC unroll 4
+          for (int i = 0; i < 4; ++i) {
+            chain[i] = _mm256_add_epi16(chain[i], _mm256_maddubs_epi16(a, b));
+            asm("" : "+x"(chain[i]), "+x"(a));
+          }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          const __m256 group = _mm256_cvtepi32_ps(_mm256_madd_epi16(chain[i], ones));
+          real[i] = _mm256_fmadd_ps(group, half, real[i]);
+        }
+      } else {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          __m256i three = _mm256_shuffle_epi8(b, a);
+          asm("" : "+x"(three), "+x"(a));
+          three = _mm256_add_epi8(three, _mm256_shuffle_epi8(b, a));
+          asm("" : "+x"(three), "+x"(a));
+          three = _mm256_add_epi8(three, _mm256_shuffle_epi8(b, a));
+          sum[i] = _mm256_add_epi8(sum[i], three);
+          const __m256i second = _mm256_and_si256(_mm256_srli_epi16(three, 4), nibble);
+          sum[i + 4] = _mm256_add_epi8(sum[i + 4], second);
+          asm("" : "+x"(sum[i]), "+x"(sum[i + 4]), "+x"(a));
         }
       }
     }
@@ -121,14 +151,18 @@ extern "C" {
 double tfquant_floor_products(int kind, int64_t rounds) {
 #if defined(__AVX512F__)
   const double each = kind == 0 ? 16 : (kind == 1 ? 64 : (kind == 2 ? 64 * 8.0 / 10 : 512));
-#else
-  const double each = kind == 0 ? 8 : (kind == 1 ? 32 * 0.5 : 32);
-#endif
   return each * 16 * static_cast<double>(rounds);
+#else
+  // Of a round: 16 multiply-adds of 8; 8 products of 32; 4 chains of 8 such; 4 times three nibbles
+  // of 32 columns for two rows.
+  const double each = kind == 0 ? 16 * 8 : (kind == 1 ? 8 * 32 : (kind == 2 ? 4 * 256 : 4 * 768));
+  return each * static_cast<double>(rounds);
+#endif
 }
 
-// kind 0: float fused multiply-add; 1: exact u8 x s8 to int32; 2: the same with a conversion and a
-// float multiply-add for every eight (groups of 32); 3: XOR and population count of bits.
+// kind 0: float fused multiply-add; 1: u8 x s8 to int32; 2: the same with a conversion and a float
+// multiply-add for every eight (groups of 32; with AVX2 weights of 4 bits, added up in 16 bits); 3:
+// differing bits, by population count or (AVX2) by a table of nibbles for two rows.
 double tfquant_floor_compute(int kind, int threads, int64_t rounds) {
   switch (kind) {
     case 0:
@@ -147,17 +181,31 @@ double tfquant_floor_read(const uint8_t* data, int64_t bytes, int threads, int r
   const int64_t share = bytes / threads / 1024 * 1024;
   return OnThreads(threads, [&](int t) {
     uint64_t sum[8] = {};
+#if defined(__AVX2__)
+    __m256i wide = _mm256_setzero_si256(), other = wide;
+#endif
     for (int r = 0; r < repeats; ++r) {
       const uint8_t* const from = data + t * share;
       const int64_t stream = share / 4;
       for (int64_t i = 0; i < stream; i += 64) {
+#if defined(__AVX2__)
+        for (int s = 0; s < 4; ++s) {
+          const __m256i* const at = reinterpret_cast<const __m256i*>(from + s * stream + i);
+          wide = _mm256_xor_si256(wide, _mm256_loadu_si256(at));
+          other = _mm256_xor_si256(other, _mm256_loadu_si256(at + 1));
+        }
+#else
         for (int s = 0; s < 4; ++s) {
           uint64_t word[8];
           memcpy(word, from + s * stream + i, 64);
           for (int j = 0; j < 8; ++j) sum[j] ^= word[j];
         }
+#endif
       }
       asm volatile("" : "+m"(sum));
+#if defined(__AVX2__)
+      asm volatile("" : "+x"(wide), "+x"(other));
+#endif
     }
     volatile uint64_t sink = sum[0] ^ sum[1] ^ sum[2] ^ sum[3] ^ sum[4] ^ sum[5] ^ sum[6] ^ sum[7];
     (void)sink;

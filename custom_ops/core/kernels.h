@@ -127,7 +127,7 @@ struct Kernels {
   bool wide;
   int64_t binary_stretch;  // rows of 1-bit weights that a tile covers
   Tile integer[kSources][kScaleModes][kRowSizes];
-  Tile real[3][2][kRowSizes];  // float activations, packed weights
+  Tile real[3][2][kRowSizes];   // float activations, packed weights
   Tile staged_real[kRowSizes];  // floats, scaled
   // By Source, packed.
   void (*stage[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group, bool scales,

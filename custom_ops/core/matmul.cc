@@ -16,12 +16,12 @@
 namespace tfquant {
 namespace {
 
-constexpr int64_t kPassRows = 1024;      // rows of x that are quantized at a time
-constexpr int64_t kStripeRows = 128;     // rows whose quantized x stays in the second-level cache
-constexpr int64_t kIntegerBlocks = 16;   // stretch of K of a tile: 512 values, staged in 16 KB
-constexpr int64_t kRealBlocks = 4;       // 128 values, staged in 16 KB of floats
-constexpr int64_t kDirectRealRows = 8;   // up to these, float tiles read the packed weights
-constexpr size_t kStagedTiles = 3;       // unpacking to the cache first pays from so many tiles on
+constexpr int64_t kPassRows = 1024;     // rows of x that are quantized at a time
+constexpr int64_t kStripeRows = 128;    // rows whose quantized x stays in the second-level cache
+constexpr int64_t kIntegerBlocks = 16;  // stretch of K of a tile: 512 values, staged in 16 KB
+constexpr int64_t kRealBlocks = 4;      // 128 values, staged in 16 KB of floats
+constexpr int64_t kDirectRealRows = 8;  // up to these, float tiles read the packed weights
+constexpr size_t kStagedTiles = 3;      // unpacking to the cache first pays from so many tiles on
 static_assert(kIntegerBlocks % 4 == 0 && kRealBlocks % 4 == 0, "whole groups of 128");
 
 // Uninitialized memory on a cache line, kept by its thread for the next call.
@@ -130,8 +130,7 @@ void PrepareRows(const MatmulArgs& args, const Kernels& kernels, int64_t first, 
       binary ? kernels.binary_stretch : kBlockDepth * (real ? kRealBlocks : kIntegerBlocks);
   // A single tile reads one piece.
   if (p->blocks.size() == 1) p->stretch = padded;
-  p->x_at =
-      p->x.Get<uint8_t>(m * (binary ? padded / 8 * 4 : padded * ValueBytes(args, kernels)));
+  p->x_at = p->x.Get<uint8_t>(m * (binary ? padded / 8 * 4 : padded * ValueBytes(args, kernels)));
   p->row_scale_at = p->row_scale.Get<float>(m);
   if (!binary && !real) {
     p->offset_sum_at = p->offset_sum.Get<int32_t>(m * padded / kBlockDepth);
@@ -260,8 +259,7 @@ void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
   const bool integer = !real && !grouped;
 
   float* const sum = sum_scratch.Get<float>((stripe.end - stripe.begin) * columns);
-  const int64_t staged_bytes =
-      stretch * kBlockDepth * kPanelColumns * (real ? 4 : (wide ? 2 : 1));
+  const int64_t staged_bytes = stretch * kBlockDepth * kPanelColumns * (real ? 4 : (wide ? 2 : 1));
   uint8_t* const stage = staged ? stage_scratch.Get<uint8_t>(panels * staged_bytes) : nullptr;
   float* const stage_scale =
       staged && !real ? scale_scratch.Get<float>(panels * stretch * kPanelColumns) : nullptr;
@@ -320,8 +318,8 @@ void RunBinaryPanel(const Job& job, const Stripe& stripe, int64_t panel) {
   static thread_local Scratch sum_scratch, stage_scratch;
   const PackedLayout& layout = job.args.layout;
   const Prepared& p = job.prepared;
-  const bool staged = job.kernels.stage_binary != nullptr &&
-                      stripe.last_block - stripe.first_block >= kStagedTiles;
+  const bool staged =
+      job.kernels.stage_binary != nullptr && stripe.last_block - stripe.first_block >= kStagedTiles;
   const int64_t count = (stripe.end - stripe.begin) * kBinaryPanelColumns;
   int32_t* const sum = sum_scratch.Get<int32_t>(count);
   std::fill(sum, sum + count, 0);

@@ -10,8 +10,8 @@
 //   Dot<kBits, kPacked, rows, panels>(weights, x, sum)   sum += one block of 32 values of k
 //   Unpack<kBits>(block, bytes)                          a block as 8 rows of bytes
 //   Value<kBits>(row, index)                             one k of a row, offset removed, as Real
-//   BinaryTile<staged, rows>, SignByte, EncodeByte       1-bit weights; StageBinary if kStagesBinary
-//   DequantizeRun, DequantizeColumns, Fence              plain rows
+//   BinaryTile<staged, rows>, SignByte, EncodeByte       1-bit weights; StageBinary if
+//   kStagesBinary DequantizeRun, DequantizeColumns, Fence              plain rows
 // and, if kOwnTiles, in place of Dot
 //   IntegerTile<kBits, kPacked, scales, rows, panels>, OffsetPairs
 // which want what Kernels::pair_offsets and Kernels::wide say, and of Unpack too; if kOwnRealGemv

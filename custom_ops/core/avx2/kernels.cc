@@ -1,11 +1,11 @@
 // AVX2 with FMA and F16C. A panel's row of 64 bytes is two registers of eight columns.
 //
 // Values of at most 4 bits: vpmaddubsw, then a chain of 16-bit additions over a block of 32. A lane
-// adds 2 x 8 products of at most 15 * 128, which is 30720 < 2^15: nothing saturates. With groups the
-// chain starts at minus the offset times its x and ends within 8 * 128 * 16; on the way it may wrap
-// around.
-// Values of 8 bits: vpmaddubsw would saturate (2 * 255 * 128), so even and odd bytes are widened to
-// 16 bits and vpmaddwd adds exact products to 32 bits; both cost the multipliers the same.
+// adds 2 x 8 products of at most 15 * 128, which is 30720 < 2^15: nothing saturates. With groups
+// the chain starts at minus the offset times its x and ends within 8 * 128 * 16; on the way it may
+// wrap around. Values of 8 bits: vpmaddubsw would saturate (2 * 255 * 128), so even and odd bytes
+// are widened to 16 bits and vpmaddwd adds exact products to 32 bits; both cost the multipliers the
+// same.
 //
 // Chains and products fill the registers, so what outlives a block lies in memory.
 #if defined(__x86_64__)
@@ -20,12 +20,10 @@ struct Avx2 : Pairs {
   // What Kernels::pair_offsets wants of 32 values.
   static int32_t OffsetPairs(const int8_t* q, int offset) {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), Load(q));
-    __m128i sum =
-        _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    __m128i sum = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
     sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0x4e));
     sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0xb1));
-    return _mm_cvtsi128_si32(
-        _mm_mullo_epi16(sum, _mm_set1_epi16(static_cast<int16_t>(-offset))));
+    return _mm_cvtsi128_si32(_mm_mullo_epi16(sum, _mm_set1_epi16(static_cast<int16_t>(-offset))));
   }
 
   template <int kBits>
@@ -121,8 +119,8 @@ struct Avx2 : Pairs {
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
         const int32_t* const from = out + (m * kPanels + p) * kPanelColumns;
-        const __m256i start = kScales == kNoScales ? _mm256_set1_epi32(offset[m])
-                                                   : _mm256_setzero_si256();
+        const __m256i start =
+            kScales == kNoScales ? _mm256_set1_epi32(offset[m]) : _mm256_setzero_si256();
         total[m][p][0] = args.first ? start : Load(from);
         total[m][p][1] = args.first ? start : Load(from + 8);
       }
@@ -140,8 +138,8 @@ struct Avx2 : Pairs {
           __m256i chain[kRows][2];
 #pragma GCC unroll 4
           for (int m = 0; m < kRows; ++m) {
-            chain[m][0] = chain[m][1] = kScales == kNoScales ? _mm256_setzero_si256()
-                                                             : _mm256_set1_epi32(offset[m]);
+            chain[m][0] = chain[m][1] =
+                kScales == kNoScales ? _mm256_setzero_si256() : _mm256_set1_epi32(offset[m]);
           }
           Chain<kBits, kPacked, kRows>(weights[p], x, chain);
           weights[p] += kBytes;
@@ -184,8 +182,7 @@ struct Avx2 : Pairs {
             scale = LoadReal(args.scale[p] + g * kPanelColumns);
           }
           for (int m = 0; m < kRows; ++m) {
-            const Real factor =
-                kScales == kBothScales ? Mul(scale, SplatReal(x_scale[m])) : scale;
+            const Real factor = kScales == kBothScales ? Mul(scale, SplatReal(x_scale[m])) : scale;
             total[m][p][0] = Add<kScales>(total[m][p][0], sum[m][p][0], factor.a);
             total[m][p][1] = Add<kScales>(total[m][p][1], sum[m][p][1], factor.b);
           }
@@ -279,8 +276,7 @@ struct Avx2 : Pairs {
             Store(sums + at, sum[m][p][0]);
             Store(sums + at + 8, sum[m][p][1]);
           } else {
-            const Real factor =
-                kScales == kBothScales ? Mul(scale, SplatReal(x_scale[m])) : scale;
+            const Real factor = kScales == kBothScales ? Mul(scale, SplatReal(x_scale[m])) : scale;
             AddScaled(totals + at, sum[m][p][0], factor.a);
             AddScaled(totals + at + 8, sum[m][p][1], factor.b);
           }

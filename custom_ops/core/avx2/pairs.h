@@ -55,9 +55,7 @@ struct Pairs {
   static __m256i Load(const void* from) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(from));
   }
-  static void Store(void* to, __m256i v) {
-    _mm256_storeu_si256(static_cast<__m256i*>(to), v);
-  }
+  static void Store(void* to, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(to), v); }
   static Sum Splat(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
   static Sum LoadSum(const int32_t* from) { return {Load(from), Load(from + 8)}; }
   static void StoreSum(int32_t* to, Sum s) {
@@ -120,9 +118,10 @@ struct Pairs {
             _mm256_sub_ps(_mm256_cvtepi32_ps(b), offset)};
   }
 
-  // Float activations, one row, weights of 4 bits. The values -8 .. 7 are bfloat16s, whose two bytes
-  // are looked up for 32 weights at once and put together; the two values of a 32-bit lane become
-  // floats by a shift and a mask. For a register of columns 0-7 and four values of k the lanes are
+  // Float activations, one row, weights of 4 bits. The values -8 .. 7 are bfloat16s, whose two
+  // bytes are looked up for 32 weights at once and put together; the two values of a 32-bit lane
+  // become floats by a shift and a mask. For a register of columns 0-7 and four values of k the
+  // lanes are
   //
   //     even[0], odd[0]   c0 k0 | c0 k2 | c1 k0 | c1 k2 || c4 .. c5        and the same of k1, k3
   //     even[1], odd[1]   c2           | c3            || c6 .. c7
@@ -132,9 +131,9 @@ struct Pairs {
   static void RealGemv4(const TileArgs& args) {
     const __m256i low_bytes = _mm256_broadcastsi128_si256(_mm_setr_epi8(  // of -8 .. 7
         0x00, static_cast<char>(0xe0), static_cast<char>(0xc0), static_cast<char>(0xa0),
-        static_cast<char>(0x80), 0x40, 0x00, static_cast<char>(0x80), 0x00,
-        static_cast<char>(0x80), 0x00, 0x40, static_cast<char>(0x80), static_cast<char>(0xa0),
-        static_cast<char>(0xc0), static_cast<char>(0xe0)));
+        static_cast<char>(0x80), 0x40, 0x00, static_cast<char>(0x80), 0x00, static_cast<char>(0x80),
+        0x00, 0x40, static_cast<char>(0x80), static_cast<char>(0xa0), static_cast<char>(0xc0),
+        static_cast<char>(0xe0)));
     const char minus_large = static_cast<char>(0xc0), minus_one = static_cast<char>(0xbf);
     const __m256i high_bytes = _mm256_broadcastsi128_si256(_mm_setr_epi8(
         static_cast<char>(0xc1), minus_large, minus_large, minus_large, minus_large, minus_large,
@@ -165,8 +164,7 @@ struct Pairs {
 #pragma GCC unroll 2
             for (int i = 0; i < 2; ++i) {
               const __m256i byte = i ? bytes.b : bytes.a;
-              const __m256i v =
-                  _mm256_and_si256(high ? _mm256_srli_epi16(byte, 4) : byte, nibble);
+              const __m256i v = _mm256_and_si256(high ? _mm256_srli_epi16(byte, 4) : byte, nibble);
               const __m256i low = _mm256_shuffle_epi8(low_bytes, v);
               const __m256i top = _mm256_shuffle_epi8(high_bytes, v);
 #pragma GCC unroll 2
@@ -198,8 +196,8 @@ struct Pairs {
 
   static uint32_t SignByte(const float* x) {
     // x < 0, so that neither -0 nor a NaN counts as negative.
-    return static_cast<uint32_t>(_mm256_movemask_ps(
-        _mm256_cmp_ps(_mm256_loadu_ps(x), _mm256_setzero_ps(), _CMP_LT_OQ)));
+    return static_cast<uint32_t>(
+        _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(x), _mm256_setzero_ps(), _CMP_LT_OQ)));
   }
   // Offsets of 32-byte tables.
   static uint32_t EncodeByte(uint32_t byte, int in_code) {
@@ -231,8 +229,8 @@ struct Pairs {
   static void AddCounts(const __m256i (&bytes)[2], int32_t* sum) {
     for (int i = 0; i < 2; ++i) {
       for (int j = 0; j < 4; ++j) {
-        const __m128i half = j < 2 ? _mm256_castsi256_si128(bytes[i])
-                                   : _mm256_extracti128_si256(bytes[i], 1);
+        const __m128i half =
+            j < 2 ? _mm256_castsi256_si128(bytes[i]) : _mm256_extracti128_si256(bytes[i], 1);
         const __m256i wide = _mm256_cvtepu8_epi32(j % 2 ? _mm_srli_si128(half, 8) : half);
         int32_t* const at = sum + i * 32 + j * 8;
         Store(at, _mm256_add_epi32(Load(at), wide));
@@ -294,10 +292,10 @@ struct Pairs {
       const auto add = [&](int m, const Row& three) __attribute__((always_inline)) {
         all[m][0] = _mm256_add_epi8(all[m][0], three.a);
         all[m][1] = _mm256_add_epi8(all[m][1], three.b);
-        second[m][0] = _mm256_add_epi8(
-            second[m][0], _mm256_and_si256(_mm256_srli_epi16(three.a, 4), nibble));
-        second[m][1] = _mm256_add_epi8(
-            second[m][1], _mm256_and_si256(_mm256_srli_epi16(three.b, 4), nibble));
+        second[m][0] =
+            _mm256_add_epi8(second[m][0], _mm256_and_si256(_mm256_srli_epi16(three.a, 4), nibble));
+        second[m][1] =
+            _mm256_add_epi8(second[m][1], _mm256_and_si256(_mm256_srli_epi16(three.b, 4), nibble));
       };
       int64_t k = 0;
       for (; k + 3 <= count; k += 3, weights += 3 * kStep, x += 3 * 2 * kPairs) {
@@ -324,7 +322,8 @@ struct Pairs {
       for (; k < count; ++k, weights += kStep, x += 2 * kPairs) {
         for (int m = 0; m < kPairs; ++m) {
           const Row low = Nibbles<kStaged>(weights, 0), high = Nibbles<kStaged>(weights, 1);
-          const __m256i tables[2] = {TableAt(kSignTables.two, x[m], 0), TableAt(kSignTables.two, x[m], 1)};
+          const __m256i tables[2] = {TableAt(kSignTables.two, x[m], 0),
+                                     TableAt(kSignTables.two, x[m], 1)};
           add(m, {_mm256_add_epi8(_mm256_shuffle_epi8(tables[0], low.a),
                                   _mm256_shuffle_epi8(tables[1], high.a)),
                   _mm256_add_epi8(_mm256_shuffle_epi8(tables[0], low.b),
@@ -336,8 +335,8 @@ struct Pairs {
         const __m256i upper = _mm256_set1_epi8(static_cast<char>(0xf0));
         __m256i first[2];
         for (int i = 0; i < 2; ++i) {
-          first[i] = _mm256_sub_epi8(
-              all[m][i], _mm256_and_si256(_mm256_slli_epi16(second[m][i], 4), upper));
+          first[i] = _mm256_sub_epi8(all[m][i],
+                                     _mm256_and_si256(_mm256_slli_epi16(second[m][i], 4), upper));
         }
         AddCounts(first, sum + 2 * m * kBinaryPanelColumns);
         AddCounts(second[m], sum + (2 * m + 1) * kBinaryPanelColumns);
@@ -359,8 +358,7 @@ struct Pairs {
       memcpy(&word, from, kBits);
       const __m256i lane = _mm256_setr_epi32(0, kBits, 2 * kBits, 3 * kBits, 4 * kBits, 5 * kBits,
                                              6 * kBits, 7 * kBits);
-      const __m256i v =
-          _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int32_t>(word)), lane);
+      const __m256i v = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int32_t>(word)), lane);
       if (!look_up) {
         return _mm256_cvtepi32_ps(_mm256_and_si256(v, _mm256_set1_epi32((1 << kBits) - 1)));
       }
@@ -398,8 +396,7 @@ struct Pairs {
         _mm256_add_epi32(_mm256_add_epi32(bits, even), _mm256_set1_epi32(0x7fff));
     const __m256i nan = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
     const __m256 is_nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
-    return _mm256_srli_epi32(
-        _mm256_blendv_epi8(rounded, nan, _mm256_castps_si256(is_nan)), 16);
+    return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, nan, _mm256_castps_si256(is_nan)), 16);
   }
 
   // Streamed stores want whole registers of an output that the caches could not hold anyway.
