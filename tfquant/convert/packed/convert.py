@@ -4,18 +4,20 @@ import os
 
 import keras
 import numpy as np
-from keras import layers
+import tensorflow as tf
+from keras import layers, tree
 
 from tfquant import lowbit
 from tfquant.convert.files import check_file, check_new_folder, new_folder, replacing
 from tfquant.convert.packed.layers import make, store, why_not
-from tfquant.lowbit.layers import PackedEmbedding
+from tfquant.lowbit.layers import PackedEmbedding, PackedLayer
 from tfquant.numerics import QuantParams, QuantSpec
 from tfquant.quantizers import Dynamic, Static, grid_of
 from tfquant.registry.linear import LinearConfig, clamp_layer
 from tfquant.report import PackedLayerReport, PackingReport
 from tfquant.rewrite.graph import UniqueNames, clone_graph
 from tfquant.rewrite.lower import lower
+from tfquant.rewrite.validate import check_is_model
 from tfquant.wrappers import IntegerKernel, KernelSite, Quantize, QuantizeWrapper
 from tfquant.wrappers.config import copy_layer, transfer_weights
 
@@ -46,8 +48,8 @@ def to_packed(model, path=None) -> keras.Model:
             activations. It is not changed.
         path: Where to write the packed model, or `None`. A name that ends in `.keras` becomes a
             Keras file, for `keras.saving.load_model`; any other a SavedModel, for
-            `tf.saved_model.load`. To load either, `import tfquant` first. It appears when it is
-            complete.
+            `tf.saved_model.load`, whose `serve` takes the inputs one by one. To load either,
+            `import tfquant` first. It appears when it is complete.
 
     Returns:
         `keras.Model` for inference. Its attribute `packing_report` is a `PackingReport`; print it.
@@ -70,6 +72,12 @@ def to_packed(model, path=None) -> keras.Model:
     path = None if path is None else os.path.normpath(path)
     if path is not None:
         _check(path)
+    check_is_model(model)
+    if any(isinstance(x, (IntegerKernel, PackedLayer, PackedEmbedding)) for x in model.layers):
+        raise ValueError(
+            f"A model from tfq.quantize_model is expected. Received: '{model.name}', which is "
+            "packed already."
+        )
     packer = _Packer(lower(model))
     packed = clone_graph(model, lambda layer: layer, packer.call)
     packed.trainable = False
@@ -326,4 +334,18 @@ def _write(packed, path):
             packed.save(temporary)
     else:
         with new_folder(path) as temporary:
-            packed.export(temporary, format="tf_saved_model", verbose=False)
+            _save_model(packed, temporary)
+
+
+def _save_model(packed, path):
+    """Writes a SavedModel; `model.export` of Keras 3.15 stores each variable twice."""
+    specs = [tf.TensorSpec(x.shape, x.dtype, name=x.name) for x in packed.inputs]
+
+    @tf.function(input_signature=specs, autograph=False)
+    def serve(*arrays):
+        return packed(tree.pack_sequence_as(packed.input, arrays), training=False)
+
+    module = tf.Module()
+    module.weights = [variable.value for variable in packed.variables]
+    module.serve = serve
+    tf.saved_model.save(module, path, signatures={"serving_default": serve})
