@@ -123,7 +123,7 @@ def test_a_packed_model_is_written_and_shown(here, capsys, output):
     finally:
         shutil.rmtree(here / "packed_model", ignore_errors=True)
     shown = capsys.readouterr().out
-    assert "conv    Conv2D       8/8" in shown
+    assert "conv   Conv2D       8/8" in shown
     assert shown.endswith(f"Wrote {output} and report.json\n")
     assert json.loads((here / "report.json").read_text())["layers"][0]["weight_bits"] == 8
     if output.endswith(".keras"):

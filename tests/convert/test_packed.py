@@ -275,12 +275,13 @@ def test_both_files_load_in_a_fresh_process_with_one_import(quantized, images, t
 
 
 def test_a_saved_model_takes_several_inputs_and_returns_several_outputs(rng, tmp_path):
-    inputs = {"left a": keras.Input((6,), name="left a"), "b": keras.Input((4,), name="b")}
+    inputs = {"left-a": keras.Input((6,), name="left-a"), "b": keras.Input((4,), name="b")}
     y = layers.Concatenate()(list(inputs.values()))
     model = keras.Model(inputs, {"sum": layers.Dense(3)(y), "all": layers.Dense(2)(y)})
     x = {name: rng.normal(size=(8, i.shape[1])).astype(np.float32) for name, i in inputs.items()}
     packed = tfq.to_packed(quantize(model, "w8a8", x), tmp_path / "saved")
-    answers = tf.saved_model.load(tmp_path / "saved").serve(*(x[i.name] for i in packed.inputs))
+    loaded = tf.saved_model.load(tmp_path / "saved")
+    answers = loaded.serve(*(x[i.name] for i in packed.inputs))
     expected = packed.predict(x, verbose=0)
     assert sorted(answers) == ["all", "sum"]
     for name in answers:
