@@ -17,15 +17,18 @@ ARGUMENTS = {
     "alpha": 0.1,
     "dims": (2, 1),
     "filters": 1,
+    "height": 2,
     "input_dim": 2,
     "kernel_size": 1,
     "n": 2,
     "output_dim": 2,
+    "output_size": 2,
     "pool_size": 2,
     "rate": 0.5,
     "stddev": 0.1,
     "target_shape": (1,),
     "units": 1,
+    "width": 2,
 }
 
 

@@ -37,6 +37,11 @@ class QuantizeConfig(abc.ABC):
     def get_output_quantizers(self, layer) -> list:
         """Returns one new `Quantizer` for each output of `layer`, or `None` to leave it."""
 
+    @property
+    def reads_floats(self) -> bool:
+        """Whether the layer takes its inputs as they come, and not on a grid."""
+        return False
+
     def device_call(self, wrapper, call_site, args, kwargs):
         """Computes at inference what the device computes, to the last integer.
 
