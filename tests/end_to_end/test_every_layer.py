@@ -64,9 +64,12 @@ def saved_model(x):
 
 def boxes(x):
     found = layers.MaxNumBoundingBoxes(3, bounding_box_format="xyxy")(
-        {"boxes": layers.Reshape((4, 4))(x), "labels": x[:, :4]}
+        {
+            "images": layers.Reshape((2, 2, 4))(x),
+            "bounding_boxes": {"boxes": layers.Reshape((4, 4))(x), "labels": x[:, :4]},
+        }
     )
-    return layers.Flatten()(found["boxes"])
+    return layers.Flatten()(found["bounding_boxes"]["boxes"])
 
 
 def table_and_back(x):

@@ -315,7 +315,7 @@ class _Builder:
         """Whether `layer` has matrices of weights, and nothing is known of its type."""
         return not (
             self.registry.supports(layer)
-            or isinstance(layer, (layers.BatchNormalization, *FLOAT))
+            or isinstance(layer, (layers.BatchNormalization, layers.TFSMLayer, *FLOAT))
             or not matrices(layer)
         )
 

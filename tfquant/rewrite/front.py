@@ -3,6 +3,8 @@
 import keras
 from keras import layers, tree
 
+from tfquant.rewrite.graph import clone_graph, tensors
+
 FRONT = (
     layers.HashedCrossing,
     layers.Hashing,
@@ -16,36 +18,26 @@ def split_front(model):
     """Splits a model behind the lookups at its inputs.
 
     Args:
-        model: Functional model. A lookup must be called once.
+        model: Functional model.
 
     Returns:
         `(front, rest)`: a model from the inputs of `model` to what the rest reads, and the rest.
         Their layers are those of `model`. `front` is `None` where there are no lookups.
     """
-    lookups = {layer.name: layer for layer in model.layers if isinstance(layer, FRONT)}
-    if not lookups:
+    if not any(isinstance(layer, FRONT) for layer in model.layers):
         return None, model
-    read = set()
-    for entry in model.get_config()["layers"]:
-        if entry["name"] not in lookups:
-            read |= _sources(entry["inbound_nodes"])
-    heads = [x for x in model.inputs if _layer_name(model, x) in read]
-    heads += [layer.output for name, layer in lookups.items() if name in read]
-    return keras.Model(model.inputs, heads), keras.Model(heads, model.output, name=model.name)
+    computed, looked_up, heads = set(), set(), {}
 
+    def call(layer, *args, **kwargs):
+        outputs = layer(*args, **kwargs)
+        computed.update(map(id, tree.flatten(outputs)))
+        if isinstance(layer, FRONT):
+            looked_up.update(map(id, tree.flatten(outputs)))
+        else:
+            read = tensors((args, kwargs))
+            heads.update({id(x): x for x in read if id(x) in looked_up or id(x) not in computed})
+        return outputs
 
-def _layer_name(model, x):
-    """Returns the name of the input layer of `x`."""
-    found = (layer for layer in model.layers if isinstance(layer, layers.InputLayer))
-    return next(layer.name for layer in found if tree.flatten(layer.output)[0] is x)
-
-
-def _sources(structure):
-    """Returns the names of the layers whose outputs are among the arguments of calls."""
-    if isinstance(structure, dict):
-        if "keras_history" in structure:
-            return {structure["keras_history"][0]}
-        structure = list(structure.values())
-    if isinstance(structure, (list, tuple)):
-        return set().union(*map(_sources, structure))
-    return set()
+    whole = clone_graph(model, lambda layer: layer, call)
+    heads = list(heads.values())
+    return keras.Model(whole.inputs, heads), keras.Model(heads, whole.output, name=model.name)

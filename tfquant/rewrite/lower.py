@@ -124,6 +124,7 @@ def lower(model) -> Lowered:
             y = _within(y, grid)
             points.pop(id(y), None)  # Of a layer that computes in float.
             note(layer.name, y, grid)
+            bare.note_moved([x], [y])
             units.append(LoweredUnit(layer.name, layer, args, {}, [y]))
             return y
         if isinstance(layer, QuantizeWrapper):
@@ -164,9 +165,15 @@ class _Bare:
         """Notes the outputs of a call, if they are bare."""
         config = unit.layer.quantize_config
         kernel = isinstance(config, LinearConfig) and not unit.layer.call_sites[call_site].clamp
-        moved = isinstance(config, SameGridConfig) and any(id(x) in self.ids for x in unit.inputs)
-        if kernel or moved or config.reads_floats:
+        if kernel or config.reads_floats:
             self.note_float(unit.outputs)
+        elif isinstance(config, SameGridConfig):
+            self.note_moved(unit.inputs, unit.outputs)
+
+    def note_moved(self, inputs, outputs):
+        """Notes the outputs of what computes nothing, if an input is bare."""
+        if any(id(x) in self.ids for x in inputs):
+            self.note_float(outputs)
 
     def note_float(self, outputs):
         """Notes the outputs of a float layer."""

@@ -133,8 +133,8 @@ def copy_layer(layer, **changes):
     """
     try:
         config = {**layer.get_config(), **changes}
-        if isinstance(layer, keras.layers.Lambda):
-            # The function is here already: there is nothing to be afraid of in loading it.
+        if isinstance(layer, (keras.layers.Lambda, keras.layers.TFSMLayer)):
+            # Its code is here already: there is nothing to be afraid of in loading it.
             serialized = {**keras.saving.serialize_keras_object(layer), "config": config}
             return keras.saving.deserialize_keras_object(serialized, safe_mode=False)
         return layer.__class__.from_config(config)

@@ -53,6 +53,10 @@ class Barrier(keras.layers.Layer):
 
     LIMIT = 3.0e38
 
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
     def call(self, x):
         """Returns `min(x, LIMIT)`."""
         return tf.minimum(x, self.LIMIT)
