@@ -20,7 +20,7 @@ from tfquant.rewrite.composite import is_composite, readable
 from tfquant.rewrite.decompose import decompose, standalone_batch_norm
 from tfquant.rewrite.fold import fold_forward, merge_affine
 from tfquant.rewrite.graph import UniqueNames, tensors, trace
-from tfquant.rewrite.layout import cancel_permutes
+from tfquant.rewrite.layout import cancel_permutes, delay_permutes
 from tfquant.rewrite.merge import merge_clamps
 from tfquant.rewrite.operations import moves
 from tfquant.rewrite.unfold import becomes_others, unfold
@@ -146,6 +146,9 @@ class _Builder:
         self.marked, self.own_configs = set(), {}
         for node in self.graph.nodes:
             self._unwrap(node, chosen)
+        for moved, original in delay_permutes(self.graph):
+            if id(original) in self.marked:
+                self.marked.add(id(moved))
         cancel_permutes(self.graph)
         merge_affine(self.graph)
         merge_clamps(

@@ -5,11 +5,11 @@ on its own: `max` and the mean over a box are those over its faces and then alon
 """
 
 import keras
-from keras import layers
+from keras import activations, layers
 
 from tfquant.registry.keras_layers import LINEAR
 from tfquant.rewrite.annotate import QuantizeAnnotate
-from tfquant.rewrite.graph import Graph
+from tfquant.rewrite.graph import Graph, Node
 from tfquant.wrappers.config import copy_layer, transfer_weights
 
 POOLING_3D = {
@@ -139,6 +139,51 @@ def unfold_pooling_3d(layer, scheme):
         return mark(layers.Permute, (3, 1, 2, 4), name="depth_first")(y)
 
     return call
+
+
+def delay_permutes(graph: Graph) -> list[tuple[Node, Node]]:
+    """Moves permutations behind layers that compute each element by itself.
+
+        relu(permute(x)) = permute(relu(x))
+
+    Args:
+        graph: `Graph`, changed in place.
+
+    Returns:
+        Pairs of a new call of a permutation and the call that it repeats.
+    """
+    made = []
+    for node in list(graph.nodes):
+        before = [graph.producer(x) for x in node.inputs]
+        if (
+            not _is_elementwise(node.layer)
+            or any(b is None or type(b.layer) is not layers.Permute for b in before)
+            or len({b.layer.dims for b in before}) != 1
+            or graph.is_output(node.outputs)
+        ):
+            continue
+        moved = Node(before[0].layer, before[0].clone, (), {}, node.outputs)
+        inside = {id(b.outputs): b.inputs[0] for b in before}
+        node.args, node.kwargs = _replace(inside, (node.args, node.kwargs))
+        node.outputs = node.clone(*node.args, **node.kwargs)
+        moved.args = (node.outputs,)
+        graph.nodes.insert(graph.nodes.index(node) + 1, moved)
+        graph.forget_order()
+        made.append((moved, before[0]))
+    return made
+
+
+def _is_elementwise(layer):
+    if type(layer) is layers.Activation:
+        return layer.activation is not activations.softmax
+    return type(layer) in (
+        layers.Add,
+        layers.ELU,
+        layers.LeakyReLU,
+        layers.Multiply,
+        layers.ReLU,
+        layers.Subtract,
+    )
 
 
 def cancel_permutes(graph: Graph) -> None:

@@ -67,15 +67,11 @@ def _converted(converter, function, model):
         missing = sorted(set(re.findall(r"'tf\.(\w+)' op is neither", str(error))))
         if not missing:
             raise
-        places = [
-            op.name.split("/") for op in function.graph.get_operations() if op.type in missing
-        ]
-        names = {layer.name for layer in model.layers}
-        named = {part for parts in places for part in parts if part in names}
+        places = [op.name for op in function.graph.get_operations() if op.type in missing]
+        named = [x.name for x in model.layers if any(_is_inside(x.name, p) for p in places)]
         raise ValueError(
             f"LiteRT has no operator for {', '.join(missing)}. Received: layers "
-            f"{sorted(named) or sorted('/'.join(parts) for parts in places)}. Compute what they do "
-            "before the model or behind it."
+            f"{named or places}. Compute what they do before the model or behind it."
         ) from error
 
 
@@ -99,3 +95,8 @@ def probe(lowered: Lowered, rows: list[np.ndarray]) -> list[np.ndarray]:
 
 def _identifier(name):
     return "".join(c if c.isalnum() or c == "_" else "_" for c in name)
+
+
+def _is_inside(layer, place):
+    """Whether an operation of the graph, `model/layer_1/Operation`, is one of the layer's."""
+    return re.search(rf"(^|/){re.escape(layer)}(_\d+)?/", place) is not None
