@@ -324,7 +324,13 @@ def test_an_endless_dataset_needs_steps(rng):
         batches(endless, ONE, batch_size=2)
 
 
-def test_inputs_of_strings_are_an_error():
-    inputs = [keras.KerasTensor((None,), "string", name="text")]
-    with pytest.raises(ValueError, match=r"inputs of strings \['text'\]"):
-        batches(np.array(["a"]), inputs, batch_size=2)
+def test_inputs_of_strings_stay_strings():
+    inputs = [keras.KerasTensor((None, 1), "string", name="text")]
+    ((batch,),) = batches(np.array([["a"], ["b"]]), inputs, batch_size=2)
+    assert batch.tolist() == [["a"], ["b"]]
+
+
+def test_numbers_are_no_strings():
+    inputs = [keras.KerasTensor((None, 1), "string", name="text")]
+    with pytest.raises(ValueError, match=r"must hold string\. Received: dtype float64"):
+        batches(np.zeros((2, 1)), inputs, batch_size=2)

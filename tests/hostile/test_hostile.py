@@ -5,6 +5,7 @@ import os
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import tfquant as tfq
@@ -300,3 +301,97 @@ class TestCalibrationData:
             tfq.calibrate(quantized, data, progress=False)
         with pytest.raises(ValueError, match="no grids yet"):
             convert(quantized, tmp_path / "model.tflite")
+
+
+class TestLayersAtTheEdge:
+    def test_a_lambda_is_read(self, rng, tmp_path):
+        x = keras.Input((6,))
+        y = layers.Lambda(lambda x: x * 2.0 + 1.0, name="scale")(layers.Dense(4)(x))
+        model = keras.Model(x, layers.Dense(2)(y))
+        data = rows(model, rng)
+        report = agrees(calibrated(model, data), data, tmp_path)
+        assert not report.float_operators
+
+    def test_a_lambda_that_cannot_be_read_stays_float_and_is_named(self, rng, tmp_path):
+        x = keras.Input((6,))
+        y = layers.Dense(4)(x)
+        y = layers.Lambda(lambda x: tf.math.cumsum(x, 1), output_shape=(4,), name="own")(y)
+        model = keras.Model(x, layers.Dense(2)(y))
+        data = rows(model, rng)
+        report = convert(calibrated(model, data), tmp_path / "model.tflite", samples=data)
+        assert any("'own' (Lambda)" in op.reason for op in report.float_operators)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_weights_that_are_not_finite_are_refused_by_name(self, value):
+        model = small()
+        kernel, bias = model.get_layer("second").get_weights()
+        kernel[0, 0] = value
+        model.get_layer("second").set_weights([kernel, bias])
+        with pytest.raises(ValueError, match=r"must be finite.*layer 'second'"):
+            tfq.quantize_model(model)
+
+    @pytest.mark.filterwarnings("ignore:.build.. was called on layer 'lazy'")
+    def test_an_inner_layer_that_was_never_built_is_left_out(self, rng, tmp_path):
+        class Lazy(layers.Layer):
+            def __init__(self, **kwargs):
+                super().__init__(**kwargs)
+                self.used, self.unused = layers.Dense(4), layers.Dense(9)
+
+            def call(self, x):
+                return self.used(x)
+
+        x = keras.Input((6,))
+        model = keras.Model(x, layers.Dense(2)(Lazy(name="lazy")(x)))
+        data = rows(model, rng)
+        report = agrees(calibrated(model, data), data, tmp_path)
+        assert not report.float_operators
+
+    def test_layers_of_one_name_in_two_models_stay_two(self, rng, tmp_path):
+        x = keras.Input((6,))
+        inner = []
+        for name in ("a", "b"):
+            z = keras.Input((6,))
+            inner.append(keras.Model(z, layers.Dense(6, name="same")(z), name=name))
+        model = keras.Model(x, layers.Add()([m(x) for m in inner]))
+        data = rows(model, rng)
+        quantized = calibrated(model, data)
+        assert len({layer.name for layer in quantized.layers}) == len(quantized.layers)
+        np.testing.assert_allclose(quantized(data), model(data), atol=0.1)
+        agrees(quantized, data, tmp_path)
+
+    def test_a_table_of_a_million_rows_is_converted(self, rng, tmp_path):
+        x = keras.Input((3,), dtype="int32")
+        y = layers.Flatten()(layers.Embedding(1_000_000, 4, name="table")(x))
+        model = keras.Model(x, layers.Dense(2)(y))
+        data = rng.integers(0, 1_000_000, (32, 3)).astype(np.int32)
+        report = agrees(calibrated(model, data), data, tmp_path)
+        assert not report.float_operators
+        assert report.quantized_bytes < 4_100_000
+
+    def test_what_no_operator_computes_is_refused_by_name(self, rng, tmp_path):
+        x = keras.Input((4, 4, 4, 2))
+        y = layers.Dense(2)(layers.MaxPooling3D(2, name="box")(x))
+        model = keras.Model(x, y)
+        quantized = tfq.quantize_model(model, skip=["box"])
+        tfq.calibrate(quantized, rows(model, rng), progress=False)
+        with pytest.raises(ValueError, match=r"no operator for MaxPool3D\. .*'box"):
+            convert(quantized, tmp_path / "model.tflite")
+        assert files(tmp_path) == []
+
+    def test_what_unknown_layers_become_is_one_of_two(self):
+        with pytest.raises(ValueError, match=r"must be 'weights' or 'float'\. Received: 'int8'"):
+            tfq.quantize_model(small(), unknown_layers="int8")
+
+    @pytest.mark.parametrize(("choice", "stored"), [("weights", "INT8"), ("float", "FLOAT32")])
+    def test_weights_of_an_unknown_layer_are_stored_as_chosen(
+        self, choice, stored, rng, tmp_path, caplog
+    ):
+        x = keras.Input((4, 4, 4, 2))
+        model = keras.Model(x, layers.Dense(2)(layers.Conv3D(3, 2, name="box")(x)))
+        quantized = tfq.quantize_model(model, unknown_layers=choice)
+        assert caplog.text.count("'box' (Conv3D)") == 1
+        tfq.calibrate(quantized, rows(model, rng), progress=False)
+        convert(quantized, tmp_path / "model.tflite", verify=False)
+        file = File((tmp_path / "model.tflite").read_bytes())
+        kernels = [i for op in file.ops for i in op.inputs if file.is_constant(i)]
+        assert stored in {file.type(i) for i in kernels if np.prod(file.shape(i)) == 48}

@@ -17,8 +17,14 @@ ROWS = KERAS_LAYERS.layer_types()
 # Arguments of layers that cannot be made without any.
 ARGUMENTS = {
     layers.Activation: {"activation": "tanh"},
+    layers.AdaptiveAveragePooling1D: {"output_size": 2},
+    layers.AdaptiveAveragePooling2D: {"output_size": 2},
+    layers.AdaptiveMaxPooling1D: {"output_size": 2},
+    layers.AdaptiveMaxPooling2D: {"output_size": 2},
+    layers.AlphaDropout: {"rate": 0.5},
     layers.AveragePooling1D: {"pool_size": 2},
     layers.AveragePooling2D: {"pool_size": 2},
+    layers.CenterCrop: {"height": 2, "width": 2},
     layers.Conv1D: {"filters": 4, "kernel_size": 3},
     layers.Conv1DTranspose: {"filters": 4, "kernel_size": 3},
     layers.Conv2D: {"filters": 4, "kernel_size": 3},
@@ -33,8 +39,11 @@ ARGUMENTS = {
     layers.Permute: {"dims": (2, 1)},
     layers.RepeatVector: {"n": 2},
     layers.Reshape: {"target_shape": (-1,)},
+    layers.Resizing: {"height": 2, "width": 2},
+    layers.ReversibleEmbedding: {"input_dim": 4, "output_dim": 3},
     layers.SpatialDropout1D: {"rate": 0.5},
     layers.SpatialDropout2D: {"rate": 0.5},
+    layers.SpatialDropout3D: {"rate": 0.5},
 }
 
 # A layer with a kernel: shape of its input, its output channels, bits of its weights under w4a8.
@@ -47,6 +56,10 @@ LINEAR = {
     layers.Conv1DTranspose: ((6, 3), 4, 8),
     layers.Conv2DTranspose: ((6, 6, 3), 4, 8),
 }
+
+
+# Layers whose weights are looked up.
+TABLES = (layers.Embedding, layers.ReversibleEmbedding)
 
 
 def make(layer_type, **kwargs):
@@ -69,7 +82,8 @@ class TestEveryRow:
         layer = make(layer_type)
         touched = [name for name in SCHEMES if config_of(layer, name) is not None]
         static = [name for name, scheme in SCHEMES.items() if scheme.static]
-        assert touched == (list(SCHEMES) if layer_type in LINEAR else static)
+        weights = layer_type in LINEAR or layer_type in TABLES
+        assert touched == (list(SCHEMES) if weights else static)
 
     @pytest.mark.parametrize("layer_type", ROWS, ids=lambda t: t.__name__)
     def test_its_configs_survive_serialization(self, layer_type):
@@ -127,9 +141,9 @@ class TestEveryRow:
             layers.Activation("softplus"),
             layers.Activation(lambda x: x * x),
             layers.ELU(alpha=0.5),
-            layers.UpSampling2D(interpolation="bilinear"),
+            layers.UpSampling2D(interpolation="bicubic"),
         ],
-        ids=["softplus", "lambda", "elu of 0.5", "bilinear"],
+        ids=["softplus", "lambda", "elu of 0.5", "bicubic"],
     )
     def test_what_no_integer_kernel_computes_stays_float(self, layer):
         assert config_of(layer) is None

@@ -80,12 +80,6 @@ def batches(data: Any, inputs, batch_size: int, steps: int | None = None) -> Bat
     for name, number in (("batch_size", batch_size), ("steps", steps)):
         if number is not None and (not isinstance(number, int | np.integer) or number < 1):
             raise ValueError(f"`{name}` must be a positive integer. Received: {name}={number!r}.")
-    strings = [slot.name for slot in inputs if slot.dtype == "string"]
-    if strings:
-        raise ValueError(
-            "Every input must be of numbers; put string lookups before the model. "
-            f"Received: inputs of strings {strings}."
-        )
     fixed_size = next((slot.shape[0] for slot in inputs if slot.shape[0] is not None), None)
     batch_size = fixed_size or batch_size
 
@@ -193,8 +187,8 @@ def _as_array(value, slot, label):
 def _check_form(array, slot, label, shape):
     """Raises unless dtype and shape are those of the input."""
     is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-    kinds = "b" if slot.dtype == "bool" else "biu"
-    wants_float = np.dtype(_dtype(slot)).kind == "f"
+    kinds = {"bool": "b", "string": "OSU"}.get(slot.dtype, "biu")
+    wants_float = "float" in slot.dtype
     if not (array.dtype.kind in kinds or (is_float and wants_float)):
         expected = "numbers" if wants_float else slot.dtype
         raise ValueError(f"{label} must hold {expected}. Received: dtype {array.dtype}.")
@@ -215,6 +209,8 @@ def _check_lengths(arrays, inputs, where):
 
 def _cast(array, slot, label):
     """Returns `array` in the dtype the model is fed, or raises if a value does not survive."""
+    if slot.dtype == "string":
+        return array.astype(object)
     dtype = np.dtype(_dtype(slot))
     if dtype.kind == "f":
         with np.errstate(over="ignore"):  # What overflows becomes Inf and is reported below.

@@ -6,7 +6,7 @@ from keras import ops, tree
 
 from tfquant.numerics import QuantSpec
 from tfquant.numerics.fixed_point import hard_swish, requantize_sum
-from tfquant.quantizers import Fixed, Grid, Static, from_steps, grid_of, on_grid, steps_of
+from tfquant.quantizers import AbsMax, Fixed, Grid, Static, from_steps, grid_of, on_grid, steps_of
 from tfquant.registry.linear import clamp_layer
 from tfquant.wrappers import Lowering, QuantizeConfig
 
@@ -254,8 +254,47 @@ class AverageConfig(SameGridConfig):
     def on_steps(self, wrapper, args, kwargs, params):
         """Computes `round(mean(q))` on raw integers."""
         mean = wrapper.call_exactly(*args, **kwargs) + params.zero_point
-        # A mean of up to 10,000 integers is a multiple of 1e-4: what is closer to a half is one.
-        return ops.sign(mean) * ops.floor(ops.abs(mean) + (0.5 + 1e-5)) - params.zero_point
+        return _half_away(mean) - params.zero_point
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class AdaptiveAverageConfig(AverageConfig):
+    """Average pooling to a given size: the device pools one axis after the other."""
+
+    def on_steps(self, wrapper, args, kwargs, params):
+        """Rounds behind each axis."""
+        (x,), layer = args, wrapper.layer
+        sizes = list(x.shape[1:-1])
+        for axis, size in enumerate(layer.output_size):
+            sizes[axis] = size
+            mean = ops.adaptive_average_pool(x, tuple(sizes), "channels_last") + params.zero_point
+            x = _half_away(mean) - params.zero_point
+        return x
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class ResizeConfig(SameGridConfig):
+    """Images of another size: nearest neighbours are picked, bilinear ones averaged and rounded."""
+
+    def on_steps(self, wrapper, args, kwargs, params):
+        """Computes `round(resize(q))`."""
+        del params
+        return ops.round(wrapper.call_exactly(*args, **kwargs))
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class PReluConfig(OutputConfig):
+    """Leaky ReLU whose slopes are weights: `alpha` is an 8-bit constant of the file."""
+
+    def get_weights_and_quantizers(self, layer):
+        """Returns `alpha` with one scale."""
+        return [(layer.alpha, AbsMax(QuantSpec(8, symmetric=True, narrow_range=True)))]
+
+
+def _half_away(mean):
+    """Rounds means half away from zero."""
+    # A mean of up to 10,000 integers is a multiple of 1e-4: what is closer to a half is one.
+    return ops.sign(mean) * ops.floor(ops.abs(mean) + (0.5 + 1e-5))
 
 
 def _steps(x):

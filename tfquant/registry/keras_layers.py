@@ -4,18 +4,23 @@ import dataclasses
 
 from keras import activations, layers
 
+from tfquant.numerics import PerAxis
 from tfquant.registry.elementwise import (
+    AdaptiveAverageConfig,
     AverageConfig,
     HardSwishConfig,
     LeakyReluConfig,
     MeanConfig,
     OutputConfig,
+    PReluConfig,
     ProductConfig,
+    ResizeConfig,
     SameGridConfig,
     SumConfig,
     SwishConfig,
 )
-from tfquant.registry.linear import LinearConfig
+from tfquant.registry.linear import LinearConfig, ReversibleEmbeddingConfig
+from tfquant.registry.weights import WeightsConfig
 
 # Layers with a kernel: name of the kernel, axes of its output channels, narrowest weights that
 # LiteRT computes with in integers, and the width from which on down it does so in fixed point.
@@ -32,15 +37,20 @@ LINEAR = {
 # Layers whose output lies on the grid of their inputs.
 SAME_GRID = (
     layers.ActivityRegularization,
+    layers.AdaptiveMaxPooling1D,
+    layers.AdaptiveMaxPooling2D,
+    layers.AlphaDropout,
     layers.Concatenate,
     layers.Cropping1D,
     layers.Cropping2D,
+    layers.Cropping3D,
     layers.Dropout,
     layers.Flatten,
     layers.GaussianDropout,
     layers.GaussianNoise,
     layers.GlobalMaxPooling1D,
     layers.GlobalMaxPooling2D,
+    layers.GlobalMaxPooling3D,
     layers.Identity,
     layers.MaxPooling1D,
     layers.MaxPooling2D,
@@ -51,12 +61,24 @@ SAME_GRID = (
     layers.Reshape,
     layers.SpatialDropout1D,
     layers.SpatialDropout2D,
+    layers.SpatialDropout3D,
+    layers.UpSampling1D,
+    layers.UpSampling3D,
     layers.ZeroPadding1D,
     layers.ZeroPadding2D,
+    layers.ZeroPadding3D,
 )
 
 AVERAGE = (layers.AveragePooling1D, layers.AveragePooling2D)
-MEAN = (layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D)
+ADAPTIVE_AVERAGE = (layers.AdaptiveAveragePooling1D, layers.AdaptiveAveragePooling2D)
+MEAN = (
+    layers.GlobalAveragePooling1D,
+    layers.GlobalAveragePooling2D,
+    layers.GlobalAveragePooling3D,
+)
+
+# Ways to resize that have an integer kernel.
+INTERPOLATIONS = ("nearest", "bilinear")
 
 # Layers that stay float whatever the scheme. Of a norm's parts the squares of outliers decide the
 # range: in the TFLite converter's own 8-bit file of a MiniLM encoder they reach 50,809, in steps of
@@ -118,23 +140,25 @@ def register_all(registry) -> None:
                 layer, scheme, row
             ),
         )
+    registry.register(layers.Embedding, _embedding)
+    registry.register(layers.ReversibleEmbedding, _reversible_embedding)
     rows = {
         **dict.fromkeys(SAME_GRID, lambda layer, spec: SameGridConfig()),
         **dict.fromkeys(AVERAGE, lambda layer, spec: AverageConfig()),
+        **dict.fromkeys(ADAPTIVE_AVERAGE, lambda layer, spec: AdaptiveAverageConfig()),
         **dict.fromkeys(MEAN, lambda layer, spec: MeanConfig(spec)),
         layers.Add: lambda layer, spec: SumConfig(spec),
         layers.Subtract: lambda layer, spec: SumConfig(spec, sign=-1),
         layers.Multiply: lambda layer, spec: ProductConfig(spec),
-        # Quantizing what a lookup returns is quantizing the table.
-        layers.Embedding: lambda layer, spec: OutputConfig(spec),
         layers.Activation: lambda layer, spec: activation_config(layer.activation, spec),
         layers.ReLU: lambda layer, spec: OutputConfig(spec),
         layers.LeakyReLU: lambda layer, spec: LeakyReluConfig(spec),
         layers.ELU: lambda layer, spec: OutputConfig(spec) if layer.alpha == 1 else None,
         layers.Softmax: lambda layer, spec: activation_config(activations.softmax, spec),
-        layers.UpSampling2D: lambda layer, spec: (
-            SameGridConfig() if layer.interpolation == "nearest" else None
-        ),
+        layers.PReLU: lambda layer, spec: PReluConfig(spec) if spec.num_bits == 8 else None,
+        layers.CenterCrop: lambda layer, spec: ResizeConfig(),
+        layers.Resizing: lambda layer, spec: _resize(layer),
+        layers.UpSampling2D: lambda layer, spec: _resize(layer),
     }
     for layer_type, make in rows.items():
         registry.register(
@@ -152,6 +176,25 @@ def _linear(layer, scheme, row):
     if getattr(layer, "groups", 1) > 1:
         minimum_bits = 8  # As of depthwise ones: LiteRT has a slow reference kernel for fewer.
     return LinearConfig.for_scheme(scheme, kernel, axis, minimum_bits, fixed_point_bits)
+
+
+def _embedding(layer, scheme):
+    if not scheme.static:
+        return WeightsConfig.for_scheme(scheme)
+    # Quantizing what a lookup returns is quantizing the table.
+    return OutputConfig(scheme.activations)
+
+
+def _reversible_embedding(layer, scheme):
+    if not scheme.static:
+        return WeightsConfig.for_scheme(scheme)
+    if layer.logit_soft_cap is not None:
+        return None
+    return ReversibleEmbeddingConfig(scheme.weights(PerAxis(0), 8), scheme.activations)
+
+
+def _resize(layer):
+    return ResizeConfig() if layer.interpolation in INTERPOLATIONS else None
 
 
 def _fixed_grid(spec, low, high):

@@ -1,5 +1,7 @@
 """Layers that multiply by a kernel and add a bias: dense and convolutions."""
 
+import dataclasses
+
 import keras
 from keras import ops
 
@@ -231,6 +233,55 @@ class LinearConfig(QuantizeConfig):
             "dynamic": self.dynamic,
             "fixed_point": self.fixed_point,
         }
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class ReversibleEmbeddingConfig(QuantizeConfig):
+    """A table that is looked up in one call and multiplied by in another.
+
+    Its rows have a scale each, and what is looked up a grid of its own.
+
+    Args:
+        weights: `QuantSpec` of the table, for each row.
+        activations: `QuantSpec` of the output.
+    """
+
+    def __init__(self, weights, activations):
+        as_spec = lambda x: QuantSpec.from_dict(x) if isinstance(x, dict) else x  # noqa: E731
+        self.weights, self.activations = as_spec(weights), as_spec(activations)
+
+    def get_weights_and_quantizers(self, layer):
+        """Returns the table, and that of the way back where it is another."""
+        pairs = [(layer.embeddings, AbsMax(self.weights))]
+        if not layer.tie_weights:
+            columns = dataclasses.replace(self.weights, granularity=PerAxis(-1))
+            pairs.append((layer.reverse_embeddings, AbsMax(columns)))
+        return pairs
+
+    def get_output_quantizers(self, layer):
+        """Returns one `Static`."""
+        del layer
+        return [Static(self.activations)]
+
+    def lower(self, wrapper, call_site, args, kwargs, input_grids, name):
+        """Calls an `Embedding`, or a `Dense` that multiplies by the table."""
+        del call_site, input_grids
+        variable, quantizer = wrapper.weight_quantizers[-1 if kwargs.get("reverse") else 0]
+        table = ops.convert_to_numpy(quantizer.call(variable.value))
+        if not kwargs.get("reverse"):
+            layer = keras.layers.Embedding(*table.shape, name=name)
+            outputs = layer(args[0])
+            layer.set_weights([table])
+            return Lowering(outputs)
+        kernel = table.T if wrapper.layer.tie_weights else table
+        layer = keras.layers.Dense(kernel.shape[1], use_bias=False, name=name)
+        outputs = layer(args[0])
+        layer.set_weights([kernel])
+        scale = ops.convert_to_numpy(quantizer.params(variable.value).scale).reshape(-1)
+        return Lowering(outputs, (LoweredKernel(kernel, scale, quantizer.spec),))
+
+    def get_config(self):
+        return {"weights": self.weights.to_dict(), "activations": self.activations.to_dict()}
 
 
 def clamp_layer(x, bounds):

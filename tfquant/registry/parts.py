@@ -106,6 +106,28 @@ class CausalMask(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
+class CountTokens(keras.layers.Layer):
+    """Says how often each token occurs in a list of tokens.
+
+    Args:
+        depth: Number of tokens.
+        once: Whether to say only whether it occurs.
+    """
+
+    def __init__(self, depth: int, once: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.depth, self.once = depth, once
+
+    def call(self, x):
+        """Returns the counts `(batch, depth)` of tokens `(batch, n)`."""
+        found = ops.one_hot(ops.cast(x, "int32"), self.depth, dtype=self.compute_dtype)
+        return ops.max(found, axis=-2) if self.once else ops.sum(found, axis=-2)
+
+    def get_config(self):
+        return {**super().get_config(), "depth": self.depth, "once": self.once}
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
 class Scale(keras.layers.Layer):
     """Multiplies by a weight `factor`, one number for each channel of the last axis."""
 

@@ -1,14 +1,17 @@
-"""The README's tables of layers and schemes, made from the registry.
+"""The README's tables of layers, their coverage and schemes, made from the registry.
 
 `python -m tfquant.registry.table` prints them; with the name of a Markdown file it writes them
-between the file's `<!-- layers -->` and `<!-- schemes -->` markers.
+between the file's markers, such as `<!-- layers -->` and `<!-- /layers -->`.
 """
 
 import inspect
 import re
 import sys
 
+from keras import layers
+
 from tfquant.registry import KERAS_LAYERS, SCHEMES
+from tfquant.registry.coverage import COVERAGE
 from tfquant.registry.registry import QuantizeRegistry
 
 # Arguments for the layers that cannot be made without any.
@@ -17,15 +20,18 @@ ARGUMENTS = {
     "alpha": 0.1,
     "dims": (2, 1),
     "filters": 1,
+    "height": 2,
     "input_dim": 2,
     "kernel_size": 1,
     "n": 2,
     "output_dim": 2,
+    "output_size": 2,
     "pool_size": 2,
     "rate": 0.5,
     "stddev": 0.1,
     "target_shape": (1,),
     "units": 1,
+    "width": 2,
 }
 
 
@@ -46,6 +52,14 @@ def layer_table(registry: QuantizeRegistry = KERAS_LAYERS) -> str:
     return _markdown(lines)
 
 
+def coverage_table() -> str:
+    """Returns a Markdown table: what a `w8a8` file makes of every layer of Keras."""
+    lines = [("in the file", "layers of `keras.layers`"), ("---",) * 2]
+    for claim, kinds in COVERAGE.items():
+        lines.append((claim, f"{len(kinds)}: {', '.join(sorted(_public_name(k) for k in kinds))}"))
+    return _markdown(lines)
+
+
 def scheme_table() -> str:
     """Returns a Markdown table of all schemes."""
     lines = [("scheme", "weights", "activations", "calibration", "what it is"), ("---",) * 5]
@@ -63,7 +77,11 @@ def update(text: str) -> str:
     Raises:
         ValueError: If a marker is missing.
     """
-    for name, table in (("layers", layer_table()), ("schemes", scheme_table())):
+    for name, table in (
+        ("layers", layer_table()),
+        ("coverage", coverage_table()),
+        ("schemes", scheme_table()),
+    ):
         marked = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
         if not marked.search(text):
             raise ValueError(
@@ -71,6 +89,12 @@ def update(text: str) -> str:
             )
         text = marked.sub(lambda match, table=table: match[1] + table + match[2], text)
     return text
+
+
+def _public_name(kind):
+    """Returns the name that `keras.layers` has for a layer; it may have shorter ones as well."""
+    names = [name for name, x in vars(layers).items() if x is kind]
+    return max(names, key=lambda name: (name == kind.__name__, len(name)))
 
 
 def _make(layer_type):

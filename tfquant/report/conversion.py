@@ -104,6 +104,8 @@ class ConversionReport:
         saturated_biases: Number of biases at the end of their integer range; 0 in a right file.
         end_to_end: `Parity` of the outputs, Keras against LiteRT, or `None` without verification.
         samples: Where the inputs of the comparison came from.
+        front_layers: Names and types of the model's layers that are not in the file: lookups, whose
+            outputs are the file's inputs.
     """
 
     path: str
@@ -114,6 +116,7 @@ class ConversionReport:
     saturated_biases: int = 0
     end_to_end: Parity | None = None
     samples: str = ""
+    front_layers: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def op_by_op(self) -> Parity | None:
@@ -148,6 +151,9 @@ class ConversionReport:
             yield Text(f"op by op:   {_in_words(self.op_by_op)}")
         if self.end_to_end is not None:
             yield Text(f"end to end: {_in_words(self.end_to_end)}, on {self.samples}")
+        if self.front_layers:
+            named = ", ".join(f"'{name}' ({kind})" for name, kind in self.front_layers.items())
+            yield Text(f"not in the file, run before it: {named}")
         yield from _float_lines(self.float_operators)
         if self.saturated_biases:
             yield Text(f"SATURATED BIASES: {self.saturated_biases}", style="bold red")

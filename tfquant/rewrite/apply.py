@@ -14,14 +14,16 @@ from tfquant.registry import QuantizeRegistry, schemes
 from tfquant.registry.elementwise import OutputConfig, SameGridConfig
 from tfquant.registry.keras_layers import FLOAT, LINEAR
 from tfquant.registry.registry import KERAS_LAYERS
+from tfquant.registry.weights import WeightsConfig, matrices
 from tfquant.rewrite.annotate import QuantizeAnnotate, all_layers, skip_predicate
 from tfquant.rewrite.composite import is_composite, readable
 from tfquant.rewrite.decompose import decompose, standalone_batch_norm
 from tfquant.rewrite.fold import fold_forward, merge_affine
 from tfquant.rewrite.graph import UniqueNames, tensors, trace
+from tfquant.rewrite.layout import cancel_permutes, delay_permutes
 from tfquant.rewrite.merge import merge_clamps
 from tfquant.rewrite.operations import moves
-from tfquant.rewrite.unfold import UNFOLDED, unfold
+from tfquant.rewrite.unfold import becomes_others, unfold
 from tfquant.rewrite.units import Unit, fuse
 from tfquant.rewrite.validate import check_model
 from tfquant.wrappers import CallSite, OperationLayer, Quantize, QuantizeWrapper
@@ -36,6 +38,7 @@ def quantize_model(
     *,
     skip=(),
     registry: QuantizeRegistry | None = None,
+    unknown_layers: str = "weights",
     weight_quantizer: str | None = None,
     activation_quantizer: str | None = None,
 ):
@@ -49,6 +52,9 @@ def quantize_model(
         scheme: Name of a scheme (`"w8a8"`, `"w4a8"`, ...; see `tfq.SCHEMES`) or a `Scheme`.
         skip: Layers to leave float: names, layer classes, or layers.
         registry: `QuantizeRegistry`; the default knows Keras's own layers.
+        unknown_layers: What becomes of layers that nobody has said how to quantize: `"weights"`
+            stores their trainable weights of rank 2 or more in 8 bits and computes in float,
+            `"float"` leaves them alone. A warning names them.
         weight_quantizer: What training does to the grids of weights: a name of
             `tfq.quantizers.WEIGHT_QUANTIZERS`; `None` for the scheme's own.
         activation_quantizer: What it does to those of activations: a name of
@@ -60,8 +66,8 @@ def quantize_model(
     Raises:
         TypeError: If `model` is not a Keras model.
         ValueError: If the model is not built, is subclassed, is quantized already or has weights
-            that are not finite; if the scheme, a family of quantizers or a name in `skip` is
-            unknown.
+            that are not finite; if the scheme, a family of quantizers, `unknown_layers` or a name
+            in `skip` is unknown.
 
     Example:
 
@@ -76,7 +82,7 @@ def quantize_model(
     check_model(model)
     skipped = skip_predicate(model, skip)
     chosen = lambda layer: not skipped(layer)  # noqa: E731
-    return _Builder(model, scheme, registry or KERAS_LAYERS, chosen).build()
+    return _Builder(model, scheme, registry or KERAS_LAYERS, chosen, unknown_layers).build()
 
 
 def quantize_apply(
@@ -84,6 +90,7 @@ def quantize_apply(
     scheme="w8a8",
     *,
     registry: QuantizeRegistry | None = None,
+    unknown_layers: str = "weights",
     weight_quantizer: str | None = None,
     activation_quantizer: str | None = None,
 ):
@@ -94,6 +101,7 @@ def quantize_apply(
             `quantize_annotate_model`. It is not changed.
         scheme: Name of a scheme, or a `Scheme`.
         registry: `QuantizeRegistry`; the default knows Keras's own layers.
+        unknown_layers: As in `quantize_model`.
         weight_quantizer: As in `quantize_model`.
         activation_quantizer: As in `quantize_model`.
 
@@ -106,7 +114,8 @@ def quantize_apply(
     """
     scheme = _with_families(scheme, weight_quantizer, activation_quantizer)
     check_model(model)
-    builder = _Builder(model, scheme, registry or KERAS_LAYERS, lambda layer: False)
+    chosen = lambda layer: False  # noqa: E731
+    builder = _Builder(model, scheme, registry or KERAS_LAYERS, chosen, unknown_layers)
     if not builder.marked:
         raise ValueError(
             f"No layer of '{model.name}' is marked. Mark layers with quantize_annotate_layer, or "
@@ -125,14 +134,22 @@ def _with_families(scheme, weights, activations):
 class _Builder:
     """Reads a model, decides what becomes of each call, and builds the quantized model."""
 
-    def __init__(self, model, scheme, registry, chosen):
-        self.scheme, self.registry = scheme, registry
+    def __init__(self, model, scheme, registry, chosen, unknown_layers):
+        if unknown_layers not in ("weights", "float"):
+            raise ValueError(
+                f"`unknown_layers` must be 'weights' or 'float'. Received: {unknown_layers!r}."
+            )
+        self.scheme, self.registry, self.unknown_layers = scheme, registry, unknown_layers
         self.opened = []  # What composite layers consist of is quantized as they are.
         chosen = lambda layer, chosen=chosen: any(x is layer for x in self.opened) or chosen(layer)  # noqa: E731
         self.graph = trace(model, lambda layer: self._take_apart(layer, chosen))
         self.marked, self.own_configs = set(), {}
         for node in self.graph.nodes:
             self._unwrap(node, chosen)
+        for moved, original in delay_permutes(self.graph):
+            if id(original) in self.marked:
+                self.marked.add(id(moved))
+        cancel_permutes(self.graph)
         merge_affine(self.graph)
         merge_clamps(
             self.graph,
@@ -212,8 +229,7 @@ class _Builder:
         separable = type(layer) in (layers.SeparableConv1D, layers.SeparableConv2D)
         return (
             separable
-            or type(layer) in UNFOLDED
-            or not isinstance(layer, layers.Layer)
+            or becomes_others(layer)
             or (is_composite(layer) and not self.registry.supports(layer))
             or self.registry.get_quantize_config(layer, self.scheme) is not None
         )
@@ -264,7 +280,10 @@ class _Builder:
         if own is not None:
             return own
         if isinstance(node.layer, keras.layers.Layer):
-            return self.registry.get_quantize_config(node.layer, scheme)
+            config = self.registry.get_quantize_config(node.layer, scheme)
+            if config is None and self.unknown_layers == "weights" and self._is_unknown(node.layer):
+                return WeightsConfig.for_scheme(scheme)
+            return config
         # What an operation computes from values on grids is rounded to a grid in its turn.
         real = [*node.inputs, *tree.flatten(node.outputs)]
         if self.scheme.static and all(keras.backend.is_float_dtype(x.dtype) for x in real):
@@ -295,26 +314,44 @@ class _Builder:
         is_sum = type(node.layer) is layers.Add and self.configs[id(node)] is None
         return is_sum or type(node.layer) in FLOAT
 
+    def _is_unknown(self, layer):
+        """Whether `layer` has matrices of weights, and nothing is known of its type."""
+        return not (
+            self.registry.supports(layer)
+            or isinstance(layer, (layers.BatchNormalization, layers.TFSMLayer, *FLOAT))
+            or not matrices(layer)
+        )
+
     def _warn_of_unknown_layers(self):
-        unknown = {}
+        """Names the layers that the registry has no config for."""
+        weights_only, whole = {}, {}
         for node in self.graph.nodes:
-            layer = node.layer
-            if (
-                id(node) in self.marked
-                and self.configs[id(node)] is None
-                and isinstance(layer, keras.layers.Layer)
+            layer, config = node.layer, self.configs[id(node)]
+            if id(node) not in self.marked or not isinstance(layer, keras.layers.Layer):
+                continue
+            if isinstance(config, WeightsConfig):
+                weights_only[layer.name] = type(layer).__name__
+            elif (
+                config is None
                 and layer.weights
                 and not self.registry.supports(layer)
                 and not isinstance(layer, (layers.BatchNormalization, *FLOAT))
             ):
-                unknown[layer.name] = type(layer).__name__
-        if unknown:
-            named = ", ".join(f"'{name}' ({kind})" for name, kind in unknown.items())
-            _logger.warning(
-                "Layers of unknown type stay float: %s. Register a QuantizeConfig for the type to "
-                "quantize them.",
-                named,
-            )
+                whole[layer.name] = type(layer).__name__
+        for found, what in (
+            (
+                weights_only,
+                "Layers of unknown type have their weights quantized, and compute in float",
+            ),
+            (whole, "Layers of unknown type stay float"),
+        ):
+            if found:
+                named = ", ".join(f"'{name}' ({kind})" for name, kind in found.items())
+                _logger.warning(
+                    "%s: %s. Register a QuantizeConfig for the type to say how they are quantized.",
+                    what,
+                    named,
+                )
 
     # Grids that agree.
 
@@ -386,7 +423,8 @@ class _Builder:
             if isinstance(layer, OperationLayer):
                 args, kwargs = tensors((args, kwargs)), {}
             return layer(*args, **kwargs)
-        args, kwargs = self._arguments(unit, quantized=True)
+        reads_floats = config is not None and config.reads_floats
+        args, kwargs = self._arguments(unit, quantized=not reads_floats)
         make = self._convolution_of_ones if lone else self._wrapper
         (before, wrapper, after), site = self._made_once(unit, make)
         if isinstance(wrapper.layer, OperationLayer):
@@ -499,16 +537,20 @@ class _Builder:
         ):
             return False
         rank = len(node.inputs[0].shape)
-        return rank in (2, 3, 4) and layer.axis in (-1, rank - 1)
+        free = sum(n is None for n in node.inputs[0].shape[1:])
+        return layer.axis in (-1, rank - 1) and (rank < 5 or (rank == 5 and free < 2))
 
     def _convolution_of_ones(self, unit):
         """Returns the quantized layers that compute a batch norm of its own."""
         shape = unit.node.inputs[0].shape
-        before, convolution, after = standalone_batch_norm(unit.node.layer, len(shape))
+        before, convolution, after = standalone_batch_norm(unit.node.layer, shape)
+        norm = copy_layer(unit.node.clone, axis=-1)
+        norm.build((None, None, None, shape[-1]))
+        transfer_weights(unit.node.layer, norm)
         wrapper = QuantizeWrapper(
             convolution,
             self.registry.get_quantize_config(convolution, self.scheme),
-            batch_norm=self._filled(unit.node),
+            batch_norm=norm,
             call_sites=self._sites(unit),
             activation_quantizer=self.scheme.activation_quantizer,
             name=self.unique(f"quant_{unit.node.layer.name}"),

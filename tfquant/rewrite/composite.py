@@ -12,7 +12,7 @@ _logger = logging.getLogger("tfquant")
 _KERAS_LAYERS = frozenset(x for x in vars(keras.layers).values() if isinstance(x, type))
 
 # Of Keras's own layers, those whose `call` is made of operations that a device has.
-_OPEN = (keras.layers.Attention, keras.layers.AdditiveAttention)
+_OPEN = (keras.layers.Attention, keras.layers.AdditiveAttention, keras.layers.Lambda)
 
 # Parts of norms. In 8 bits they lose what they measure: a layer made of them alone stays whole.
 _FLOAT_OPERATIONS = frozenset({"Log", "Norm", "Power", "Rsqrt", "Sqrt", "Square", "Std", "Var"})
@@ -20,7 +20,7 @@ _FLOAT_OPERATIONS = frozenset({"Log", "Norm", "Power", "Rsqrt", "Sqrt", "Square"
 
 def is_composite(layer) -> bool:
     """Whether `layer` is of a type that only its author knows."""
-    if not isinstance(layer, keras.layers.Layer) or isinstance(layer, keras.layers.Lambda):
+    if not isinstance(layer, keras.layers.Layer):
         return False
     if isinstance(layer, keras.Model):
         return not is_readable(layer)

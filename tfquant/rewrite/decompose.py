@@ -29,7 +29,7 @@ def decompose(layer):
     return None
 
 
-def standalone_batch_norm(layer, rank):
+def standalone_batch_norm(layer, shape):
     """Returns layers that compute a batch norm of no linear layer as a convolution of ones.
 
     The device has no batch norm. As a depthwise convolution of size one it has a scale for each
@@ -38,7 +38,7 @@ def standalone_batch_norm(layer, rank):
 
     Args:
         layer: `keras.layers.BatchNormalization` over the last axis.
-        rank: Rank of its input, 2 to 4.
+        shape: Shape of its input, of rank 2 to 5.
 
     Returns:
         `(before, convolution, after)`: layers to call before and behind the convolution (or
@@ -50,10 +50,10 @@ def standalone_batch_norm(layer, rank):
     )
     convolution.build((None, None, None, channels))
     convolution.set_weights([np.ones((1, 1, channels, 1), np.float32)])
-    if rank == 4:
+    if len(shape) == 4:
         return None, convolution, None
     before = layers.Reshape((-1, 1, channels), name=f"{layer.name}_expand")
-    shape = (channels,) if rank == 2 else (-1, channels)
+    shape = (-1, channels) if len(shape) == 3 else [-1 if n is None else n for n in shape[1:]]
     return before, convolution, layers.Reshape(shape, name=f"{layer.name}_squeeze")
 
 

@@ -10,9 +10,10 @@ from keras import tree
 from tfquant.numerics import QuantParams
 from tfquant.quantizers import Grid, Quantizer, grid_of, on_grid
 from tfquant.registry.elementwise import SameGridConfig
+from tfquant.registry.linear import LinearConfig
 from tfquant.rewrite.graph import UniqueNames, clone_graph
 from tfquant.rewrite.validate import check_finite, check_is_model
-from tfquant.wrappers import LoweredKernel, Quantize, QuantizeWrapper
+from tfquant.wrappers import Barrier, LoweredKernel, Quantize, QuantizeWrapper
 from tfquant.wrappers.config import copy_layer, transfer_weights
 
 
@@ -80,12 +81,14 @@ class Lowered:
         points: What the quantized layers compute, in order.
         units: Calls of quantized layers, likewise.
         float_layers: Names and types of layers that stayed float.
+        weights_only: Names and types of layers of which only the weights are quantized.
     """
 
     model: keras.Model
     points: list[Point]
     units: list[LoweredUnit]
     float_layers: dict[str, str]
+    weights_only: dict[str, str]
 
 
 def lower(model) -> Lowered:
@@ -105,8 +108,9 @@ def lower(model) -> Lowered:
     check_is_model(model)
     for layer in model.layers:
         check_finite(layer)
-    points, units, float_layers, copies = {}, [], {}, {}
+    points, units, float_layers, weights_only, copies = {}, [], {}, {}, {}
     unique = UniqueNames()
+    bare = _Bare()
 
     def note(name, x, grid):
         on_grid(x, grid)
@@ -118,12 +122,17 @@ def lower(model) -> Lowered:
             grid = _numbers(layer.quantizer)
             y = keras.layers.Identity()(x) if grid_of(x) is not None else x
             y = _within(y, grid)
+            points.pop(id(y), None)  # Of a layer that computes in float.
             note(layer.name, y, grid)
+            bare.note_moved([x], [y])
             units.append(LoweredUnit(layer.name, layer, args, {}, [y]))
             return y
         if isinstance(layer, QuantizeWrapper):
-            outputs, unit = _lower_wrapper(layer, args, dict(kwargs), unique)
+            outputs, unit = _lower_wrapper(layer, args, dict(kwargs), unique, bare)
             units.append(unit)
+            bare.note(unit, kwargs.get("call_site", 0))
+            if layer.quantize_config.reads_floats:
+                weights_only[unit.name] = type(layer.layer).__name__
             for x, grid in zip(unit.outputs, _output_grids(layer, unit), strict=True):
                 note(unit.name, x, grid)
             return outputs
@@ -132,7 +141,8 @@ def lower(model) -> Lowered:
         float_layers[layer.name] = type(layer).__name__
         if layer.name not in copies:
             copies[layer.name] = copy_layer(layer, name=unique(layer.name))
-        outputs = copies[layer.name](*args, **kwargs)
+        outputs = copies[layer.name](*bare.shut(args), **kwargs)
+        bare.note_float(outputs)
         transfer_weights(layer, copies[layer.name])
         return outputs
 
@@ -142,10 +152,40 @@ def lower(model) -> Lowered:
             f"A model from tfq.quantize_model is expected. Received: '{model.name}', which has no "
             "quantized layers."
         )
-    return Lowered(lowered, list(points.values()), units, float_layers)
+    return Lowered(lowered, list(points.values()), units, float_layers, weights_only)
 
 
-def _lower_wrapper(layer, args, kwargs, unique):
+class _Bare:
+    """Tensors behind which no converter would stop: of kernels without a clamp, of float layers."""
+
+    def __init__(self):
+        self.ids = set()
+
+    def note(self, unit, call_site):
+        """Notes the outputs of a call, if they are bare."""
+        config = unit.layer.quantize_config
+        kernel = isinstance(config, LinearConfig) and not unit.layer.call_sites[call_site].clamp
+        if kernel or config.reads_floats:
+            self.note_float(unit.outputs)
+        elif isinstance(config, SameGridConfig):
+            self.note_moved(unit.inputs, unit.outputs)
+
+    def note_moved(self, inputs, outputs):
+        """Notes the outputs of what computes nothing, if an input is bare."""
+        if any(id(x) in self.ids for x in inputs):
+            self.note_float(outputs)
+
+    def note_float(self, outputs):
+        """Notes the outputs of a float layer."""
+        floats = [x for x in tree.flatten(outputs) if keras.backend.is_float_dtype(x.dtype)]
+        self.ids.update(map(id, floats))
+
+    def shut(self, args):
+        """Returns `args` with a `Barrier` behind each bare tensor among them."""
+        return tree.map_structure(lambda x: Barrier()(x) if id(x) in self.ids else x, args)
+
+
+def _lower_wrapper(layer, args, kwargs, unique, bare):
     call_site = kwargs.pop("call_site", 0)
     # Keras fills these in at each call by itself.
     kwargs.pop("training", None)
@@ -155,7 +195,8 @@ def _lower_wrapper(layer, args, kwargs, unique):
     tensors = [x for x in tree.flatten(args) if isinstance(x, keras.KerasTensor)]
     grids = [grid_of(x) for x in tensors]
     name = unique(layer.layer.name + (f"_call{call_site}" if call_site else ""))
-    result = layer.quantize_config.lower(layer, call_site, args, kwargs, grids, name)
+    apart = bare.shut(args) if type(layer.layer) is keras.layers.Dense else args
+    result = layer.quantize_config.lower(layer, call_site, apart, kwargs, grids, name)
     # A layer that does nothing at inference returns its input; its output may lie on another grid.
     outputs = tree.map_structure(
         lambda y: keras.layers.Identity()(y) if any(y is x for x in tensors) else y, result.outputs

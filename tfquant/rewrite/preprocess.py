@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from tfquant.registry.parts import CountTokens
+from tfquant.rewrite.annotate import QuantizeAnnotate
 from tfquant.rewrite.operations import channel_affine, constants
 
 
@@ -27,5 +29,20 @@ def unfold_normalization(layer, scheme):
         if layer.invert:
             return channel_affine(x, deviation, mean, False, layer.name)
         return channel_affine(x, 1.0 / deviation, -mean / deviation, False, layer.name)
+
+    return call
+
+
+def unfold_category_encoding(layer, scheme):
+    """Counts tokens by comparing: LiteRT has no histogram. See `tfquant.rewrite.unfold`."""
+    del scheme
+    if layer.output_mode not in ("multi_hot", "count") or layer.sparse:
+        return None
+
+    def call(x, count_weights=None):
+        if count_weights is not None or len(x.shape) != 2:
+            return None
+        once = layer.output_mode == "multi_hot"
+        return QuantizeAnnotate(CountTokens(layer.num_tokens, once, name=layer.name))(x)
 
     return call

@@ -9,13 +9,25 @@ from tfquant.rewrite.annotate import QuantizeAnnotate
 from tfquant.rewrite.attention import unfold_attention, unfold_einsum
 from tfquant.rewrite.composite import is_composite, unfold_composite
 from tfquant.rewrite.graph import tensors
+from tfquant.rewrite.layout import (
+    POOLING_3D,
+    is_channels_first,
+    unfold_batch_norm,
+    unfold_channels_first,
+    unfold_pooling_3d,
+)
 from tfquant.rewrite.operations import channel_affine, unfold_operation
-from tfquant.rewrite.preprocess import unfold_normalization, unfold_rescaling
+from tfquant.rewrite.preprocess import (
+    unfold_category_encoding,
+    unfold_normalization,
+    unfold_rescaling,
+)
 from tfquant.rewrite.recurrent import (
     unfold_bidirectional,
     unfold_recurrent,
     unfold_time_distributed,
 )
+from tfquant.wrappers.config import copy_layer, transfer_weights
 
 
 def unfold_merge(layer, scheme):
@@ -53,7 +65,16 @@ def unfold_dot(layer, scheme):
 
     def call(inputs):
         a, b = inputs
-        if len(a.shape) != 3 or len(b.shape) != 3 or layer.normalize or 0 in axes:
+        if layer.normalize or 0 in axes:
+            return None
+        if len(a.shape) == len(b.shape) == 2:
+            reshape = lambda x, shape, name: QuantizeAnnotate(  # noqa: E731
+                layers.Reshape(shape, name=f"{layer.name}_{name}")
+            )(x)
+            row, column = reshape(a, (1, a.shape[1]), "row"), reshape(b, (b.shape[1], 1), "column")
+            y = QuantizeAnnotate(MatMul(name=layer.name), config)(row, column)
+            return reshape(y, (1,), "sum")
+        if len(a.shape) != 3 or len(b.shape) != 3:
             return None
         transpose = lambda x, side: QuantizeAnnotate(  # noqa: E731
             layers.Permute((2, 1), name=f"{layer.name}_{side}")
@@ -65,12 +86,76 @@ def unfold_dot(layer, scheme):
     return call
 
 
+def unfold_elu(layer, scheme):
+    """Scales the half of an ELU that has a kernel, of `alpha` 1; see `unfold`.
+
+    elu(x, alpha) = alpha * elu(x) + (1 - alpha) * relu(x)
+    """
+    if layer.alpha == 1 or not scheme.static:
+        return None
+    mark = lambda make, name, *args: QuantizeAnnotate(  # noqa: E731
+        make(*args, name=f"{layer.name}_{name}")
+    )
+
+    def call(x):
+        scaled = channel_affine(
+            mark(layers.ELU, "unit")(x), layer.alpha, 0.0, False, f"{layer.name}_scaled"
+        )
+        if scaled is None:
+            return None
+        rest = channel_affine(
+            mark(layers.ReLU, "relu")(x), 1 - layer.alpha, 0.0, False, f"{layer.name}_rest"
+        )
+        return QuantizeAnnotate(layers.Add(name=layer.name))([scaled, rest])
+
+    return call
+
+
+def unfold_pipeline(layer, scheme):
+    """Calls the layers of a `Pipeline` one after the other; see `unfold`."""
+    del scheme
+
+    def call(x, training=None, mask=None):
+        del training
+        if mask is not None:
+            return None
+        for inner in layer.layers:
+            x = QuantizeAnnotate(copy_layer(inner, name=f"{layer.name}_{inner.name}"))(x)
+        return x
+
+    return None if any(inner.weights for inner in layer.layers) else call
+
+
+def unfold_spectral(layer, scheme):
+    """Calls the layer inside a `SpectralNormalization`; see `unfold`.
+
+    Its weights are those that the last training step left normalized. Training with quantization
+    does not normalize them again.
+    """
+    del scheme
+
+    def call(x, training=None):
+        del training
+        copy = copy_layer(layer.layer, name=f"{layer.name}_{layer.layer.name}")
+        y = QuantizeAnnotate(copy)(x)
+        transfer_weights(layer.layer, copy)
+        return y
+
+    return call
+
+
 # Layer type -> function of a layer and a scheme that returns a function of the layer's call
 # arguments, or `None` where the layer has settings that cannot be unfolded. That function calls the
 # parts on KerasTensors, or returns `None` where the call cannot be unfolded.
 UNFOLDED = {
+    **dict.fromkeys(POOLING_3D, unfold_pooling_3d),
+    layers.BatchNormalization: unfold_batch_norm,
     layers.Bidirectional: unfold_bidirectional,
+    layers.CategoryEncoding: unfold_category_encoding,
+    layers.ELU: unfold_elu,
     layers.EinsumDense: unfold_einsum,
+    layers.Pipeline: unfold_pipeline,
+    layers.SpectralNormalization: unfold_spectral,
     layers.Add: unfold_merge,
     layers.Average: unfold_average,
     layers.Dot: unfold_dot,
@@ -87,6 +172,12 @@ UNFOLDED = {
     layers.MultiHeadAttention: unfold_attention,
     layers.GroupQueryAttention: unfold_attention,
 }
+
+
+def becomes_others(layer) -> bool:
+    """Whether `layer`, no composite one, may be unfolded."""
+    known = type(layer) in UNFOLDED or not isinstance(layer, keras.layers.Layer)
+    return known or is_channels_first(layer)
 
 
 # Masks that Keras hands from layer to layer beside the tensors.
@@ -110,6 +201,8 @@ def unfold(layer, scheme):
         make = unfold_operation
     elif is_composite(layer):
         make = unfold_composite
+    elif is_channels_first(layer):
+        make = unfold_channels_first
     call = None if make is None else make(layer, scheme)
     if call is None:
         return None

@@ -3,12 +3,13 @@
 from tfquant.wrappers.config import QuantizeConfig
 from tfquant.wrappers.hook import CallHook
 from tfquant.wrappers.integer_kernel import IntegerKernel, KernelSite
-from tfquant.wrappers.lowering import LoweredKernel, Lowering
+from tfquant.wrappers.lowering import Barrier, LoweredKernel, Lowering
 from tfquant.wrappers.operation import OperationLayer
 from tfquant.wrappers.quantize import Quantize
 from tfquant.wrappers.wrapper import CallSite, QuantizeWrapper
 
 __all__ = [
+    "Barrier",
     "CallHook",
     "CallSite",
     "IntegerKernel",

@@ -37,6 +37,11 @@ class QuantizeConfig(abc.ABC):
     def get_output_quantizers(self, layer) -> list:
         """Returns one new `Quantizer` for each output of `layer`, or `None` to leave it."""
 
+    @property
+    def reads_floats(self) -> bool:
+        """Whether the layer takes its inputs as they come, and not on a grid."""
+        return False
+
     def device_call(self, wrapper, call_site, args, kwargs):
         """Computes at inference what the device computes, to the last integer.
 
@@ -128,16 +133,39 @@ def copy_layer(layer, **changes):
     """
     try:
         config = {**layer.get_config(), **changes}
-        if isinstance(layer, keras.layers.Lambda):
-            # The function is here already: there is nothing to be afraid of in loading it.
+        with keras.saving.custom_object_scope(_own_types(layer)):
+            if not isinstance(layer, (keras.layers.Lambda, keras.layers.TFSMLayer)):
+                return layer.__class__.from_config(config)
+            # Its code is here already: there is nothing to be afraid of in loading it.
             serialized = {**keras.saving.serialize_keras_object(layer), "config": config}
-            return keras.saving.deserialize_keras_object(serialized, safe_mode=False)
-        return layer.__class__.from_config(config)
+            copy = keras.saving.deserialize_keras_object(serialized, safe_mode=False)
+        if isinstance(layer, keras.layers.Lambda):
+            copy.function = layer.function  # What was loaded does not know the names around it.
+        return copy
     except (TypeError, ValueError, KeyError, NotImplementedError) as error:
         raise ValueError(
             f"Layer '{layer.name}' ({type(layer).__name__}) cannot be copied: its `get_config` "
             f"must return the arguments of its constructor. It raised: {error}"
         ) from error
+
+
+def _own_types(layer):
+    """Returns the user's classes of layers in `layer`, by name: they may not be registered."""
+    found, waiting, seen = {}, [layer], set()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if type(one).__module__.partition(".")[0] not in ("keras", "tfquant"):
+            found[type(one).__name__] = type(one)
+        inside = keras.tree.flatten([x for x in vars(one).values() if _may_hold_layers(x)])
+        waiting += [x for x in inside if isinstance(x, keras.layers.Layer)]
+    return found
+
+
+def _may_hold_layers(x):
+    return isinstance(x, (keras.layers.Layer, list, tuple, dict))
 
 
 def transfer_weights(source, target) -> None:

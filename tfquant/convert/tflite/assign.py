@@ -8,6 +8,7 @@ from keras import tree
 from tfquant.convert.tflite import rules
 from tfquant.convert.tflite.flatbuffer import File, Op
 from tfquant.numerics import QuantSpec, choose_params
+from tfquant.registry.linear import LinearConfig
 from tfquant.rewrite.lower import Lowered, LoweredUnit, Point
 
 # Why operators are float under a scheme of float activations.
@@ -94,6 +95,7 @@ def assign(
     _spread(file, computed)
     result = Assignment(computed, {}, {}, set(), {}, {})
     by_kernel = _kernels(file, anchors, lowered, unit_of)
+    others = _other_weights(file, lowered)
     for op in file.ops:
         unit, kernel = by_kernel.get(op.index, (None, None))
         if unit is not None:
@@ -104,11 +106,13 @@ def assign(
             readers = [unit_of.get(id(p.tensor)) for i in op.outputs for p in anchors.get(i, ())]
             _read_again(op.index, op.inputs, readers, rounded_again, result)
             _requantize(file, op, result)
-            _store_constants(file, op, kernel, result)
+            _store_constants(file, op, kernel, others, result)
         else:
             result.float_reasons[op.index] = reason
             if kernel is not None:
                 _store_weights_only(file, op, unit, kernel, result)
+            else:
+                _store_other_weights(file, op, others, result)
     ends = {id(x) for x in tree.flatten(lowered.model.output)}
     for index in file.outputs:
         again = [p for p in rounded_again.get(index, ()) if id(p.tensor) in ends]
@@ -204,6 +208,63 @@ def _kernels(file, anchors, lowered, unit_of):
     return found
 
 
+def _other_weights(file, lowered):
+    """Finds the quantized weights that are no kernel of an operator that multiplies by one.
+
+    Returns:
+        Dict from tensor index to `LoweredKernel`.
+    """
+    kernels = [
+        kernel
+        for unit in lowered.units
+        if not isinstance(getattr(unit.layer, "quantize_config", None), LinearConfig)
+        for kernel in unit.kernels
+    ]
+    found = {}
+    for index in {i for op in file.ops for i in op.inputs} if kernels else ():
+        if file.type(index) != "FLOAT32" or not file.is_constant(index):
+            continue
+        stored = np.sort(file.constant(index), axis=None)
+        match = next((k for k in kernels if _same_values(k.values, stored)), None)
+        if match is not None:
+            found[index] = match
+    return found
+
+
+def _store_other_weights(file, op, others, result):
+    """Stores weights that a float operator reads in few bits, where they lie on a grid."""
+    for index in op.inputs:
+        kernel = others.get(index)
+        if kernel is None:
+            continue
+        if kernel.spec is None:
+            data = file.constant(index).astype(np.float16)
+            result.stored[op.index, index] = TensorParams(
+                16, None, None, data=data, dequantize=True
+            )
+            continue
+        axes = [None] if len(kernel.scale) == 1 else range(file.constant(index).ndim)
+        found = (_on_grid(file.constant(index), kernel, axis) for axis in axes)
+        params = next((p for p in found if p is not None), None)
+        if params is not None:
+            result.stored[op.index, index] = params
+
+
+def _on_grid(values, kernel, axis):
+    """Returns the integers of `values` with a scale for each index of `axis`, if they are some."""
+    shape = [1] * values.ndim
+    if axis is not None:
+        if values.shape[axis] != len(kernel.scale):
+            return None
+        shape[axis] = -1
+    steps = values.astype(np.float64) / kernel.scale.astype(np.float64).reshape(shape)
+    q = np.rint(steps)
+    if np.abs(steps - q).max(initial=0.0) > OFF_GRID or np.abs(q).max(initial=0) > 127:
+        return None
+    zeros = np.zeros(len(kernel.scale), np.int64)
+    return TensorParams(8, kernel.scale, zeros, axis, q.astype(np.int8), dequantize=True)
+
+
 def _same_values(kernel, in_order):
     """Whether two kernels hold the same values in any layout."""
     if kernel.size != in_order.size:
@@ -239,11 +300,17 @@ def kernel_inputs(op: Op) -> tuple[int, int, int | None]:
     return op.inputs[data], op.inputs[weights], op.inputs[bias] if len(op.inputs) > bias else None
 
 
-def _store_constants(file, op, kernel, result):
+def _store_constants(file, op, kernel, others, result):
     if op.name not in rules.KERNELS:
         for index in op.inputs:
             if file.type(index) == "FLOAT32" and file.is_constant(index):
-                result.stored[op.index, index] = _constant(file, op, index, result)
+                weight = others.get(index)
+                params = None
+                if weight is not None and weight.spec is not None and len(weight.scale) == 1:
+                    params = _on_grid(file.constant(index), weight, None)
+                if params is None:
+                    params = _constant(file, op, index, result)
+                result.stored[op.index, index] = dataclasses.replace(params, dequantize=False)
         return
     x, weights, bias = kernel_inputs(op)
     result.stored[op.index, weights] = _weights(file, op, weights, kernel)

@@ -4,6 +4,7 @@ import os
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import tree
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
@@ -18,7 +19,9 @@ from tfquant.convert.tflite.interpreter import run_inner
 from tfquant.convert.tflite.verify import Verifier, point_tensors, saturated_biases, sqnr
 from tfquant.convert.tflite.write import write
 from tfquant.report import ConversionReport, FloatOperator, LayerReport
+from tfquant.rewrite.front import split_front
 from tfquant.rewrite.lower import lower
+from tfquant.rewrite.validate import check_is_model
 from tfquant.wrappers import Quantize
 
 INPUT_TYPES = ("int8", "uint8", "int16", "float32")
@@ -69,12 +72,16 @@ def to_tflite(
             f"`batch_size` must be a positive integer or None. Received: {batch_size!r}."
         )
     check_file(path)
+    check_is_model(model)
+    whole, (front, model) = model, split_front(model)
     lowered = lower(model)
     input_type, output_type = _io_types(lowered, input_type, output_type)
     columns = SpinnerColumn(), TextColumn("{task.description}")
     with Progress(*columns, transient=True, disable=not progress) as bar:
         task = bar.add_task("Converting the float model")
-        rows, origin = _sample_rows(model, samples)
+        rows, origin = _sample_rows(whole, samples)
+        if front is not None:
+            rows = [np.asarray(x) for x in tree.flatten(front(_as_tensors(rows)))]
         float_content = convert_float(lowered, batch_size)
         float_file = File(float_content)
         bar.update(task, description="Finding the activations")
@@ -102,10 +109,21 @@ def to_tflite(
             saturated_biases=saturated_biases(file, assignment),
             end_to_end=verifier.end_to_end() if verifier else None,
             samples=origin,
+            front_layers=_front_layers(front),
         )
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(content)
     return report
+
+
+def _as_tensors(rows):
+    return [tf.constant(array) for array in rows]
+
+
+def _front_layers(front):
+    """Returns the names and types of the layers that were cut off."""
+    found = [] if front is None else front.layers
+    return {x.name: type(x).__name__ for x in found if not isinstance(x, keras.layers.InputLayer)}
 
 
 def _io_types(lowered, input_type, output_type):
@@ -152,7 +170,9 @@ def _sample_rows(model, samples):
     for x in model.inputs:
         shape = (RANDOM_ROWS, *(n or 8 for n in x.shape[1:]))
         low, high = _input_range(model, x)
-        if keras.backend.is_float_dtype(x.dtype):
+        if x.dtype == "string":
+            rows.append(np.full(shape, "", object))
+        elif keras.backend.is_float_dtype(x.dtype):
             rows.append(generator.uniform(low, high, shape).astype("float32"))
         else:
             rows.append(generator.integers(0, 2, shape).astype(x.dtype))
@@ -218,8 +238,12 @@ def _float_operators(file, assignment, lowered):
     for index, reason in assignment.float_reasons.items():
         op = file.ops[index]
         name = file.name(op.outputs[0]).split(";")[0]
-        for layer, kind in lowered.float_layers.items():
-            if f"/{layer}" in name and reason != AS_THE_SCHEME_SAYS:
-                reason = f"layer '{layer}' ({kind}) is not quantized"
+        for layers, what in (
+            (lowered.float_layers, "is not quantized"),
+            (lowered.weights_only, "has only its weights quantized"),
+        ):
+            for layer, kind in layers.items():
+                if f"/{layer}" in name and reason != AS_THE_SCHEME_SAYS:
+                    reason = f"layer '{layer}' ({kind}) {what}"
         operators.append(FloatOperator(name, op.name, reason))
     return operators

@@ -185,6 +185,23 @@ class File:
         tensor.buffer = len(self.model.buffers)
         self.model.buffers.append(buffer)
 
+    def remove(self, is_idle) -> None:
+        """Removes operators that return their first computed input.
+
+        Args:
+            is_idle: Function of the file and an operator: whether to remove it.
+        """
+        gone = {op.index for op in self.ops if is_idle(self, op)}
+        for index in gone:
+            op = self.ops[index]  # As it is by now: one may follow another.
+            (source,) = [i for i in op.inputs if not self.is_constant(i)]
+            for reader in self.consumers(op.outputs[0]):
+                self.replace_input(reader, op.outputs[0], source)
+        self.subgraph.operators = [
+            op for i, op in enumerate(self.subgraph.operators) if i not in gone
+        ]
+        self.ops = [self._op(i, op) for i, op in enumerate(self.subgraph.operators)]
+
     def replace_input(self, op: Op, old: int, new: int) -> None:
         """Makes `op` read tensor `new` where it read `old`."""
         operator = self.subgraph.operators[op.index]

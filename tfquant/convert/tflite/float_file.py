@@ -1,11 +1,17 @@
 """The float `.tflite` file that everything is written into."""
 
+import re
+
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from tfquant.convert.tflite.flatbuffer import File
 from tfquant.rewrite.lower import Lowered
+from tfquant.wrappers import Barrier
+
+LIMIT = np.float32(Barrier.LIMIT)
 
 
 def convert_float(lowered: Lowered, batch_size: int | None) -> bytes:
@@ -19,6 +25,9 @@ def convert_float(lowered: Lowered, batch_size: int | None) -> bytes:
 
     Returns:
         Bytes of the file; its inputs and outputs have the order of the model's.
+
+    Raises:
+        ValueError: If LiteRT has no operators for a layer that stays float.
     """
     model = lowered.model
     constants = [(v, v.numpy()) for v in model.variables]
@@ -34,8 +43,36 @@ def convert_float(lowered: Lowered, batch_size: int | None) -> bytes:
             outputs = model(tree.pack_sequence_as(model.input, arrays), training=False)
         return tree.flatten(outputs)
 
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([call.get_concrete_function()])
-    return converter.convert()
+    concrete = call.get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
+    file = File(_converted(converter, concrete, model))
+    file.remove(_is_barrier)
+    return file.to_bytes()
+
+
+def _is_barrier(file, op):
+    """Whether an operator stands for a `Barrier`."""
+    return op.name == "MINIMUM" and any(
+        file.is_constant(i) and file.constant(i).size == 1 and file.constant(i) == LIMIT
+        for i in op.inputs
+        if file.type(i) == "FLOAT32"
+    )
+
+
+def _converted(converter, function, model):
+    """Converts, or says which layers LiteRT has no operators for."""
+    try:
+        return converter.convert()
+    except Exception as error:  # The converter's own error type is not public.
+        missing = sorted(set(re.findall(r"'tf\.(\w+)' op is neither", str(error))))
+        if not missing:
+            raise
+        places = [op.name for op in function.graph.get_operations() if op.type in missing]
+        named = [x.name for x in model.layers if any(_is_inside(x.name, p) for p in places)]
+        raise ValueError(
+            f"LiteRT has no operator for {', '.join(missing)}. Received: layers "
+            f"{named or places}. Compute what they do before the model or behind it."
+        ) from error
 
 
 def probe(lowered: Lowered, rows: list[np.ndarray]) -> list[np.ndarray]:
@@ -58,3 +95,8 @@ def probe(lowered: Lowered, rows: list[np.ndarray]) -> list[np.ndarray]:
 
 def _identifier(name):
     return "".join(c if c.isalnum() or c == "_" else "_" for c in name)
+
+
+def _is_inside(layer, place):
+    """Whether an operation of the graph, `model/layer_1/Operation`, is one of the layer's."""
+    return re.search(rf"(^|/){re.escape(layer)}(_\d+)?/", place) is not None

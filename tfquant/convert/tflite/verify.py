@@ -146,7 +146,11 @@ class Verifier:
             return value
         index, point = self.tensor_of[id(x)]
         values = dequantize(self.file, index, self.device[index])
-        values = tf.constant(values.reshape((len(values), *x.shape[1:])))
+        shape = [-1 if n is None else n for n in x.shape[1:]]
+        # Some layers of Keras are wrong about their shapes.
+        if shape.count(-1) < 2 and values[0].size % abs(math.prod(shape)) == 0:
+            values = values.reshape((len(values), *shape))
+        values = tf.constant(values)
         return on_grid(values, point.grid)
 
     def _computed_away(self, x):
