@@ -97,3 +97,17 @@ def test_a_stateful_layer_starts_from_zeros_and_says_so(rng, tmp_path, caplog):
     report = tfq.to_tflite(quantized, tmp_path / "q.tflite", progress=False)
     assert report.end_to_end.largest <= 3
     assert not report.float_operators
+
+
+def test_wide_values_that_are_always_zero_do_not_abort_the_device(rng, tmp_path):
+    model = recurrent(
+        layers.GRU(3, name="memory")
+    )  # Fresh: the bias that the reset gate multiplies is zero.
+    data = rng.normal(size=(16, STEPS, 3)).astype(np.float32)
+    quantized = tfq.quantize_model(model)
+    tfq.calibrate(quantized, data, observer="min_max", bias_correction=False, progress=False)
+    (quantizer,) = quantized.get_layer("quant_memory_start_reset").output_quantizers[0]
+    assert float(quantizer.scale.value) < 1e-4
+    report = tfq.to_tflite(quantized, tmp_path / "q.tflite", progress=False)
+    assert not report.float_operators
+    assert report.end_to_end.largest <= 3

@@ -7,6 +7,10 @@ from tfquant.quantizers import observers
 from tfquant.quantizers.base import RecordingScope
 from tfquant.quantizers.static import Static
 
+# The range of 16-bit values that were always zero. In steps of 1 LiteRT's addition of 16-bit
+# integers aborts: its multipliers reach 2**15 between the grids of the operands.
+UNSEEN = (-1.0, 1.0)
+
 
 class Watch:
     """Shows each activation to an observer of its own, and sets the grids in the end.
@@ -40,4 +44,7 @@ class Watch:
         """Sets the grid of every quantizer that was seen."""
         for observer, members in self._watched.values():
             for quantizer in members:
-                quantizer.set_params(choose_params(*observer.range(quantizer.spec), quantizer.spec))
+                low, high = observer.range(quantizer.spec)
+                if low == high == 0 and quantizer.spec.num_bits > 8:
+                    low, high = UNSEEN
+                quantizer.set_params(choose_params(low, high, quantizer.spec))
