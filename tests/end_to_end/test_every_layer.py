@@ -13,6 +13,8 @@ ROWS = 8
 VECTOR, SEQUENCE, IMAGE, VOLUME = (6,), (4, 4), (8, 8, 3), (4, 4, 4, 2)
 
 pytestmark = [
+    # Minutes in all; and LiteRT aborted once in a run of the whole suite, at a row not yet found.
+    pytest.mark.long,
     # Of augmentation layers and lookups, whose gradients stop.
     pytest.mark.filterwarnings("ignore:Gradients do not exist:UserWarning"),
 ]
