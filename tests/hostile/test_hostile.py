@@ -330,7 +330,7 @@ class TestLayersAtTheEdge:
         with pytest.raises(ValueError, match=r"must be finite.*layer 'second'"):
             tfq.quantize_model(model)
 
-    @pytest.mark.filterwarnings("ignore:.build.. was called on layer 'lazy'")
+    @pytest.mark.filterwarnings("ignore:.build... was called on layer 'lazy'")
     def test_an_inner_layer_that_was_never_built_is_left_out(self, rng, tmp_path):
         class Lazy(layers.Layer):
             def __init__(self, **kwargs):
