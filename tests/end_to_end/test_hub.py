@@ -73,7 +73,7 @@ def data_for(model, rng, count=32):
 
 
 @pytest.mark.parametrize("make", [bert, gpt2, llama, vit], ids=lambda f: f.__name__)
-def test_a_backbone_is_quantized_trains_and_converts(make, rng, tmp_path):
+def test_a_backbone_is_quantized_and_converts(make, rng, tmp_path):
     keras.utils.set_random_seed(0)
     model = make()
     data = data_for(model, rng)
@@ -87,4 +87,3 @@ def test_a_backbone_is_quantized_trains_and_converts(make, rng, tmp_path):
     report = tfq.to_tflite(quantized, tmp_path / "model.tflite", progress=False)
     kernels = [layer for layer in report.layers if layer.operator == "FULLY_CONNECTED"]
     assert kernels and all(layer.weight_bits == 8 for layer in kernels)
-    print(report)
