@@ -65,7 +65,7 @@ def quantize_model(
 
     Raises:
         TypeError: If `model` is not a Keras model.
-        ValueError: If the model is not built, is subclassed, is quantized already or has weights
+        ValueError: If the model is not built, cannot be read, is quantized already or has weights
             that are not finite; if the scheme, a family of quantizers, `unknown_layers` or a name
             in `skip` is unknown.
 
