@@ -319,11 +319,8 @@ def test_the_ops_have_kernels_for_cpu_and_gpu(core, op, on_gpu):
 
 
 OPS_ON_EMULATED_GPU = """
-import sys
 import numpy as np, tensorflow as tf
 from tfquant import lowbit
-from tfquant.lowbit import library
-library._load = lambda: library._Loaded(None, tf.load_op_library(sys.argv[1]), "")
 from tfquant.numerics import packing, reference
 rng = np.random.default_rng(0)
 for num_bits, group_size in ((8, 0), (4, 32), (1, 0)):
@@ -366,8 +363,8 @@ def test_the_gpu_kernels_of_the_ops_work_on_the_emulated_gpu(core, tmp_path):
     out = tmp_path / "libtfquant_emulated_ops.so"
     load("build_tests").emulated_ops(out, build.tensorflow_folder(), ["-O1"])
     done = subprocess.run(
-        [sys.executable, "-c", OPS_ON_EMULATED_GPU, str(out)],
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        [sys.executable, "-c", OPS_ON_EMULATED_GPU],
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "TFQUANT_LIBRARY": str(out)},
         capture_output=True,
         text=True,
         check=False,

@@ -191,6 +191,8 @@ def _find_or_build():
 
 def _find(wanted):
     """File of a library with the stamp `wanted`, packaged or compiled before; `None` without."""
+    if "TFQUANT_LIBRARY" in os.environ:  # A build of one's own: for debugging, or emulated.
+        return pathlib.Path(os.environ["TFQUANT_LIBRARY"])
     packaged = pathlib.Path(__file__).parent / "_lib"
     # A packaged library may come from another compiler; it must fit TensorFlow and the sources.
     if _fits(packaged, wanted, ("tensorflow", "sources")):
