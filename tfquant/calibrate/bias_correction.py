@@ -26,12 +26,16 @@ def correct_biases(model, arrays) -> None:
     float_means = {}
 
     def note(wrapper, args, kwargs):
-        if _is_correctable(wrapper):
-            float_means[id(wrapper)] = _means(wrapper, args, kwargs)
+        if not _is_correctable(wrapper):
+            return None
+        y = wrapper.quantize_config.real_call(wrapper, args, kwargs)
+        float_means[id(wrapper)] = _means(y)
+        return y
 
     def correct(wrapper, args, kwargs):
         if id(wrapper) in float_means:
-            shift = float_means[id(wrapper)] - _means(wrapper, args, kwargs)
+            y = wrapper.quantize_config.real_call(wrapper, args, kwargs)
+            shift = float_means[id(wrapper)] - _means(y)
             wrapper.quantize_config.shift_bias(wrapper, shift)
 
     with RecordingScope(quantize_weights=False), CallHook(note):
@@ -45,7 +49,6 @@ def _is_correctable(wrapper):
     return isinstance(config, LinearConfig) and len(wrapper.call_sites) == 1
 
 
-def _means(wrapper, args, kwargs):
-    """Returns the mean of each channel of what layer and batch norm compute."""
-    y = wrapper.quantize_config.real_call(wrapper, args, kwargs)
+def _means(y):
+    """Returns the mean of each channel."""
     return ops.mean(ops.cast(y, "float32"), axis=tuple(range(len(y.shape) - 1)))

@@ -39,15 +39,14 @@ class MovingAverage(Static):
         self.non_negative = False
 
     def build(self, input_shape=None):
-        """Creates what `Static` has, `low` and `high`."""
+        """Creates what `Static` has, and `bounds`: the lowest and the highest value."""
         super().build(input_shape)
-        self.low, self.high = self._variable("low", 0.0), self._variable("high", 0.0)
+        self.bounds = self._variable("bounds", (2,))
 
     def set_params(self, params: QuantParams) -> None:
         super().set_params(params)
         scale, zero_point = float(params.scale), float(params.zero_point)
-        self.low.assign(scale * (self.spec.qmin - zero_point))
-        self.high.assign(scale * (self.spec.qmax - zero_point))
+        self.bounds.assign([scale * (q - zero_point) for q in (self.spec.qmin, self.spec.qmax)])
 
     def train(self, x):
         if not self.frozen:
@@ -60,11 +59,9 @@ class MovingAverage(Static):
         extremes = ops.stack([lowest, -ops.maximum(ops.max(x), 0.0)])
         extremes = _smallest_of_replicas(extremes)
         kept = self.momentum
-        low = self.low.value * kept + extremes[0] * (1 - kept)
-        high = self.high.value * kept - extremes[1] * (1 - kept)
-        params = range_params(low, high, self.spec)
-        self.low.assign(low)
-        self.high.assign(high)
+        bounds = self.bounds.value * kept + extremes * [1 - kept, kept - 1]
+        params = range_params(bounds[0], bounds[1], self.spec)
+        self.bounds.assign(bounds)
         self.scale.assign(params.scale)
         self.zero_point.assign(params.zero_point)
 

@@ -26,17 +26,15 @@ class Static(Quantizer):
         self.group = group
 
     def build(self, input_shape=None):
-        """Creates `scale`, `zero_point` and the flag that says whether they were set."""
+        """Creates `scale`, zero as long as nobody set it, and `zero_point`."""
         del input_shape
-        self.scale = self._variable("scale", 1.0)
-        self.zero_point = self._variable("zero_point", 0.0)
-        self.is_set = self._variable("is_set", 0.0)
+        self.scale, self.zero_point = self._variable("scale"), self._variable("zero_point")
         self.built = True
 
-    def _variable(self, name, value):
+    def _variable(self, name, shape=()):
         return self.add_weight(
-            shape=(),
-            initializer=keras.initializers.Constant(value),
+            shape=shape,
+            initializer="zeros",
             name=name,
             trainable=False,
             dtype="float32",
@@ -46,7 +44,7 @@ class Static(Quantizer):
     @property
     def calibrated(self) -> bool:
         with tf.init_scope():  # Also while a graph is traced: the answer shapes the graph.
-            return self.active and bool(self.is_set.numpy())
+            return self.active and bool(self.scale.numpy() > 0)
 
     def params(self, x=None) -> QuantParams:
         """Returns scalars `scale` and `zero_point`."""
@@ -67,7 +65,6 @@ class Static(Quantizer):
             raise ValueError(f"`scale` must be positive and finite. Received: scale={scale}.")
         self.scale.assign(scale)
         self.zero_point.assign(float(params.zero_point))
-        self.is_set.assign(1.0)
 
     def train(self, x):
         """Rounds `x` to the grid; gradients pass straight through inside its range.

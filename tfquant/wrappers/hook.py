@@ -9,7 +9,8 @@ class CallHook:
     """Inside it, `function` sees each call of a `QuantizeWrapper` at inference before it computes.
 
     Args:
-        function: Function of the wrapper, the positional and the keyword arguments of the call.
+        function: Function of the wrapper, the positional and the keyword arguments of the call. It
+            may return what the config's `real_call` gave it, so that nobody computes it again.
     """
 
     def __init__(self, function):

@@ -145,13 +145,13 @@ class QuantizeWrapper(keras.layers.Layer):
             outputs = self.float_call(*args, training=True, **kwargs)
         else:
             hook = CallHook.current()
-            if hook is not None:
-                hook.function(self, args, kwargs)
+            outputs = None if hook is None else hook.function(self, args, kwargs)
             if RecordingScope.current() is None:
-                outputs = self.quantize_config.device_call(self, call_site, args, kwargs)
-                if outputs is not None:
-                    return outputs
-            outputs = self.quantize_config.real_call(self, args, kwargs)
+                computed = self.quantize_config.device_call(self, call_site, args, kwargs)
+                if computed is not None:
+                    return computed
+            if outputs is None:
+                outputs = self.quantize_config.real_call(self, args, kwargs)
         outputs = clamp(outputs, self.call_sites[call_site].clamp)
         if not quantizers:
             return outputs

@@ -13,7 +13,6 @@ from tfquant.convert.files import check_file, replacing
 from tfquant.convert.tflite import rules
 from tfquant.convert.tflite.anchor import anchor
 from tfquant.convert.tflite.assign import AS_THE_SCHEME_SAYS, assign
-from tfquant.convert.tflite.flatbuffer import File
 from tfquant.convert.tflite.float_file import convert_float, probe
 from tfquant.convert.tflite.interpreter import run_inner
 from tfquant.convert.tflite.verify import Verifier, point_tensors, saturated_biases, sqnr
@@ -82,17 +81,17 @@ def to_tflite(
         rows, origin = _sample_rows(whole, samples)
         if front is not None:
             rows = [np.asarray(x) for x in tree.flatten(front(_as_tensors(rows)))]
-        float_content = convert_float(lowered, batch_size)
-        float_file = File(float_content)
+        float_file = convert_float(lowered, batch_size)
+        float_bytes = len(float_file.to_bytes())
         bar.update(task, description="Finding the activations")
         sample = [array[:1] for array in rows]
         point_values, _ = probe(lowered, sample)
-        values = run_inner(float_content, sample)
+        values = run_inner(float_file, sample)
         anchors, rounded_again = anchor(float_file, values, lowered, point_values)
         assignment = assign(float_file, anchors, rounded_again, lowered)
         bar.update(task, description="Writing integers")
-        content = write(float_file, assignment, input_type, output_type)
-        file = File(content)
+        file = write(float_file, assignment, input_type, output_type)
+        content = file.to_bytes()
         verifier = None
         if verify:
             bar.update(task, description="Comparing Keras with LiteRT")
@@ -100,7 +99,7 @@ def to_tflite(
             verifier = Verifier(model, lowered, file, content, tensors, rows, lambda: None)
         report = ConversionReport(
             path=path,
-            float_bytes=len(float_content),
+            float_bytes=float_bytes,
             quantized_bytes=len(content),
             layers=[
                 _layer(unit, float_file, anchors, assignment, verifier) for unit in lowered.units

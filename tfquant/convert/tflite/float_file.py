@@ -14,7 +14,7 @@ from tfquant.wrappers import Barrier
 LIMIT = np.float32(Barrier.LIMIT)
 
 
-def convert_float(lowered: Lowered, batch_size: int | None) -> bytes:
+def convert_float(lowered: Lowered, batch_size: int | None) -> File:
     """Converts the float model of `lowered`.
 
     The weights enter the graph as constants, so that the converter has no variables to freeze.
@@ -24,7 +24,7 @@ def convert_float(lowered: Lowered, batch_size: int | None) -> bytes:
         batch_size: Fixed batch dimension, `None` for a free one.
 
     Returns:
-        Bytes of the file; its inputs and outputs have the order of the model's.
+        `File` whose inputs and outputs have the order of the model's.
 
     Raises:
         ValueError: If LiteRT has no operators for a layer that stays float.
@@ -47,7 +47,7 @@ def convert_float(lowered: Lowered, batch_size: int | None) -> bytes:
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
     file = File(_converted(converter, concrete, model))
     file.remove(_is_barrier)
-    return file.to_bytes()
+    return file
 
 
 def _is_barrier(file, op):
@@ -88,7 +88,8 @@ def probe(lowered: Lowered, rows: list[np.ndarray]) -> list[np.ndarray]:
     model = lowered.model
     inner = [point.tensor for point in lowered.points]
     watched = keras.Model(model.inputs, [*inner, *tree.flatten(model.output)])
-    values = tf.function(watched, autograph=False)([tf.constant(x) for x in rows], training=False)
+    # Eagerly: to trace a graph for one row takes longer.
+    values = watched([tf.constant(x) for x in rows], training=False)
     values = [value.numpy() for value in values]
     return values[: len(inner)], values[len(inner) :]
 

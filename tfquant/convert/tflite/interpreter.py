@@ -51,20 +51,19 @@ def _rows(values, batch):
     return values
 
 
-def run_inner(content: bytes, rows: list[np.ndarray]) -> dict[int, np.ndarray]:
+def run_inner(file: File, rows: list[np.ndarray]) -> dict[int, np.ndarray]:
     """Runs a file and returns every computed tensor.
 
     The inner tensors are outputs of a copy of the file. (Asking LiteRT to preserve all tensors
     would switch to other kernels, which round differently.)
 
     Args:
-        content: Bytes of the file.
+        file: The file.
         rows: As for `run`.
 
     Returns:
         Dict from tensor index to values; the first axis counts the rows.
     """
-    file = File(content)
     indices = [i for i in file.computed() if i not in file.inputs]
     values = dict(zip(indices, run(file.with_outputs(indices), rows), strict=True))
     values.update(zip(file.inputs, rows, strict=True))

@@ -73,7 +73,7 @@ class Verifier:
         self.model, self.lowered, self.file, self.content = model, lowered, file, content
         self.rows, self.progress = rows, progress
         inner = [array[:INNER_ROWS] for array in rows]
-        self.device = run_inner(content, to_file_inputs(file, inner))
+        self.device = run_inner(file, to_file_inputs(file, inner))
         self.float_values = self._float_values(inner)
         self.tensor_of, self.computed_away = tensors, {}
 

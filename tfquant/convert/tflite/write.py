@@ -8,7 +8,7 @@ from tfquant.convert.tflite.flatbuffer import File
 _T = qtyping.QuantTransformation
 
 
-def write(file: File, assignment: Assignment, input_type: str, output_type: str) -> bytes:
+def write(file: File, assignment: Assignment, input_type: str, output_type: str) -> File:
     """Writes a quantized file.
 
     Args:
@@ -19,7 +19,7 @@ def write(file: File, assignment: Assignment, input_type: str, output_type: str)
         output_type: Likewise.
 
     Returns:
-        Bytes of the quantized file.
+        The quantized file.
     """
     _separate_constants(file, assignment)
     params = {}
@@ -38,7 +38,7 @@ def write(file: File, assignment: Assignment, input_type: str, output_type: str)
             file.name(index), None, consumers
         )
     modifier = model_modifier.ModelModifier(file.model)
-    return File(bytes(modifier.modify_model(params, enable_progress_bar=False))).to_bytes()
+    return File(bytes(modifier.modify_model(params, enable_progress_bar=False)))
 
 
 def _computed(file, assignment, index, input_type, output_type):
