@@ -107,8 +107,10 @@ def test_results_do_not_depend_on_the_number_of_threads(core, rng):
             np.testing.assert_array_equal(lowbit.matmul(x, packed), one)
 
 
-@pytest.mark.parametrize(("num_bits", "group_size"), FORMATS[:-1])
-@pytest.mark.parametrize("fused", reference.FUSED)
+@pytest.mark.parametrize(
+    ("num_bits", "group_size", "fused"),
+    [(*form, "linear") for form in FORMATS[:-1]] + [(4, 32, f) for f in reference.FUSED[1:]],
+)
 def test_gradients_are_the_finite_differences_of_float_activations(
     rng, num_bits, group_size, fused
 ):
