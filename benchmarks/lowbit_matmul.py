@@ -1,12 +1,19 @@
 """Low-bit matmuls against what anyone would pick instead, interleaved in one run.
 
-    python benchmarks/lowbit_matmul.py --threads 1 --shapes 1024x1024,4096x4096 --rows 1,8,64,512
+    python benchmarks/lowbit_matmul.py --threads 1 --shapes 4096x4096 --rows 1,8 --save FOLDER
+    python benchmarks/lowbit_matmul.py --dequantize --save FOLDER
+    python benchmarks/lowbit_matmul.py --report FOLDER --markdown benchmarks/RESULTS.md
 
 Every contestant's answer is checked before the clock starts. Contestants take turns, round by
 round, and only ratios within a round are reported: rival's time / ours, as min, median and max over
 the rounds. `floor` is our time over what this machine could reach, the larger of bytes over the
 read bandwidth of that footprint and multiply-adds over the peak of their class, both measured
 in the same run (custom_ops/bench/floor.cc).
+
+Each combination of threads, shape and rows is a piece, a file of FOLDER, which measuring it again
+replaces; so a table can be made bit by bit. `--alone COMMAND` runs a command beside the clock, such
+as one that holds other programs off: the clock starts when it prints a line, and its input ends
+with the piece.
 
 Rivals need their packages: onnxruntime and onnx, ai-edge-litert and ai-edge-quantizer, faiss-cpu.
 ggml takes part when TFQUANT_GGML_SOURCE (its `ggml` folder) and TFQUANT_GGML_BUILD (folder of
@@ -18,6 +25,7 @@ import contextlib
 import ctypes
 import dataclasses
 import io
+import json
 import os
 import pathlib
 import subprocess
@@ -48,9 +56,10 @@ class Row:
     rival: str
     bar: float
     rows: tuple
-    cold: bool | None = None
 
 
+# Between them lies what `--markdown` replaces.
+MARKS = ("<!-- made by lowbit_matmul.py --report -->", "<!-- end -->")
 TARGETS = [
     Row("w4a8 g32", "ort 4b acc4", 2.5, (1, 8, 64, 512)),
     Row("w4a8 g32x32", "ort 4b acc4", 2.5, (1, 8, 64, 512)),
@@ -75,6 +84,39 @@ TARGETS = [
 ]
 
 
+@dataclasses.dataclass
+class Piece:
+    """What one race said: seconds of each contestant, round by round; a file of the folder.
+
+    Attributes:
+        threads: Threads of every contestant.
+        shape: `[K, N]` of the weights.
+        m: Rows of x.
+        cold: Whether the caches were emptied before each call.
+        machine: Processor, path, and the measured floors in words.
+        seconds: Name of a contestant -> seconds, one for each round.
+        floors: Name of one of ours -> the least that this machine could take.
+    """
+
+    threads: int
+    shape: list
+    m: int
+    cold: bool
+    machine: str
+    seconds: dict
+    floors: dict
+
+    @property
+    def where(self):
+        """Its name in tables."""
+        return f"{self.shape[0]}x{self.shape[1]} M={self.m}{' cold' if self.cold else ''}"
+
+    def save(self, folder):
+        """Writes its file, as a whole or not at all."""
+        name = f"{self.threads}-{self.shape[0]}x{self.shape[1]}-{self.m}{'-cold' * self.cold}.json"
+        write_json(pathlib.Path(folder) / name, dataclasses.asdict(self))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
@@ -83,46 +125,80 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=20, help="at most, for each shape and M")
     parser.add_argument("--only", default="", help="words; a contestant's name must have one")
+    parser.add_argument("--dequantize", action="store_true", help="time that instead")
+    parser.add_argument("--save", help="folder for the pieces")
+    parser.add_argument("--alone", help="command that runs while the clock does")
+    parser.add_argument("--report", help="folder of pieces: print their tables, time nothing")
+    parser.add_argument("--markdown", help="file whose generated part the report replaces")
     args = parser.parse_args()
+    if args.report:
+        return write_report(args.report, args.markdown)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-
     floor = Floor(args.threads)
-    print(f"# {processor()}, {args.threads} thread(s), path {lowbit_path()}")
-    print(floor.describe())
-    summary = {}
+    if args.dequantize:
+        with alone(args.alone):
+            floor.measure()
+            shares = dequantize(floor, args)
+        name = f"{args.threads}-dequantize.json"
+        found = {"threads": args.threads, "machine": machine(floor), "dequantize": shares}
+        if args.save:
+            write_json(pathlib.Path(args.save) / name, found)
+        print("\n".join(dequantize_table(shares)))
+        return
+    pieces = []
     for shape in args.shapes.split(","):
         k, n = map(int, shape.split("x"))
         contestants = make_contestants(k, n, args.threads, args.only)
         for m in map(int, args.rows.split(",")):
-            for cold in (False, True) if m == 1 else (False,):
-                times = race(contestants, m, k, n, cold, args)
-                report(times, m, k, n, cold, floor, summary)
-    if not args.only or "dequantize" in args.only:
-        dequantize(floor, args)
-    print("\n| target | bar | where | min | median | max | |\n|---|---|---|---|---|---|---|")
-    for (ours, rival, bar), lines in summary.items():
-        for where, ratios in lines:
-            low, mid, high = np.min(ratios), np.median(ratios), np.max(ratios)
-            verdict = "met" if mid >= bar else "MISSED"
-            print(
-                f"| {ours} / {rival} | {bar} | {where} | {low:.2f} | {mid:.2f} | {high:.2f} "
-                f"| {verdict} |"
-            )
+            calls, held = prepare(contestants, m, k)
+            with alone(args.alone):
+                floor.measure()
+                for cold in (False, True) if m == 1 else (False,):
+                    seconds = race(calls, cold, args)
+                    floors = {name: floor.seconds(name, m, k, n, cold) for name in seconds}
+                    floors = {name: t for name, t in floors.items() if t}
+                    form = (args.threads, [k, n], m, cold, machine(floor), seconds, floors)
+                    pieces.append(Piece(*form))
+            del calls, held
+            for piece in pieces[-2 if m == 1 else -1 :]:
+                print("\n".join(times_table(piece)), flush=True)
+                if args.save:
+                    piece.save(args.save)
+    print("\n".join(targets_table(pieces)))
 
 
-def race(contestants, m, k, n, cold, args):
-    """Seconds of each contestant's call, round by round."""
-    rng = np.random.default_rng(m)
-    x = rng.normal(size=(m, k)).astype(np.float32)
-    calls, held = {}, []  # a result keeps the memory that its call writes
+@contextlib.contextmanager
+def alone(command):
+    """Waits until the command prints a line, and ends its input afterwards."""
+    if not command:
+        yield
+        return
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, shell=True, **pipes) as process:
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.stdin.close()
+
+
+def prepare(contestants, m, k):
+    """Each contestant's call, checked, and the results that the calls write to."""
+    x = np.random.default_rng(m).normal(size=(m, k)).astype(np.float32)
+    calls, held = {}, []
     for contestant in contestants:
         call, result = contestant.make(x)
         call()
         check(contestant, x, result())
         held.append(result)
         calls[contestant.name] = call
+    return calls, held
+
+
+def race(calls, cold, args):
+    """Seconds of each contestant's call, round by round."""
     repeats = {}
     for name, call in calls.items():
         call()
@@ -130,7 +206,7 @@ def race(contestants, m, k, n, cold, args):
         call()
         # Long enough for the clock, so that a neighbour's burst does not decide.
         repeats[name] = 1 if cold else max(1, int(2e-3 / (time.perf_counter() - begin)))
-    times = {name: [] for name in calls}
+    seconds = {name: [] for name in calls}
     begin = time.perf_counter()
     for i in range(args.rounds):
         for name, call in calls.items():
@@ -141,10 +217,10 @@ def race(contestants, m, k, n, cold, args):
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
-            times[name].append((time.perf_counter() - start) / repeats[name])
+            seconds[name].append((time.perf_counter() - start) / repeats[name])
         if time.perf_counter() - begin > args.seconds and i >= 4:
             break
-    return {name: np.array(t) for name, t in times.items()}
+    return seconds
 
 
 def check(contestant, x, y):
@@ -156,26 +232,112 @@ def check(contestant, x, y):
         raise SystemExit(f"{contestant.name} computes something else: relative error {error:.3f}")
 
 
-def report(times, m, k, n, cold, floor, summary):
-    where = f"{k}x{n} M={m}{' cold' if cold else ''}"
-    print(f"\n## {where}\n\n| contestant | ms: min median max | GMAC/s | time / floor |")
-    print("|---|---|---|---|")
-    for name, t in times.items():
-        share = floor.seconds(name, m, k, n, cold)
-        share = f"{np.median(t) / share:.2f}" if share else ""
-        print(
-            f"| {name} | {t.min() * 1e3:.3f} {np.median(t) * 1e3:.3f} {t.max() * 1e3:.3f} "
-            f"| {m * k * n / np.median(t) / 1e9:.1f} | {share} |",
-            flush=True,
-        )
+# The tables -------------------------------------------------------------------------------------
+
+
+def write_report(folder, markdown):
+    """Prints the tables of every piece, or puts them between the marks of a file."""
+    found = [json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).glob("*.json"))]
+    pieces = [Piece(**entry) for entry in found if "seconds" in entry]
+    pieces.sort(key=lambda piece: (piece.threads, np.prod(piece.shape), piece.m, piece.cold))
+    lines = []
+    for threads in sorted({piece.threads for piece in pieces}):
+        mine = [piece for piece in pieces if piece.threads == threads]
+        lines += [f"### {threads} thread{'s' * (threads > 1)}", "", *targets_table(mine)]
+        lines += ["", "Our time / floor, medians:", "", *floors_table(mine), ""]
+    for entry in found:
+        if "dequantize" in entry:
+            where = f"{entry['threads']} thread{'s' * (entry['threads'] > 1)}"
+            lines += [f"Dequantize 4096x4096 to float32, {where}; share of the bandwidth of a copy"]
+            lines += ["that writes as much (bar: 0.8):", "", *dequantize_table(entry["dequantize"])]
+            lines.append("")
+    machines = sorted({entry["machine"] for entry in found})
+    lines += ["Floors that were measured with the pieces:", "", *(f"* {m}" for m in machines)]
+    if markdown is None:
+        print("\n".join(lines))
+        return
+    path, (begin, end) = pathlib.Path(markdown), MARKS
+    before, _, rest = path.read_text().partition(begin)
+    after = rest.partition(end)[2]
+    made = path.with_suffix(".part")
+    made.write_text("\n".join([before + begin, "", *lines, "", end]) + after)
+    os.replace(made, path)
+
+
+def targets_table(pieces):
+    """A row for each bar and piece that it applies to: the rival's time / ours."""
+    lines = ["| target | bar | where | min | median | max | |", "|---|---|---|---|---|---|---|"]
     for row in TARGETS:
-        if row.ours in times and row.rival in times and m in row.rows:
-            ratios = times[row.rival] / times[row.ours]
-            summary.setdefault((row.ours, row.rival, row.bar), []).append((where, ratios))
+        for piece in pieces:
+            both = row.ours in piece.seconds and row.rival in piece.seconds
+            if not both or piece.m not in row.rows:
+                continue
+            ratios = np.divide(piece.seconds[row.rival], piece.seconds[row.ours])
+            low, middle, high = np.min(ratios), np.median(ratios), np.max(ratios)
+            verdict = "met" if middle >= row.bar else "MISSED"
+            name = f"{row.ours} / {row.rival} | {row.bar} | {piece.where}"
+            lines.append(f"| {name} | {low:.2f} | {middle:.2f} | {high:.2f} | {verdict} |")
+    return lines
+
+
+def floors_table(pieces):
+    """Our times as multiples of the floor, a column for each piece."""
+    names = list(dict.fromkeys(name for piece in pieces for name in piece.floors))
+    lines = ["| | " + " | ".join(piece.where for piece in pieces) + " |"]
+    lines.append("|---" * (len(pieces) + 1) + "|")
+    for name in names:
+        cells = [
+            f"{np.median(piece.seconds[name]) / piece.floors[name]:.2f}"
+            if name in piece.floors
+            else ""
+            for piece in pieces
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def times_table(piece):
+    """Milliseconds of every contestant."""
+    lines = [f"\n## {piece.where}\n", "| contestant | ms: min median max | GMAC/s | time / floor |"]
+    lines.append("|---|---|---|---|")
+    for name, seconds in piece.seconds.items():
+        middle = np.median(seconds)
+        share = f"{middle / piece.floors[name]:.2f}" if name in piece.floors else ""
+        ends = f"{np.min(seconds) * 1e3:.3f} {middle * 1e3:.3f} {np.max(seconds) * 1e3:.3f}"
+        speed = piece.m * np.prod(piece.shape) / middle / 1e9
+        lines.append(f"| {name} | {ends} | {speed:.1f} | {share} |")
+    return lines
+
+
+def dequantize_table(shares):
+    """The bandwidth of dequantize beside that of a copy."""
+    lines = ["| bits | scales | min | median | max | |", "|---|---|---|---|---|---|"]
+    for name, ratios in shares.items():
+        low, middle, high = np.min(ratios), np.median(ratios), np.max(ratios)
+        verdict = "met" if middle >= 0.8 else "MISSED"
+        lines.append(f"| {name} | {low:.2f} | {middle:.2f} | {high:.2f} | {verdict} |")
+    return lines
+
+
+def write_json(path, value):
+    """Writes a file, as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = path.with_suffix(".part")
+    made.write_text(json.dumps(rounded(value), indent=1) + "\n")
+    os.replace(made, path)
+
+
+def rounded(value):
+    """Five digits of every float."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def dequantize(floor, args):
-    """Bytes written in a second by dequantize, beside those of a copy that writes as many."""
+    """Bytes that dequantize writes in a second by those of a copy that writes as many."""
     from tfquant.lowbit.core import Core, aligned
 
     core, rng = Core(), np.random.default_rng(0)
@@ -190,9 +352,8 @@ def dequantize(floor, args):
         "per column": (rows, 1),
         "groups of 32": (1, 32),
     }
-    print("\n## dequantize 4096x4096 to float32, share of copy bandwidth (bar: 0.8)\n")
-    print("| bits | scales | min | median | max | |\n|---|---|---|---|---|---|")
     copy = floor.copier(source, out)
+    shares = {}
     for num_bits in (8, 4, 2, 1):
         packed = rng.integers(0, 256, (rows, columns * num_bits // 8), dtype=np.uint8)
         for name, (row_group, column_group) in {**cases, "codebook": (1, 64)}.items():
@@ -213,10 +374,8 @@ def dequantize(floor, args):
                 )
                 ours = time.perf_counter() - start
                 ratios.append(copy() / ours)
-            middle = np.median(ratios)
-            verdict = "met" if middle >= 0.8 else "MISSED"
-            ends = f"{min(ratios):.2f} | {middle:.2f} | {max(ratios):.2f}"
-            print(f"| {num_bits} | {name} | {ends} | {verdict} |")
+            shares[f"{num_bits} | {name}"] = ratios
+    return shares
 
 
 # The machine ------------------------------------------------------------------------------------
@@ -234,12 +393,17 @@ class Floor:
         c = ctypes.CDLL(out)
         for name in ("products", "compute", "read", "copy"):
             getattr(c, f"tfquant_floor_{name}").restype = ctypes.c_double
-        self._c, self._threads, self._reads = c, threads, {}
+        self._c, self.threads, self._reads, self.peaks = c, threads, {}, {}
+
+    def measure(self):
+        """The peaks, and forgets bandwidths that were measured before."""
         rounds = ctypes.c_int64(2_000_000)
-        self.peaks = {}
+        self._reads.clear()
         for kind, name in enumerate(("float", "integer", "integer, groups of 32", "bits")):
-            best = min(c.tfquant_floor_compute(kind, threads, rounds) for _ in range(5))
-            self.peaks[name] = threads * c.tfquant_floor_products(kind, rounds) / best
+            call = self._c.tfquant_floor_compute
+            best = min(call(kind, self.threads, rounds) for _ in range(5))
+            products = self._c.tfquant_floor_products(kind, rounds)
+            self.peaks[name] = self.threads * products / best
 
     def read(self, size):
         """Bytes a second of reading a footprint again and again."""
@@ -249,7 +413,7 @@ class Floor:
             repeats = max(1, (64 << 20) // size)
             call = self._c.tfquant_floor_read
             arguments = (ctypes.c_void_p(data.ctypes.data), ctypes.c_int64(size))
-            best = min(call(*arguments, self._threads, repeats) for _ in range(7))
+            best = min(call(*arguments, self.threads, repeats) for _ in range(7))
             self._reads[size] = size * repeats / best
         return self._reads[size]
 
@@ -257,7 +421,7 @@ class Floor:
         """A call that copies an array on all threads and returns its seconds."""
         pointers = [ctypes.c_void_p(a.ctypes.data) for a in (source, target)]
         call, size = self._c.tfquant_floor_copy, ctypes.c_int64(source.nbytes)
-        return lambda: call(*pointers, size, self._threads)
+        return lambda: call(*pointers, size, self.threads)
 
     def describe(self):
         """The measurements in one line."""
@@ -265,7 +429,7 @@ class Floor:
         reads = ", ".join(
             f"{s >> 20} MB {self.read(s) / 1e9:.0f}" for s in (1 << 20, 16 << 20, 1 << 28)
         )
-        return f"# peak GMAC/s: {peaks}; read GB/s: {reads}"
+        return f"peak GMAC/s: {peaks}; read GB/s: {reads}"
 
     def seconds(self, name, m, k, n, cold):
         """The least time for one of our contestants; `None` for a rival."""
@@ -306,10 +470,12 @@ def processor():
     return "unknown processor"
 
 
-def lowbit_path():
+def machine(floor):
+    """What the numbers are from."""
     from tfquant import lowbit
 
-    return lowbit.doctor().path
+    path, threads = lowbit.doctor().path, floor.threads
+    return f"{processor()}, path {path}, {threads} thread(s); {floor.describe()}"
 
 
 # The contestants --------------------------------------------------------------------------------
@@ -389,9 +555,9 @@ def ours(weight, threads, wanted):
         kind = "sign" if num_bits == 1 else "real"
 
         def by_core(x, packed=packed, form=form, activations=activations):
-            out = np.empty((len(x), n), np.float32)
-            more = {"units": n, "activations": activations, "threads": threads, "out": out}
-            return lambda: core.matmul(x, packed, **form, **more), lambda: out
+            more = {"units": n, "activations": activations, "threads": threads}
+            call, out = core.bound_matmul(x, packed, **form, **more)
+            return call, lambda: out
 
         def by_op(x, packed=packed, form=form, activations=activations):
             weights = lowbit.PackedWeights(tf.constant(packed), **form, depth=len(weight), units=n)

@@ -5,7 +5,7 @@
 Prints the ratio of times within interleaved rounds and, each measured in a fresh process that
 loads the model and runs it, the ratio of what the models add to the resident set: once as it is,
 and once after glibc gave back what loading had freed (`malloc_trim`). The bar: at least 6 times as
-fast, at most 0.2 of the memory.
+fast, at most 0.2 of the memory. `--alone` as in lowbit_matmul.py.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import tempfile
 import time
 
 import numpy as np
+from lowbit_matmul import alone
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 KINDS = ("float", "packed")
@@ -30,6 +31,7 @@ def main():
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--scheme", default="w4a8")
+    parser.add_argument("--alone", help="command that runs while the clock does")
     parser.add_argument("--resident", help="a .keras file: print what it adds to the resident set")
     args = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -73,12 +75,15 @@ def measure_time(args, paths):
     ]
     x = tf.constant(rows[:1])
     times = np.empty((args.rounds, 2))
-    for i in range(args.rounds):
-        for j, function in enumerate(functions):
-            function(x)
-            start = time.perf_counter()
-            function(x)
-            times[i, j] = time.perf_counter() - start
+    for function in functions:
+        function(x)
+    with alone(args.alone):
+        for i in range(args.rounds):
+            for j, function in enumerate(functions):
+                function(x)
+                start = time.perf_counter()
+                function(x)
+                times[i, j] = time.perf_counter() - start
     ratio = times[:, 0] / times[:, 1]
     print(f"path {lowbit.doctor().path}, {args.threads} thread(s), {args.scheme}")
     print(f"relative error against float {error:.3f}, against the quantized model 0")

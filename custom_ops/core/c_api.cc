@@ -5,8 +5,7 @@
 #include <mutex>
 #include <string>
 
-#include "dequantize.h"
-#include "matmul.h"
+#include "c_arguments.h"
 #include "pack.h"
 #include "path.h"
 #include "thread_pool.h"
@@ -14,12 +13,9 @@
 namespace tfquant {
 namespace {
 
-thread_local std::string last_error;
+thread_local LastError last_error;
 
-int Report(const std::string& error) {
-  last_error = error;
-  return error.empty() ? 0 : -1;
-}
+int Report(const std::string& error) { return last_error.Report(error); }
 
 std::string KernelsFor(const char* name, const Kernels** kernels) {
   Path path = Path::kPortable;
@@ -49,7 +45,7 @@ using namespace tfquant;  // NOLINT: the ABI below is made of these
 
 int tfquant_abi_version(void) { return 1; }
 
-const char* tfquant_error(void) { return last_error.c_str(); }
+const char* tfquant_error(void) { return last_error.words.c_str(); }
 
 const char* tfquant_path_name(int index) {
   return index >= 0 && index < kPaths ? PathName(static_cast<Path>(index)) : nullptr;
@@ -73,6 +69,7 @@ int tfquant_pack(int num_bits, int64_t group_size, int64_t k, int64_t n, const i
                  const float* scale, uint8_t* out) {
   PackedLayout layout;
   if (Report(MakeLayout(num_bits, group_size, k, n, &layout)) != 0) return -1;
+  if (Report(CheckPointers({{"q", q}, {"scale", scale}, {"out", out}})) != 0) return -1;
   return Report(PackMatmul(q, scale, layout, out));
 }
 
@@ -80,6 +77,7 @@ int tfquant_unpack(int num_bits, int64_t group_size, int64_t k, int64_t n, const
                    int64_t weights_bytes, int8_t* q, float* scale) {
   PackedLayout layout;
   if (Report(MakeLayout(num_bits, group_size, k, n, &layout)) != 0) return -1;
+  if (Report(CheckPointers({{"weights", weights}})) != 0) return -1;
   if (Report(CheckPacked(weights, weights_bytes, layout)) != 0) return -1;
   UnpackMatmul(weights, layout, q, scale);
   return 0;
@@ -91,19 +89,9 @@ int tfquant_matmul(const char* path, int threads, int type, int64_t m, const voi
                    const float* bias, int fused, void* y) {
   const Kernels* kernels = nullptr;
   if (Report(KernelsFor(path, &kernels)) != 0) return -1;
-  MatmulArgs args;
-  args.type = static_cast<DataType>(type);
-  args.m = m;
-  args.x = x;
-  args.layout = {num_bits, group_size, k, n};
-  args.weights = weights;
-  args.weights_bytes = weights_bytes;
-  args.activations = static_cast<Activations>(activations);
-  args.x_scale = x_scale;
-  args.zero_point = zero_point;
-  args.bias = bias;
-  args.fused = static_cast<Fused>(fused);
-  args.y = y;
+  const MatmulArgs args =
+      MatmulArgsOf(type, m, x, num_bits, group_size, k, n, weights, weights_bytes, activations,
+                   x_scale, zero_point, bias, fused, y);
   if (Report(CheckMatmul(args)) != 0) return -1;
   Matmul(args, *kernels, PoolOf(threads));
   return 0;
@@ -115,10 +103,9 @@ int tfquant_dequantize(const char* path, int threads, int num_bits, int64_t rows
                        const float* zero_point, const float* codebook, int type, void* out) {
   const Kernels* kernels = nullptr;
   if (Report(KernelsFor(path, &kernels)) != 0) return -1;
-  const PlainArgs args = {num_bits,     rows,       columns,      row_group,
-                          column_group, packed,     packed_bytes, scale,
-                          scales,       zero_point, codebook,     static_cast<DataType>(type),
-                          out};
+  const PlainArgs args = PlainArgsOf(num_bits, rows, columns, row_group, column_group, packed,
+                                     packed_bytes, scale, scales, zero_point, codebook, type, out);
+  if (Report(CheckPlainPointers(args, packed, out)) != 0) return -1;
   if (Report(CheckPlain(args)) != 0) return -1;
   DequantizePlain(args, *kernels, PoolOf(threads));
   return 0;
@@ -127,16 +114,9 @@ int tfquant_dequantize(const char* path, int threads, int num_bits, int64_t rows
 int tfquant_quantize(int threads, int num_bits, int64_t rows, int64_t columns, int64_t row_group,
                      int64_t column_group, const float* x, const float* scale, int64_t scales,
                      const float* zero_point, uint8_t* packed, int64_t packed_bytes) {
-  PlainArgs args;
-  args.num_bits = num_bits;
-  args.rows = rows;
-  args.columns = columns;
-  args.row_group = row_group;
-  args.column_group = column_group;
-  args.packed_bytes = packed_bytes;
-  args.scale = scale;
-  args.scales = scales;
-  args.zero_point = zero_point;
+  const PlainArgs args = PlainArgsOf(num_bits, rows, columns, row_group, column_group, nullptr,
+                                     packed_bytes, scale, scales, zero_point, nullptr, 0, nullptr);
+  if (Report(CheckPlainPointers(args, packed, x)) != 0) return -1;
   if (Report(CheckPlain(args)) != 0) return -1;
   QuantizePlain(args, x, packed, PoolOf(threads));
   return 0;

@@ -6,25 +6,33 @@
 #include "pack.h"
 
 namespace tfquant {
-namespace {
 
-int64_t CeilDivide(int64_t a, int64_t b) { return a / b + (a % b != 0); }
-
-}  // namespace
-
-std::string CheckPlainSizes(const PlainArgs& args) {
+std::string CheckPlainNumbers(const PlainArgs& args) {
   const int bits = args.num_bits;
   if (bits != 8 && bits != 4 && bits != 2 && bits != 1) {
     return "`num_bits` must be 8, 4, 2 or 1. Received: num_bits=" + std::to_string(bits) + ".";
   }
+  const std::string error = CheckType(args.type);
+  if (!error.empty()) return error;
   constexpr int64_t kMost = int64_t{1} << 60;
-  if (args.rows < 0 || args.columns < 0 || args.rows > kMost / std::max<int64_t>(args.columns, 1)) {
+  if (args.columns > kMost || args.rows > kMost / std::max<int64_t>(args.columns, 1)) {
     return "`rows` times `columns` must be between 0 and 2^60. Received: rows=" +
            std::to_string(args.rows) + ", columns=" + std::to_string(args.columns) + ".";
   }
   if (args.row_group < 1 || args.column_group < 1) {
     return "Group sizes must be at least 1. Received: row_group=" + std::to_string(args.row_group) +
            ", column_group=" + std::to_string(args.column_group) + ".";
+  }
+  return "";
+}
+
+std::string CheckPlainSizes(const PlainArgs& args) {
+  const std::string error = CheckPlainNumbers(args);
+  if (!error.empty()) return error;
+  const int bits = args.num_bits;
+  if (args.rows < 0 || args.columns < 0) {
+    return "`rows` and `columns` must not be negative. Received: rows=" +
+           std::to_string(args.rows) + ", columns=" + std::to_string(args.columns) + ".";
   }
   const int64_t bytes = args.rows * PlainRowBytes(args.columns, bits);
   if (args.packed_bytes != bytes) {
@@ -49,6 +57,7 @@ std::string CheckPlainSizes(const PlainArgs& args) {
 std::string CheckPlain(const PlainArgs& args) {
   const std::string error = CheckPlainSizes(args);
   if (!error.empty()) return error;
+  if (args.scales > 0 && args.scale == nullptr) return "`scale` must not be null.";
   for (int64_t i = 0; i < args.scales; ++i) {
     if (!(std::isfinite(args.scale[i]) && args.scale[i] > 0)) {
       return "`scale` must be positive and finite. Received: " + std::to_string(args.scale[i]) +

@@ -31,8 +31,12 @@ struct PlainArgs {
   void* real = nullptr;  // dequantize: output, [rows, columns]
 };
 
-// What is wrong with the arguments, in words, or "". CheckPlainSizes looks at the numbers alone,
-// CheckPlain at every scale too.
+inline int64_t CeilDivide(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+// What is wrong with the arguments, in words, or "". CheckPlainNumbers looks at what is known
+// before there are arrays (rows and columns are -1 where they are not), CheckPlainSizes at how many
+// bytes and scales were given too, CheckPlain at every scale too.
+std::string CheckPlainNumbers(const PlainArgs& args);
 std::string CheckPlainSizes(const PlainArgs& args);
 std::string CheckPlain(const PlainArgs& args);
 

@@ -354,10 +354,18 @@ void SerialFor(int64_t count, int64_t cost, const std::function<void(int64_t, in
   if (count > 0) body(0, count);
 }
 
+std::string CheckType(DataType type) {
+  if (type == DataType::kFloat32 || type == DataType::kBFloat16) return "";
+  return "`type` must be 0 (float32) or 1 (bfloat16). Received: type=" +
+         std::to_string(static_cast<int>(type)) + ".";
+}
+
 std::string CheckSettings(const MatmulArgs& args) {
   PackedLayout layout;
-  std::string error = MakeLayout(args.layout.num_bits, args.layout.group_size, args.layout.k,
-                                 args.layout.n, &layout);
+  std::string error = CheckType(args.type);
+  if (!error.empty()) return error;
+  error = MakeLayout(args.layout.num_bits, args.layout.group_size, args.layout.k, args.layout.n,
+                     &layout);
   if (!error.empty()) return error;
   const int mode = static_cast<int>(args.activations), fused = static_cast<int>(args.fused);
   if (mode < 0 || mode > static_cast<int>(Activations::kStatic)) {

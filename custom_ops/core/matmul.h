@@ -59,6 +59,7 @@ void SerialFor(int64_t count, int64_t cost, const std::function<void(int64_t, in
 
 // What is wrong with the arguments, in words, or "". CheckSettings looks at the numbers alone, so a
 // shape function can say the same before there are tensors.
+std::string CheckType(DataType type);
 std::string CheckSettings(const MatmulArgs& args);
 std::string CheckMatmul(const MatmulArgs& args);
 

@@ -39,18 +39,17 @@ bool HasAvx2() {
   const bool has_f16c = HasBit(1, 0, 2, 29);
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c;
 }
-bool HasAvxVnni() {
-#ifdef TFQUANT_VNNI_AS_AVX512VL
-  return HasAvx2() && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#ifdef TFQUANT_SIMDE  // what lies beyond AVX2 is emulated, see tests/simde_avx512.h
+bool HasAvxVnni() { return HasAvx2(); }
+bool HasAvx512() { return HasAvx2(); }
 #else
-  return HasAvx2() && HasBit(7, 1, 0, 4);
-#endif
-}
+bool HasAvxVnni() { return HasAvx2() && HasBit(7, 1, 0, 4); }
 bool HasAvx512() {
   return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bitalg");
 }
+#endif
 #elif defined(__aarch64__)
 bool HasDotProduct() {
 #if defined(__linux__)

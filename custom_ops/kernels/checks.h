@@ -5,18 +5,11 @@
 #include <string>
 #include <type_traits>
 
-#include "../core/dequantize.h"
-#include "../core/matmul.h"
-#include "../core/pack.h"
 #include "names.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/register_types.h"
 
 namespace tfquant {
-
-inline absl::Status Words(const std::string& error) {
-  return error.empty() ? absl::OkStatus() : absl::InvalidArgumentError(error);
-}
 
 template <class T>
 constexpr DataType TypeOf() {
@@ -24,10 +17,7 @@ constexpr DataType TypeOf() {
 }
 
 inline absl::Status Rank(const tensorflow::Tensor& tensor, int rank, const char* name) {
-  if (tensor.dims() == rank) return absl::OkStatus();
-  return absl::InvalidArgumentError("`" + std::string(name) + "` must have " +
-                                    std::to_string(rank) + " dimensions. Received: shape " +
-                                    tensor.shape().DebugString() + ".");
+  return Words(CheckRank(tensor.dims(), rank, name, tensor.shape().DebugString()));
 }
 
 // Tfquant>LowbitMatmul: its attributes, ...
@@ -44,27 +34,29 @@ inline absl::Status ReadMatmul(tensorflow::OpKernelConstruction* c, DataType typ
   TF_RETURN_IF_ERROR(c->GetAttr("fused", &fused));
   args->type = type;
   args->activations = ActivationsOf(activations);
-  args->zero_point = static_cast<int>(zero_point);
+  args->zero_point = IntOf(zero_point);
   args->fused = FusedOf(fused);
   return absl::OkStatus();
 }
 
-// ... and its tensors; allocates y. Looks at shapes alone.
+// ... and its tensors; allocates y, once the numbers and sizes are right. Looks at no values.
 inline absl::Status BindMatmul(tensorflow::OpKernelContext* ctx, MatmulArgs* args) {
   const tensorflow::Tensor &x = ctx->input(0), &weights = ctx->input(1), &bias = ctx->input(2);
-  if (x.dims() < 1) return absl::InvalidArgumentError("`x` must not be a scalar.");
+  if (x.dims() < 1) return absl::InvalidArgumentError(kScalarX);
   TF_RETURN_IF_ERROR(Rank(weights, 1, "weights"));
   TF_RETURN_IF_ERROR(Rank(bias, 1, "bias"));
   TF_RETURN_IF_ERROR(Words(CheckBias(bias.NumElements(), args->layout.n)));
   args->layout.k = x.dim_size(x.dims() - 1);
-  args->m = args->layout.k > 0 ? x.NumElements() / args->layout.k : 0;
+  args->weights_bytes = weights.NumElements();
+  TF_RETURN_IF_ERROR(Words(CheckSettings(*args)));
+  TF_RETURN_IF_ERROR(Words(CheckPackedBytes(args->weights_bytes, args->layout)));
+  args->m = x.NumElements() / args->layout.k;
   tensorflow::TensorShape shape = x.shape();
   TF_RETURN_IF_ERROR(shape.SetDimWithStatus(x.dims() - 1, args->layout.n));
   tensorflow::Tensor* y = nullptr;
   TF_RETURN_IF_ERROR(ctx->allocate_output(0, shape, &y));
   args->x = x.data();
   args->weights = static_cast<const uint8_t*>(weights.data());
-  args->weights_bytes = weights.NumElements();
   args->bias = bias.NumElements() > 0 ? bias.flat<float>().data() : nullptr;
   args->y = y->data();
   return absl::OkStatus();
@@ -79,16 +71,16 @@ inline absl::Status ReadPlain(tensorflow::OpKernelConstruction* c, PlainArgs* ar
 
 inline absl::Status BindScales(const tensorflow::Tensor& scale,
                                const tensorflow::Tensor& zero_point, PlainArgs* args) {
+  TF_RETURN_IF_ERROR(Words(CheckPlainNumbers(*args)));
   TF_RETURN_IF_ERROR(Rank(scale, 2, "scale"));
+  TF_RETURN_IF_ERROR(Words(CheckPlainScaleShape(scale.dim_size(0), scale.dim_size(1), *args)));
+  const bool like_scale = zero_point.shape() == scale.shape();
+  TF_RETURN_IF_ERROR(
+      Words(CheckZeroPointShape(zero_point.NumElements(), like_scale,
+                                zero_point.shape().DebugString(), scale.shape().DebugString())));
   args->scale = scale.flat<float>().data();
   args->scales = scale.NumElements();
-  if (zero_point.NumElements() == 0) return absl::OkStatus();
-  if (zero_point.shape() != scale.shape()) {
-    return absl::InvalidArgumentError("`zero_point` must be empty or have the shape of `scale`, " +
-                                      scale.shape().DebugString() + ". Received: shape " +
-                                      zero_point.shape().DebugString() + ".");
-  }
-  args->zero_point = zero_point.flat<float>().data();
+  if (zero_point.NumElements() > 0) args->zero_point = zero_point.flat<float>().data();
   return absl::OkStatus();
 }
 
@@ -100,15 +92,10 @@ inline absl::Status BindDequantize(tensorflow::OpKernelContext* ctx, PlainArgs* 
   args->packed = packed.flat<uint8_t>().data();
   args->packed_bytes = packed.NumElements();
   TF_RETURN_IF_ERROR(BindScales(ctx->input(1), ctx->input(2), args));
-  TF_RETURN_IF_ERROR(Words(CheckPlainSizes(*args)));
-  const int64_t entries = codebook.NumElements(), wanted = int64_t{1} << args->num_bits;
-  if (entries != 0 && entries != wanted) {
-    return absl::InvalidArgumentError(
-        "`codebook` must be empty or hold 2^num_bits=" + std::to_string(wanted) +
-        " values. Received: " + std::to_string(entries) + " values.");
-  }
-  args->codebook = entries ? codebook.flat<float>().data() : nullptr;
-  return absl::OkStatus();
+  TF_RETURN_IF_ERROR(Words(CheckRowBytes(packed.dim_size(1), args->columns, args->num_bits)));
+  TF_RETURN_IF_ERROR(Words(CheckCodebook(codebook.NumElements(), args->num_bits)));
+  if (codebook.NumElements() > 0) args->codebook = codebook.flat<float>().data();
+  return Words(CheckPlainSizes(*args));
 }
 
 // ... and of the other.
@@ -118,9 +105,7 @@ inline absl::Status BindQuantize(tensorflow::OpKernelContext* ctx, PlainArgs* ar
   args->rows = real.dim_size(0);
   args->columns = real.dim_size(1);
   TF_RETURN_IF_ERROR(BindScales(ctx->input(1), ctx->input(2), args));
-  const int bits = args->num_bits;
-  const bool known = bits == 8 || bits == 4 || bits == 2 || bits == 1;
-  if (known) args->packed_bytes = args->rows * PlainRowBytes(args->columns, bits);
+  args->packed_bytes = args->rows * PlainRowBytes(args->columns, args->num_bits);
   return Words(CheckPlainSizes(*args));
 }
 

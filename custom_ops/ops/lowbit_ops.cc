@@ -2,9 +2,6 @@
 // numbers or sizes, the shape function rejects first, in the same words: both ask core.
 #include <string>
 
-#include "../core/dequantize.h"
-#include "../core/matmul.h"
-#include "../core/pack.h"
 #include "../kernels/names.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
@@ -17,10 +14,6 @@ using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
-absl::Status Words(const std::string& error) {
-  return error.empty() ? absl::OkStatus() : absl::InvalidArgumentError(error);
-}
-
 template <class T>
 T Attr(InferenceContext* c, const char* name) {
   T value{};
@@ -28,30 +21,41 @@ T Attr(InferenceContext* c, const char* name) {
   return value;
 }
 
+absl::Status Rank(InferenceContext* c, int input, int rank, const char* name) {
+  const ShapeHandle shape = c->input(input);
+  if (!c->RankKnown(shape)) return absl::OkStatus();
+  return Words(CheckRank(c->Rank(shape), rank, name, c->DebugString(shape)));
+}
+
+// A dimension of an input; -1 if it is not known.
+int64_t Size(InferenceContext* c, int input, int64_t axis) {
+  return c->Value(c->Dim(c->input(input), axis));
+}
+
+// How many values an input holds; -1 if that is not known.
+int64_t Values(InferenceContext* c, int input) {
+  return c->FullyDefined(c->input(input)) ? c->Value(c->NumElements(c->input(input))) : -1;
+}
+
 absl::Status LowbitMatmulShape(InferenceContext* c) {
-  ShapeHandle x, weights, bias;
-  TF_RETURN_IF_ERROR(c->WithRankAtLeast(c->input(0), 1, &x));
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 1, &weights));
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(2), 1, &bias));
+  const ShapeHandle x = c->input(0);
+  if (c->RankKnown(x) && c->Rank(x) == 0) return absl::InvalidArgumentError(kScalarX);
+  TF_RETURN_IF_ERROR(Rank(c, 1, 1, "weights"));
+  TF_RETURN_IF_ERROR(Rank(c, 2, 1, "bias"));
   const int64_t units = Attr<int64_t>(c, "units");
   MatmulArgs args;
-  args.layout.num_bits = static_cast<int>(Attr<int64_t>(c, "num_bits"));
+  args.layout.num_bits = IntOf(Attr<int64_t>(c, "num_bits"));
   args.layout.group_size = Attr<int64_t>(c, "group_size");
   args.layout.n = units;
   args.activations = ActivationsOf(Attr<std::string>(c, "activations"));
   args.fused = FusedOf(Attr<std::string>(c, "fused"));
   args.x_scale = Attr<float>(c, "x_scale");
-  args.zero_point = static_cast<int>(Attr<int64_t>(c, "zero_point"));
-  const DimensionHandle depth = c->Dim(x, -1);
-  const bool known = c->ValueKnown(depth);
-  args.layout.k = known ? c->Value(depth) : 1;
+  args.zero_point = IntOf(Attr<int64_t>(c, "zero_point"));
+  const int64_t depth = Size(c, 0, -1), bytes = Size(c, 1, 0);
+  args.layout.k = depth < 0 ? 1 : depth;
   TF_RETURN_IF_ERROR(Words(CheckSettings(args)));
-  if (known && c->ValueKnown(c->Dim(weights, 0))) {
-    TF_RETURN_IF_ERROR(Words(CheckPackedBytes(c->Value(c->Dim(weights, 0)), args.layout)));
-  }
-  if (c->ValueKnown(c->Dim(bias, 0))) {
-    TF_RETURN_IF_ERROR(Words(CheckBias(c->Value(c->Dim(bias, 0)), units)));
-  }
+  if (depth >= 0 && bytes >= 0) TF_RETURN_IF_ERROR(Words(CheckPackedBytes(bytes, args.layout)));
+  TF_RETURN_IF_ERROR(Words(CheckBias(Size(c, 2, 0), units)));
   ShapeHandle y;
   TF_RETURN_IF_ERROR(c->ReplaceDim(x, -1, c->MakeDim(units), &y));
   c->set_output(0, y);
@@ -59,70 +63,64 @@ absl::Status LowbitMatmulShape(InferenceContext* c) {
 }
 
 absl::Status LowbitPackShape(InferenceContext* c) {
-  ShapeHandle q, scale;
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &q));
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 2, &scale));
-  const DimensionHandle k = c->Dim(q, 0), n = c->Dim(q, 1);
-  const bool known = c->ValueKnown(k) && c->ValueKnown(n);
+  TF_RETURN_IF_ERROR(Rank(c, 0, 2, "q"));
+  TF_RETURN_IF_ERROR(Rank(c, 1, 2, "scale"));
+  const int64_t k = Size(c, 0, 0), n = Size(c, 0, 1);
   PackedLayout layout;
-  TF_RETURN_IF_ERROR(Words(MakeLayout(static_cast<int>(Attr<int64_t>(c, "num_bits")),
-                                      Attr<int64_t>(c, "group_size"), known ? c->Value(k) : 1,
-                                      known ? c->Value(n) : 1, &layout)));
-  if (known && c->FullyDefined(scale)) {
-    TF_RETURN_IF_ERROR(
-        Words(CheckScaleShape(c->Value(c->Dim(scale, 0)), c->Value(c->Dim(scale, 1)), layout)));
-  }
-  c->set_output(0, known ? c->Vector(layout.bytes()) : c->Vector(InferenceContext::kUnknownDim));
+  TF_RETURN_IF_ERROR(
+      Words(MakeLayout(IntOf(Attr<int64_t>(c, "num_bits")), Attr<int64_t>(c, "group_size"),
+                       k < 0 ? 1 : k, n < 0 ? 1 : n, &layout)));
+  TF_RETURN_IF_ERROR(Words(CheckScaleShape(Size(c, 1, 0), Size(c, 1, 1),
+                                           k < 0 ? -1 : layout.groups(), n < 0 ? -1 : layout.n)));
+  c->set_output(0, c->Vector(k < 0 || n < 0 ? InferenceContext::kUnknownDim : layout.bytes()));
   return absl::OkStatus();
 }
 
 absl::Status LowbitUnpackShape(InferenceContext* c) {
-  ShapeHandle weights;
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 1, &weights));
+  TF_RETURN_IF_ERROR(Rank(c, 0, 1, "weights"));
   PackedLayout layout;
-  TF_RETURN_IF_ERROR(Words(MakeLayout(static_cast<int>(Attr<int64_t>(c, "num_bits")),
-                                      Attr<int64_t>(c, "group_size"), Attr<int64_t>(c, "depth"),
-                                      Attr<int64_t>(c, "units"), &layout)));
-  if (c->ValueKnown(c->Dim(weights, 0))) {
-    TF_RETURN_IF_ERROR(Words(CheckPackedBytes(c->Value(c->Dim(weights, 0)), layout)));
-  }
+  TF_RETURN_IF_ERROR(
+      Words(MakeLayout(IntOf(Attr<int64_t>(c, "num_bits")), Attr<int64_t>(c, "group_size"),
+                       Attr<int64_t>(c, "depth"), Attr<int64_t>(c, "units"), &layout)));
+  const int64_t bytes = Size(c, 0, 0);
+  if (bytes >= 0) TF_RETURN_IF_ERROR(Words(CheckPackedBytes(bytes, layout)));
   c->set_output(0, c->Matrix(layout.k, layout.n));
   return absl::OkStatus();
 }
 
-absl::Status PlainNumBits(InferenceContext* c, int* num_bits) {
-  *num_bits = static_cast<int>(Attr<int64_t>(c, "num_bits"));
-  PlainArgs args;  // nothing but the numbers
-  args.num_bits = *num_bits;
-  args.row_group = Attr<int64_t>(c, "row_group");
-  args.column_group = Attr<int64_t>(c, "column_group");
-  return Words(CheckPlain(args));
+// Plain rows: the numbers, and the shapes of input 1, the scales, and 2, the zero points.
+absl::Status CheckPlainInputs(InferenceContext* c, int64_t columns, PlainArgs* args) {
+  args->num_bits = IntOf(Attr<int64_t>(c, "num_bits"));
+  args->row_group = Attr<int64_t>(c, "row_group");
+  args->column_group = Attr<int64_t>(c, "column_group");
+  args->rows = Size(c, 0, 0);
+  args->columns = columns;
+  TF_RETURN_IF_ERROR(Words(CheckPlainNumbers(*args)));
+  TF_RETURN_IF_ERROR(Rank(c, 1, 2, "scale"));
+  TF_RETURN_IF_ERROR(Words(CheckPlainScaleShape(Size(c, 1, 0), Size(c, 1, 1), *args)));
+  const ShapeHandle scale = c->input(1), zero_point = c->input(2);
+  if (!c->FullyDefined(scale) || !c->FullyDefined(zero_point)) return absl::OkStatus();
+  const std::string shape = c->DebugString(zero_point), wanted = c->DebugString(scale);
+  return Words(CheckZeroPointShape(Values(c, 2), shape == wanted, shape, wanted));
 }
 
 absl::Status DequantizeShape(InferenceContext* c) {
-  ShapeHandle packed, ignored;
-  int num_bits;
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &packed));
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 2, &ignored));
-  TF_RETURN_IF_ERROR(PlainNumBits(c, &num_bits));
-  const int64_t columns = Attr<int64_t>(c, "columns");
-  DimensionHandle width;
-  TF_RETURN_IF_ERROR(c->WithValue(c->Dim(packed, 1), PlainRowBytes(columns, num_bits), &width));
-  c->set_output(0, c->Matrix(c->Dim(packed, 0), columns));
+  PlainArgs args;
+  TF_RETURN_IF_ERROR(Rank(c, 0, 2, "packed"));
+  TF_RETURN_IF_ERROR(CheckPlainInputs(c, Attr<int64_t>(c, "columns"), &args));
+  TF_RETURN_IF_ERROR(Words(CheckRowBytes(Size(c, 0, 1), args.columns, args.num_bits)));
+  TF_RETURN_IF_ERROR(Words(CheckCodebook(Values(c, 3), args.num_bits)));
+  c->set_output(0, c->Matrix(c->Dim(c->input(0), 0), args.columns));
   return absl::OkStatus();
 }
 
 absl::Status QuantizePackShape(InferenceContext* c) {
-  ShapeHandle x, ignored;
-  int num_bits;
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &x));
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 2, &ignored));
-  TF_RETURN_IF_ERROR(PlainNumBits(c, &num_bits));
-  const DimensionHandle columns = c->Dim(x, 1);
-  c->set_output(0,
-                c->Matrix(c->Dim(x, 0), c->ValueKnown(columns)
-                                            ? c->MakeDim(PlainRowBytes(c->Value(columns), num_bits))
-                                            : c->UnknownDim()));
+  PlainArgs args;
+  TF_RETURN_IF_ERROR(Rank(c, 0, 2, "real"));
+  TF_RETURN_IF_ERROR(CheckPlainInputs(c, Size(c, 0, 1), &args));
+  const DimensionHandle width =
+      args.columns < 0 ? c->UnknownDim() : c->MakeDim(PlainRowBytes(args.columns, args.num_bits));
+  c->set_output(0, c->Matrix(c->Dim(c->input(0), 0), width));
   return absl::OkStatus();
 }
 

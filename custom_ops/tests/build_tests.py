@@ -3,8 +3,9 @@
     python custom_ops/tests/build_tests.py core_test --out /tmp/core_test \
         --copts=-fsanitize=address,undefined --copts=-fno-sanitize-recover=all
 
-`CXX` chooses the compiler; `--machine aarch64` the sources of another processor. `gpu_test` is
-linked with the emulated GPU, and `emulated_gpu` is that as a library, for gpu_check.py.
+`CXX` chooses the compiler; `--machine aarch64` the sources of another processor; `--simde` emulates
+what lies beyond AVX2. `gpu_test` is linked with the emulated GPU, and `emulated_gpu` is that as a
+library, for gpu_check.py. prove.py calls all of it.
 """
 
 import argparse
@@ -58,13 +59,23 @@ def emulated_ops(out, tensorflow, copts=()):
         _run(calls, [*link, "-shared", f"-L{tensorflow}", "-l:libtensorflow_framework.so.2"])
 
 
-def _program(name, out, folder, copts, machine):
+def _by_simde(call):
+    """The call of the compiler, with what lies beyond AVX2 emulated where it is used."""
+    if not any(option.startswith(("-mavx512", "-mavxvnni")) for option in call):
+        return [*call, "-DTFQUANT_SIMDE"]
+    call = [option for option in call if not option.startswith(("-mavx512", "-mavxvnni"))]
+    include = ["-include", str(ROOT / "tests" / "simde_avx512.h"), "-Wno-psabi"]
+    return [*call, "-DTFQUANT_SIMDE", *include]
+
+
+def _program(name, out, folder, copts, machine, simde):
     build = load_build()
     lists = build.source_lists(ROOT)
     if name == "gpu_test":
         names = lists["GPU_SOURCES"] + lists["EMULATED_SOURCES"] + lists["GPU_TEST_SOURCES"]
         return gpu_commands(out, folder, names, copts)
     calls, link = build.commands(out, folder, copts=copts, machine=machine)
+    calls = [_by_simde(call) for call in calls] if simde else calls
     source, made = str(ROOT / "tests" / f"{name}.cc"), f"{folder}/program.o"
     first = calls[0]
     calls.append([*first[: first.index("-c")], "-c", source, "-o", made])
@@ -85,12 +96,13 @@ def main():
     parser.add_argument("program", help="name of a .cc file here, without its ending")
     parser.add_argument("--out", required=True)
     parser.add_argument("--machine", default=None)
+    parser.add_argument("--simde", action="store_true", help="emulate AVX512 and AVX-VNNI")
     parser.add_argument("--copts", action="append", default=[], help="one option; repeat for more")
     args = parser.parse_args()
     if args.program == "emulated_gpu":
         return emulated_gpu(args.out, args.copts)
     with tempfile.TemporaryDirectory() as folder:
-        _run(*_program(args.program, args.out, folder, args.copts, args.machine))
+        _run(*_program(args.program, args.out, folder, args.copts, args.machine, args.simde))
 
 
 if __name__ == "__main__":

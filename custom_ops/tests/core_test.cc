@@ -4,73 +4,23 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "../core/dequantize.h"
 #include "../core/float16.h"
-#include "../core/pack.h"
 #include "../core/path.h"
-#include "../core/reference_matmul.h"
 #include "../core/thread_pool.h"
+#include "test_cases.h"
 
 namespace tfquant {
 namespace {
-
-int failures = 0;
-
-void Expect(bool ok, const std::string& what) {
-  if (ok) return;
-  ++failures;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
-
-std::mt19937 rng(7);
-
-int Uniform(int low, int high) { return std::uniform_int_distribution<int>(low, high)(rng); }
-
-std::vector<float> Normal(int64_t count) {
-  std::normal_distribution<float> normal;
-  std::vector<float> values(static_cast<size_t>(count));
-  for (float& v : values) v = normal(rng);
-  return values;
-}
-
-struct Weights {
-  PackedLayout layout;
-  std::vector<int8_t> q;
-  std::vector<float> scale;  // as the kernels see it
-  std::unique_ptr<uint8_t[]> bytes;
-};
-
-Weights MakeWeights(int num_bits, int64_t group_size, int64_t k, int64_t n) {
-  Weights w;
-  Expect(MakeLayout(num_bits, group_size, k, n, &w.layout).empty(), "layout");
-  w.q.resize(static_cast<size_t>(k * n));
-  const int low = num_bits == 1 ? 0 : -Offset(num_bits), high = num_bits == 1 ? 1 : -low - 1;
-  for (int8_t& q : w.q) {
-    q = static_cast<int8_t>(Uniform(low, high));
-    if (num_bits == 1) q = static_cast<int8_t>(2 * q - 1);
-  }
-  w.scale.resize(static_cast<size_t>(w.layout.groups() * n));
-  for (float& s : w.scale) s = std::exp(Normal(1)[0]) * 0.01f;
-  w.bytes.reset(new uint8_t[static_cast<size_t>(w.layout.bytes())]);
-  Expect(PackMatmul(w.q.data(), w.scale.data(), w.layout, w.bytes.get()).empty(), "pack");
-  std::vector<int8_t> q(w.q.size());
-  UnpackMatmul(w.bytes.get(), w.layout, q.data(), w.scale.data());
-  Expect(q == w.q, "unpack inverts pack");
-  return w;
-}
 
 void CheckShape(const Kernels& kernels, const std::string& name, const Weights& w, int64_t m,
                 Activations activations, const ParallelFor& parallel_for) {
   const int64_t k = w.layout.k, n = w.layout.n;
   const std::vector<float> x = Normal(m * k), bias = Normal(n);
   std::vector<float> y(static_cast<size_t>(m * n));
-  std::vector<double> expected(y.size());
   MatmulArgs args;
   args.m = m;
   args.x = x.data();
@@ -87,20 +37,7 @@ void CheckShape(const Kernels& kernels, const std::string& name, const Weights& 
   Expect(error.empty(), error);
   if (!error.empty()) return;
   Matmul(args, kernels, parallel_for);
-  ReferenceMatmul(x.data(), w.q.data(), w.scale.data(), m, k, n, w.layout.num_bits,
-                  w.layout.group_size, activations, args.x_scale, args.zero_point, args.bias,
-                  args.fused, expected.data());
-  for (size_t i = 0; i < y.size(); ++i) {
-    // Loose beside the bound that the Python tests state; this test is after memory.
-    const double bound = 1e-4 * (1 + std::fabs(expected[i])) * std::sqrt(static_cast<double>(k));
-    if (!(std::fabs(y[i] - expected[i]) <= bound)) {
-      return Expect(false, name + " w" + std::to_string(w.layout.num_bits) + " g" +
-                               std::to_string(w.layout.group_size) + " m" + std::to_string(m) +
-                               " k" + std::to_string(k) + " n" + std::to_string(n) +
-                               " activations " + std::to_string(static_cast<int>(activations)) +
-                               ": " + std::to_string(y[i]) + " for " + std::to_string(expected[i]));
-    }
-  }
+  ExpectReference(args, w, x.data(), name, false, [&](size_t i) { return y[i]; });
 }
 
 void CheckPlainRows(const Kernels& kernels, const std::string& name) {
@@ -188,8 +125,7 @@ int Run(int argc, char** argv) {
     }
     std::printf("%s: done\n", PathName(path));
   }
-  std::printf(failures ? "%d failures\n" : "all passed\n", failures);
-  return failures != 0;
+  return Finish();
 }
 
 }  // namespace tfquant

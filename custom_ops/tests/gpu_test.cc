@@ -1,43 +1,21 @@
 // The kernels of core/cuda, by their C ABI, against reference_matmul.h and dequantize.h; on the
 // emulated GPU, made to run under AddressSanitizer and UndefinedBehaviorSanitizer. Buffers have
 // exactly the size they need. The commands are in custom_ops/README.md.
+#include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <random>
-#include <set>
 #include <string>
 #include <vector>
 
 #include "../core/cuda/cuda_api.h"
 #include "../core/dequantize.h"
 #include "../core/float16.h"
-#include "../core/pack.h"
-#include "../core/reference_matmul.h"
+#include "test_cases.h"
 
 namespace tfquant {
 namespace {
-
-int failures = 0;
-
-void Expect(bool ok, const std::string& what) {
-  if (ok) return;
-  ++failures;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
-
-std::mt19937 rng(7);
-
-int Uniform(int low, int high) { return std::uniform_int_distribution<int>(low, high)(rng); }
-
-std::vector<float> Normal(int64_t count) {
-  std::normal_distribution<float> normal;
-  std::vector<float> values(static_cast<size_t>(count));
-  for (float& v : values) v = normal(rng);
-  return values;
-}
 
 // Memory of exactly this size, at least 16-byte aligned, as malloc gives it.
 template <class T>
@@ -45,34 +23,6 @@ std::unique_ptr<T[]> Exactly(const std::vector<T>& values) {
   std::unique_ptr<T[]> memory(new T[values.size()]);
   std::copy(values.begin(), values.end(), memory.get());
   return memory;
-}
-
-enum class Values { kRandom, kLowest, kHighest };
-
-struct Weights {
-  PackedLayout layout;
-  std::vector<int8_t> q;
-  std::vector<float> scale;  // as the kernels see it
-  std::unique_ptr<uint8_t[]> bytes;
-};
-
-Weights MakeWeights(int num_bits, int64_t group_size, int64_t k, int64_t n, Values values,
-                    bool ones) {
-  Weights w;
-  Expect(MakeLayout(num_bits, group_size, k, n, &w.layout).empty(), "layout");
-  w.q.resize(static_cast<size_t>(k * n));
-  const int low = num_bits == 1 ? 0 : -Offset(num_bits), high = num_bits == 1 ? 1 : -low - 1;
-  for (int8_t& q : w.q) {
-    int value = values == Values::kLowest ? low : high;
-    if (values == Values::kRandom) value = Uniform(low, high);
-    q = static_cast<int8_t>(num_bits == 1 ? 2 * value - 1 : value);
-  }
-  w.scale.resize(static_cast<size_t>(w.layout.groups() * n));
-  for (float& s : w.scale) s = ones ? 1.0f : std::exp(Normal(1)[0]) * 0.01f;
-  w.bytes.reset(new uint8_t[static_cast<size_t>(w.layout.bytes())]);
-  Expect(PackMatmul(w.q.data(), w.scale.data(), w.layout, w.bytes.get()).empty(), "pack");
-  UnpackMatmul(w.bytes.get(), w.layout, nullptr, w.scale.data());
-  return w;
 }
 
 struct Case {
@@ -97,39 +47,29 @@ void CheckMatmul(const Weights& w, const Case& c, std::vector<float> x) {
   const auto bias = Exactly(Normal(n));
   std::unique_ptr<float[]> y(new float[static_cast<size_t>(m * n)]);
   std::unique_ptr<uint16_t[]> brain_y(new uint16_t[static_cast<size_t>(m * n)]);
+  MatmulArgs args;
+  args.type = c.brain ? DataType::kBFloat16 : DataType::kFloat32;
+  args.m = m;
+  args.layout = layout;
+  args.activations = c.activations;
+  args.x_scale = c.x_scale;
+  args.zero_point = c.zero_point;
+  args.bias = c.bias ? bias.get() : nullptr;
+  args.fused = c.fused;
   const int type = c.brain, mode = static_cast<int>(c.activations);
-  const std::string what = "w" + std::to_string(layout.num_bits) + " g" +
-                           std::to_string(layout.group_size) + " m" + std::to_string(m) + " k" +
-                           std::to_string(k) + " n" + std::to_string(n) + " activations " +
-                           std::to_string(mode) + " fused " +
-                           std::to_string(static_cast<int>(c.fused)) + (c.brain ? " bfloat16" : "");
   const int64_t size =
       tfquant_cuda_scratch_bytes(type, m, layout.num_bits, layout.group_size, k, n, mode);
   std::unique_ptr<uint8_t[]> scratch(new uint8_t[static_cast<size_t>(size)]);
   const void* const x_at = c.brain ? static_cast<const void*>(brain_memory.get()) : x_memory.get();
   void* const y_at = c.brain ? static_cast<void*>(brain_y.get()) : y.get();
-  const int code = tfquant_cuda_matmul(type, m, x_at, layout.num_bits, layout.group_size, k, n,
-                                       w.bytes.get(), layout.bytes(), mode, c.x_scale, c.zero_point,
-                                       c.bias ? bias.get() : nullptr, static_cast<int>(c.fused),
-                                       y_at, scratch.get(), size, nullptr);
-  Expect(code == 0, what + ": " + tfquant_cuda_error());
+  const int code =
+      tfquant_cuda_matmul(type, m, x_at, layout.num_bits, layout.group_size, k, n, w.bytes.get(),
+                          layout.bytes(), mode, c.x_scale, c.zero_point, args.bias,
+                          static_cast<int>(c.fused), y_at, scratch.get(), size, nullptr);
+  Expect(code == 0, Describe(args) + ": " + tfquant_cuda_error());
   if (code != 0) return;
-  std::vector<double> expected(static_cast<size_t>(m * n));
-  ReferenceMatmul(x.data(), w.q.data(), w.scale.data(), m, k, n, layout.num_bits, layout.group_size,
-                  c.activations, c.x_scale, c.zero_point, c.bias ? bias.get() : nullptr, c.fused,
-                  expected.data());
-  for (size_t i = 0; i < expected.size(); ++i) {
-    const double found = c.brain ? BrainToFloat(brain_y[i]) : y[i];
-    if (std::isnan(expected[i]) && std::isnan(found)) continue;
-    // Loose beside the bound that gpu_check.py states; this test is after memory and indices.
-    double bound = 1e-4 * (1 + std::fabs(expected[i])) * std::sqrt(static_cast<double>(k));
-    if (c.brain) bound += std::fabs(expected[i]) / 256;
-    if (c.exact) bound = 0;
-    if (!(std::fabs(found - expected[i]) <= bound)) {
-      return Expect(false, what + " at " + std::to_string(i) + ": " + std::to_string(found) +
-                               " for " + std::to_string(expected[i]));
-    }
-  }
+  ExpectReference(args, w, x.data(), "GPU", c.exact,
+                  [&](size_t i) { return c.brain ? BrainToFloat(brain_y[i]) : y[i]; });
 }
 
 const struct {
@@ -324,8 +264,7 @@ int Run(int argc, char** argv) {
   CheckPlainRows();
   CheckUnpack();
   CheckForeignHeader();
-  std::printf(failures ? "%d failures\n" : "all passed\n", failures);
-  return failures != 0;
+  return Finish();
 }
 
 }  // namespace tfquant

@@ -1,5 +1,6 @@
 """Every path that runs here against the reference."""
 
+import ctypes
 import functools
 import os
 import subprocess
@@ -11,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tfquant.lowbit import build
+from tfquant.lowbit import build, library
 from tfquant.lowbit.core import Core, aligned
 from tfquant.numerics import packing, reference
 
@@ -168,14 +169,35 @@ def test_pointers_need_no_alignment(core, path, offset, rng):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_bfloat16_is_the_float_result_rounded(core, path, rng):
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+def test_bfloat16_is_the_float_result_rounded(core, path, activations, rng):
     need(core, path)
-    brain = rng.normal(size=(9, 300)).astype(ml_dtypes.bfloat16)
-    _, _, packed = weights(4, 32, 300, 40)
-    form = {"units": 40, "num_bits": 4, "group_size": 32, "path": path}
-    y = core.matmul(brain.view(np.uint16), packed, dtype="bfloat16", **form)
-    expected = core.matmul(brain.astype(np.float32), packed, **form).astype(ml_dtypes.bfloat16)
-    np.testing.assert_array_equal(y, expected.view(np.uint16))
+    for num_bits, group_size in FORMATS:
+        if activations == "per_group" and not group_size:
+            continue
+        for m in (1, 9):
+            brain = rng.normal(size=(m, 301)).astype(ml_dtypes.bfloat16)
+            _, _, packed = weights(num_bits, group_size, 301, 40)
+            form = {"units": 40, "num_bits": num_bits, "group_size": group_size, "path": path}
+            form |= {"activations": activations, "x_scale": 0.02, "zero_point": 3}
+            y = core.matmul(brain.view(np.uint16), packed, dtype="bfloat16", **form)
+            expected = core.matmul(brain.astype(np.float32), packed, **form)
+            rounded = expected.astype(ml_dtypes.bfloat16).view(np.uint16)
+            np.testing.assert_array_equal(y, rounded)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("m", [127, 129, 1023, 1024, 1025, 1033])
+def test_rows_agree_on_both_sides_of_a_stripe_and_of_a_pass(core, path, m, rng):
+    need(core, path)
+    for num_bits, group_size, activations in (
+        (4, 32, "per_group"),
+        (8, 0, "static"),
+        (2, 64, "float"),
+        (1, 0, "per_row"),
+    ):
+        x = rng.normal(size=(m, 65)).astype(np.float32)
+        check(core, path, x, num_bits, group_size, 17, activations, threads=2)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -218,10 +240,15 @@ def test_core_packs_the_bytes_of_the_drawing(core, num_bits, group_size):
         np.testing.assert_array_equal(found, packed)
 
 
-def test_an_empty_batch_is_empty(core):
-    _, _, packed = weights(4, 32, 64, 5)
-    x = np.zeros((0, 64), np.float32)
-    assert core.matmul(x, packed, units=5, num_bits=4, group_size=32).shape == (0, 5)
+@pytest.mark.parametrize("path", PATHS)
+def test_an_empty_batch_is_empty(core, path):
+    need(core, path)
+    for num_bits, group_size in FORMATS:
+        _, _, packed = weights(num_bits, group_size, 64, 5)
+        form = {"units": 5, "num_bits": num_bits, "group_size": group_size, "path": path}
+        for threads in (1, 2):
+            x = np.zeros((0, 64), np.float32)
+            assert core.matmul(x, packed, threads=threads, **form).shape == (0, 5)
 
 
 @pytest.mark.parametrize(
@@ -284,6 +311,29 @@ def test_the_environment_forces_a_path_or_fails_clearly(core, value, works):
         check=True,
     )
     assert expected in done.stdout
+
+
+@pytest.mark.parametrize("which", ["q", "scale", "out", "weights"])
+def test_core_refuses_null_arrays(core, which):
+    c, i64 = library.open_c_library(core.file), ctypes.c_int64
+    arrays = {"q": np.ones((4, 2), np.int8), "scale": np.ones(2, np.float32)}
+    arrays["out"] = np.zeros(c.tfquant_packed_bytes(8, i64(0), i64(4), i64(2)), np.uint8)
+    at = {k: None if k == which else ctypes.c_void_p(v.ctypes.data) for k, v in arrays.items()}
+    layout = (8, i64(0), i64(4), i64(2))
+    if which == "weights":
+        code = c.tfquant_unpack(*layout, None, i64(arrays["out"].size), at["q"], at["scale"])
+    else:
+        code = c.tfquant_pack(*layout, at["q"], at["scale"], at["out"])
+    assert code == -1 and c.tfquant_error().decode() == f"`{which}` must not be null."
+
+
+@pytest.mark.parametrize(("k", "n"), [(2**31, 4), (4, 2**31 + 1), (2**62, 2**62), (0, 4), (4, -1)])
+def test_sizes_that_overflow_are_refused(core, k, n):
+    c, i64 = library.open_c_library(core.file), ctypes.c_int64
+    assert c.tfquant_packed_bytes(4, i64(32), i64(k), i64(n)) == -1
+    assert "must have 1 to 2^31 rows and columns" in c.tfquant_error().decode()
+    largest = c.tfquant_packed_bytes(8, i64(32), i64(2**31 - 2), i64(2**31))
+    assert largest > 2**62  # and has not overflowed
 
 
 def test_core_says_when_there_is_no_library(tmp_path):

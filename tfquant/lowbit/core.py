@@ -49,7 +49,16 @@ class Core:
         self._check(self._c.tfquant_pack(*layout, _ptr(q), _ptr(scale), _ptr(out)))
         return out
 
-    def matmul(
+    def matmul(self, x, weights, **settings):
+        """Like `numerics.reference.lowbit_matmul` on packed weights.
+
+        `x` is float32 `[M, K]`, or with `dtype="bfloat16"` the bits of it as uint16.
+        """
+        call, out = self.bound_matmul(x, weights, **settings)
+        call()
+        return out
+
+    def bound_matmul(
         self,
         x,
         weights,
@@ -67,35 +76,36 @@ class Core:
         dtype="float32",
         out=None,
     ):
-        """Like `numerics.reference.lowbit_matmul` on packed weights.
-
-        `x` is float32 `[M, K]`, or with `dtype="bfloat16"` the bits of it as uint16.
-        """
+        """`matmul` with its arguments ready: a call without any, and the array that it fills."""
         m, k = x.shape
         if out is None:
             out = np.empty((m, units), x.dtype)
-        self._check(
-            self._c.tfquant_matmul(
-                path.encode() if path else None,
-                threads,
-                _TYPES[dtype],
-                _i64(m),
-                _ptr(x),
-                num_bits,
-                _i64(group_size),
-                _i64(k),
-                _i64(units),
-                _ptr(weights),
-                _i64(weights.size),
-                reference.ACTIVATIONS.index(activations),
-                ctypes.c_float(x_scale),
-                zero_point,
-                _ptr(bias),
-                reference.FUSED.index(fused),
-                _ptr(out),
-            )
+        arguments = (
+            path.encode() if path else None,
+            threads,
+            _TYPES[dtype],
+            _i64(m),
+            _ptr(x),
+            num_bits,
+            _i64(group_size),
+            _i64(k),
+            _i64(units),
+            _ptr(weights),
+            _i64(weights.size),
+            reference.ACTIVATIONS.index(activations),
+            ctypes.c_float(x_scale),
+            zero_point,
+            _ptr(bias),
+            reference.FUSED.index(fused),
+            _ptr(out),
         )
-        return out
+        held = (x, weights, bias)  # the pointers do not keep their arrays
+
+        def call(function=self._c.tfquant_matmul, held=held):
+            if function(*arguments) != 0:
+                raise ValueError(self._error())
+
+        return call, out
 
     def dequantize(
         self,

@@ -98,6 +98,13 @@ def matmul(
         ValueError or tf.errors.InvalidArgumentError: If a shape or a setting is out of bounds.
     """
     x = tf.convert_to_tensor(x)
+    shape = None
+    # The gradient needs the last axis: a rank that is not known becomes two axes for a while.
+    if x.shape.rank is None:
+        shape = tf.concat([tf.shape(x)[:-1], [weights.units]], 0)
+        x = tf.reshape(x, (-1, tf.shape(x)[-1]))
+    if x.shape.rank and x.shape[-1] is None:
+        x = tf.ensure_shape(x, [*x.shape[:-1], weights.depth])
     bias = tf.zeros((0,), tf.float32) if bias is None else tf.cast(bias, tf.float32)
     settings = {
         "num_bits": weights.num_bits,
@@ -110,8 +117,10 @@ def matmul(
     ops = library.ops()
     if ops is not None:
         data = tf.convert_to_tensor(weights.data)
-        return ops.tfquant_lowbit_matmul(x, data, bias, units=weights.units, **settings)
-    return _reference_matmul(x, weights, bias, settings)
+        y = ops.tfquant_lowbit_matmul(x, data, bias, units=weights.units, **settings)
+    else:
+        y = _reference_matmul(x, weights, bias, settings)
+    return y if shape is None else tf.reshape(y, shape)
 
 
 def unpack(weights):

@@ -1,6 +1,5 @@
 // AVX2 with AVX-VNNI (Alder Lake, Zen 5): vpdpbusd on two registers of eight columns, exact for all
-// widths. Compiled with TFQUANT_VNNI_AS_AVX512VL it uses the same instruction's AVX512VL form,
-// which is how a machine without AVX-VNNI tests this file.
+// widths.
 #if defined(__x86_64__)
 #include "pairs.h"
 
@@ -9,11 +8,7 @@ namespace {
 
 struct AvxVnni : Pairs {
   static __m256i DotFour(__m256i sum, __m256i w, __m256i x) {
-#ifdef TFQUANT_VNNI_AS_AVX512VL
-    return _mm256_dpbusd_epi32(sum, w, x);
-#else
     return _mm256_dpbusd_avx_epi32(sum, w, x);
-#endif
   }
 
   template <int kBits, bool kPacked, int kRows, int kCount>

@@ -2,7 +2,7 @@
 // 4). A panel's row of 64 bytes is one register; vpdpbusd multiplies it with four values of k.
 #include "../panel_kernels.h"
 
-#if defined(__x86_64__) || defined(TFQUANT_SIMDE)
+#if defined(__x86_64__)
 #include <immintrin.h>
 
 namespace tfquant {

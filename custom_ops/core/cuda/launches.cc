@@ -10,8 +10,7 @@
 #include <limits>
 #include <string>
 
-#include "../dequantize.h"
-#include "../matmul.h"
+#include "../c_arguments.h"
 #include "../pack.h"
 #include "cuda_api.h"
 #include "kernel_list.h"
@@ -25,14 +24,9 @@ constexpr int64_t kSkinnyRows = 64;
 constexpr int64_t kMostBlocks = std::numeric_limits<int32_t>::max();
 constexpr int64_t kAlignment = 16;
 
-thread_local std::string last_error;
+thread_local LastError last_error;
 
-int Report(const std::string& error) {
-  last_error = error;
-  return error.empty() ? 0 : -1;
-}
-
-int64_t CeilDivide(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+int Report(const std::string& error) { return last_error.Report(error); }
 
 bool Aligned(const void* pointer, int64_t bytes = kAlignment) {
   return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0;
@@ -188,9 +182,8 @@ std::string MatmulOnGpu(const MatmulArgs& args, void* scratch, int64_t scratch_b
   return error.empty() ? Launch(plan.multiply, plan.blocks, a, stream) : error;
 }
 
-// Plain rows: what the two directions share.
-std::string PlainOnGpu(const PlainArgs& args, const std::string& kernel, int64_t blocks_in_row,
-                       GpuArguments a, void* stream) {
+// Plain rows: what the two directions share. A thread makes four real values, or one byte.
+std::string PlainOnGpu(const PlainArgs& args, bool dequantize, GpuArguments a, void* stream) {
   const std::string error = CheckPlainSizes(args);
   if (!error.empty() || args.rows == 0 || args.columns == 0) return error;
   a.plain_rows = args.rows;
@@ -201,10 +194,13 @@ std::string PlainOnGpu(const PlainArgs& args, const std::string& kernel, int64_t
   a.scales_in_row = CeilDivide(args.columns, args.column_group);
   a.scale = args.scale;
   a.zero_points = args.zero_point;
+  const int64_t blocks_in_row =
+      CeilDivide(dequantize ? CeilDivide(args.columns, 4) : a.row_bytes, kGpuThreads);
   if (args.rows > kMostBlocks / blocks_in_row) {
     return "The arrays are too large for one launch on a GPU. Received: rows=" +
            std::to_string(args.rows) + ", columns=" + std::to_string(args.columns) + ".";
   }
+  const std::string kernel = dequantize ? "Dequantize" : "QuantizePack";
   return Launch(kernel + "<" + std::to_string(args.num_bits) + ">", args.rows * blocks_in_row, a,
                 stream);
 }
@@ -216,7 +212,7 @@ using namespace tfquant;  // NOLINT: the ABI below is made of these
 
 int tfquant_cuda_abi_version(void) { return 2; }
 
-const char* tfquant_cuda_error(void) { return last_error.c_str(); }
+const char* tfquant_cuda_error(void) { return last_error.words.c_str(); }
 
 const char* tfquant_cuda_describe(void) {
   static thread_local std::string words;
@@ -247,19 +243,9 @@ int tfquant_cuda_matmul(int type, int64_t m, const void* x, int num_bits, int64_
                         int64_t k, int64_t n, const void* weights, int64_t weights_bytes,
                         int activations, float x_scale, int zero_point, const float* bias,
                         int fused, void* y, void* scratch, int64_t scratch_bytes, void* stream) {
-  MatmulArgs args;
-  args.type = static_cast<DataType>(type);
-  args.m = m;
-  args.x = x;
-  args.layout = {num_bits, group_size, k, n};
-  args.weights = static_cast<const uint8_t*>(weights);
-  args.weights_bytes = weights_bytes;
-  args.activations = static_cast<Activations>(activations);
-  args.x_scale = x_scale;
-  args.zero_point = zero_point;
-  args.bias = bias;
-  args.fused = static_cast<Fused>(fused);
-  args.y = y;
+  const MatmulArgs args =
+      MatmulArgsOf(type, m, x, num_bits, group_size, k, n, weights, weights_bytes, activations,
+                   x_scale, zero_point, bias, fused, y);
   return Report(MatmulOnGpu(args, scratch, scratch_bytes, stream));
 }
 
@@ -268,7 +254,8 @@ int tfquant_cuda_unpack(int num_bits, int64_t group_size, int64_t k, int64_t n, 
   PackedLayout layout;
   std::string error = MakeLayout(num_bits, group_size, k, n, &layout);
   if (error.empty()) error = CheckPackedBytes(weights_bytes, layout);
-  if (error.empty() && (!Aligned(weights) || weights == nullptr)) {
+  if (error.empty()) error = CheckPointers({{"weights", weights}, {"weight", weight}});
+  if (error.empty() && !Aligned(weights)) {
     error = "On a GPU `weights` must start on a multiple of 16 bytes.";
   }
   if (!error.empty()) return Report(error);
@@ -282,44 +269,27 @@ int tfquant_cuda_dequantize(int num_bits, int64_t rows, int64_t columns, int64_t
                             int64_t column_group, const void* packed, int64_t packed_bytes,
                             const float* scale, int64_t scales, const float* zero_point,
                             const float* codebook, int type, void* out, void* stream) {
-  PlainArgs args;
-  args.num_bits = num_bits;
-  args.rows = rows;
-  args.columns = columns;
-  args.row_group = row_group;
-  args.column_group = column_group;
-  args.packed_bytes = packed_bytes;
-  args.scale = scale;
-  args.scales = scales;
-  args.zero_point = zero_point;
+  const PlainArgs args = PlainArgsOf(num_bits, rows, columns, row_group, column_group, packed,
+                                     packed_bytes, scale, scales, zero_point, codebook, type, out);
   GpuArguments a = {};
   a.packed = static_cast<unsigned char*>(const_cast<void*>(packed));
   a.codebook = codebook;
   a.y = out;
-  a.brain = static_cast<DataType>(type) != DataType::kFloat32;
+  a.brain = args.type != DataType::kFloat32;
   a.y_vector = columns % 4 == 0 && Aligned(out) && !a.brain;
-  return Report(PlainOnGpu(args, "Dequantize",
-                           std::max<int64_t>(1, CeilDivide(columns, 4 * kGpuThreads)), a, stream));
+  if (Report(CheckPlainPointers(args, packed, out)) != 0) return -1;
+  return Report(PlainOnGpu(args, true, a, stream));
 }
 
 int tfquant_cuda_quantize(int num_bits, int64_t rows, int64_t columns, int64_t row_group,
                           int64_t column_group, const float* x, const float* scale, int64_t scales,
                           const float* zero_point, void* packed, int64_t packed_bytes,
                           void* stream) {
-  PlainArgs args;
-  args.num_bits = num_bits;
-  args.rows = rows;
-  args.columns = columns;
-  args.row_group = row_group;
-  args.column_group = column_group;
-  args.packed_bytes = packed_bytes;
-  args.scale = scale;
-  args.scales = scales;
-  args.zero_point = zero_point;
+  const PlainArgs args = PlainArgsOf(num_bits, rows, columns, row_group, column_group, nullptr,
+                                     packed_bytes, scale, scales, zero_point, nullptr, 0, nullptr);
   GpuArguments a = {};
   a.packed = static_cast<unsigned char*>(packed);
   a.x = x;
-  const int64_t row_bytes = (columns * num_bits + 7) / 8;
-  return Report(PlainOnGpu(args, "QuantizePack",
-                           std::max<int64_t>(1, CeilDivide(row_bytes, kGpuThreads)), a, stream));
+  if (Report(CheckPlainPointers(args, packed, x)) != 0) return -1;
+  return Report(PlainOnGpu(args, false, a, stream));
 }
