@@ -1,5 +1,6 @@
 """What the commands of `tfquant` do; `tfquant_cli.py` reads their arguments."""
 
+import dataclasses
 import os
 import sys
 import tempfile
@@ -45,6 +46,8 @@ def run(command: str, arguments: list[str], flags: dict) -> None:
 def quantize(model_path, flags) -> None:
     """Quantizes a model, writes the file and shows the report."""
     scheme = schemes.get(flags["scheme"])
+    if flags["group_size"] is not None:
+        scheme = dataclasses.replace(scheme, group_size=int(flags["group_size"]))
     if scheme.static and not flags["calibration"]:
         raise ValueError(
             f"scheme {scheme.name} quantizes activations, so --calibration DATA.npz is needed. "

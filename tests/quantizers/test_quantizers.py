@@ -281,6 +281,11 @@ class TestDynamic:
         got = np.asarray(Dynamic(INT8)(ops.array(x)))
         np.testing.assert_allclose(got, self.formula(x), rtol=1e-6)
 
+    def test_each_vector_is_rounded_to_its_own_range(self, rng):
+        x = (normal(rng, (2, 3, 9)) * np.geomspace(0.01, 100, 6).reshape(2, 3, 1)).astype("float32")
+        got = np.asarray(Dynamic(INT8, by_vector=True)(ops.array(x)))
+        np.testing.assert_allclose(got.reshape(6, 9), self.formula(x.reshape(6, 9)), rtol=1e-6)
+
     def test_rows_do_not_depend_on_each_other(self, rng):
         x, quantizer = normal(rng, (4, 9)), Dynamic(INT8)
         alone = quantizer(ops.array(x[:1]))

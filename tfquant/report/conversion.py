@@ -55,13 +55,15 @@ class LayerReport:
         operator: Operator of the file that computes it.
         weight_bits: Width of its weights; `None` without weights.
         activation_bits: Width of its output; `None` when it is float.
-        granularity: What shares a weight scale, such as `"16 channels"` or `"tensor"`.
+        granularity: What shares a weight scale, such as `"16 channels"`, `"64 groups of 32"` or
+            `"tensor"`.
         scale: `(smallest, largest)` weight scale, or `None`.
         weight_sqnr: Signal to quantization noise ratio of the weights in dB, or `None`.
         output_sqnr: The same for the output, device against float model on the samples, or `None`.
         parity: Keras simulation against device, fed the device's own inputs; `None` where the
             operator was not compared.
         arithmetic: `"exact"`, or the kind of kernel that may differ by one step.
+        note: Why it has a scale per channel under a scheme of groups; empty where it is not so.
     """
 
     name: str
@@ -74,6 +76,7 @@ class LayerReport:
     output_sqnr: float | None = None
     parity: Parity | None = None
     arithmetic: str = "exact"
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +158,9 @@ class ConversionReport:
             named = ", ".join(f"'{name}' ({kind})" for name, kind in self.front_layers.items())
             yield Text(f"not in the file, run before it: {named}")
         yield from _float_lines(self.float_operators)
+        for layer in self.layers:
+            if layer.note:
+                yield Text(f"a scale per channel: {layer.operator} {layer.name}: {layer.note}")
         if self.saturated_biases:
             yield Text(f"SATURATED BIASES: {self.saturated_biases}", style="bold red")
 

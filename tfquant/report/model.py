@@ -11,9 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from tfquant.lowbit.layers import PackedEmbedding, PackedLayer
-from tfquant.numerics import PerTensor
+from tfquant.numerics import PerGroup, PerTensor
 from tfquant.quantizers import Float16
-from tfquant.wrappers import IntegerKernel, OperationLayer, Quantize, QuantizeWrapper
+from tfquant.wrappers import (
+    DynamicKernel,
+    IntegerKernel,
+    OperationLayer,
+    Quantize,
+    QuantizeWrapper,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +145,7 @@ def _summary(layer) -> LayerSummary:
         return LayerSummary(layer.name, "Quantize", 0, 0, None, bits, calibrated=calibrated)
     if isinstance(layer, QuantizeWrapper):
         return _wrapped(layer)
-    if isinstance(layer, (IntegerKernel, PackedLayer, PackedEmbedding)):
+    if isinstance(layer, (DynamicKernel, IntegerKernel, PackedLayer, PackedEmbedding)):
         return _packed(layer)
     count = sum(_size(v) for v in _values(layer))
     bits = 32 if count else None
@@ -176,6 +182,8 @@ def _packed(layer) -> LayerSummary:
     if isinstance(layer, IntegerKernel):
         inner, widths = layer.layer, [s.output_spec.num_bits for s in layer.sites if s.output_spec]
         bits = max(widths, default=None)
+    if isinstance(layer, DynamicKernel):
+        inner = layer.layer
     if isinstance(inner, PackedEmbedding):
         count = inner.input_dim * inner.output_dim
         granularity = "per tensor" if inner.shared_scale else f"per row ({inner.input_dim})"
@@ -209,7 +217,9 @@ def _granularity(variable, quantizer):
     if isinstance(quantizer, Float16):
         return "half precision"
     granularity = quantizer.spec.granularity
-    if not hasattr(granularity, "axes"):
-        return "per tensor" if isinstance(granularity, PerTensor) else "per group"
+    if isinstance(granularity, PerTensor):
+        return "per tensor"
+    if isinstance(granularity, PerGroup):
+        return f"per group of {granularity.group_size}"
     channels = math.prod(variable.shape[axis] for axis in granularity.axes)
     return f"per channel ({channels})"

@@ -21,6 +21,8 @@ class PackedLayerReport:
         weight_bits: Width of its packed weights; `None` where they are float.
         activation_bits: Width of the integers that it multiplies with; `None` where they are float.
         reason: Why its weights stayed float; empty if they did not.
+        group_size: Number of packed weights that share a scale; 0 for one scale per channel.
+        note: Why it has a scale per channel under a scheme of groups; empty where it is not so.
     """
 
     name: str
@@ -30,6 +32,8 @@ class PackedLayerReport:
     weight_bits: int | None = None
     activation_bits: int | None = None
     reason: str = ""
+    group_size: int = 0
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +83,16 @@ class PackingReport:
         table = Table(box=None, header_style="bold", pad_edge=False)
         for name in ("layer", "type"):
             table.add_column(name, no_wrap=True)
-        for name in ("bits w/a", "float bytes", "packed bytes"):
+        table.add_column("bits w/a", justify="right", no_wrap=True)
+        table.add_column("scales", no_wrap=True)
+        for name in ("float bytes", "packed bytes"):
             table.add_column(name, justify="right", no_wrap=True)
         for layer in self.layers:
             table.add_row(
                 layer.name,
                 layer.kind,
                 f"{layer.weight_bits or 32}/{layer.activation_bits or '-'}",
+                _scales(layer),
                 f"{layer.float_bytes:,}",
                 f"{layer.packed_bytes:,}",
             )
@@ -97,3 +104,12 @@ class PackingReport:
         )
         for layer in self.float_layers:
             yield Text(f"float: {layer.kind} {layer.name}: {layer.reason}")
+        for layer in self.layers:
+            if layer.note:
+                yield Text(f"a scale per channel: {layer.kind} {layer.name}: {layer.note}")
+
+
+def _scales(layer):
+    if layer.weight_bits is None:
+        return ""
+    return f"groups of {layer.group_size}" if layer.group_size else "per channel"

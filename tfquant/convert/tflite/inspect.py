@@ -176,8 +176,9 @@ def _operator(file, op) -> OperatorSummary:
     constants = [i for i in op.inputs if file.is_constant(i)]
     weights = max(constants, key=file.num_bytes, default=None)
     # The weights of a weight-only file pass through a DEQUANTIZE.
-    is_weights = weights is not None and (file.scale(weights).size or file.type(weights) in _FLOAT)
-    scales = file.scale(weights).size if is_weights else 0
+    is_weights = weights is not None and (
+        file.scale(weights).size or file.group_size(weights) or file.type(weights) in _FLOAT
+    )
     output = op.outputs[0] if op.outputs else None
     return OperatorSummary(
         operator=op.name,
@@ -186,11 +187,14 @@ def _operator(file, op) -> OperatorSummary:
         output_type="" if output is None else file.type(output),
         weight_type=file.type(weights) if is_weights else None,
         weight_bytes=sum(file.num_bytes(i) for i in constants),
-        granularity=_granularity(scales),
+        granularity=_granularity(file, weights) if is_weights else None,
     )
 
 
-def _granularity(scales):
+def _granularity(file, weights):
+    group_size, scales = file.group_size(weights), file.scale(weights).size
+    if group_size:
+        return f"per group of {group_size}"
     if not scales:
         return None
     return "per tensor" if scales == 1 else f"per channel ({scales})"
