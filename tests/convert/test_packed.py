@@ -297,6 +297,27 @@ def test_an_embedding_becomes_rows_of_bytes(rng):
     assert (report.weight_bits, report.float_bytes, report.packed_bytes) == (8, 3200, 804)
 
 
+@pytest.mark.parametrize("scheme", ["w8", "w4_g32", "w8a8_dynamic"])
+def test_an_embedding_of_real_values_has_bytes_with_a_scale_for_each_column(rng, scheme):
+    tokens = keras.Input((6,), dtype="int32")
+    table = layers.Embedding(50, 16, mask_zero=True, name="table")
+    model = keras.Model(tokens, [table(tokens), layers.GlobalAveragePooling1D()(table(tokens))])
+    rows = rng.integers(0, 50, (40, 6))
+    q = tfq.quantize_model(model, scheme)
+    packed = tfq.to_packed(q)
+    (layer,) = inner_layers(packed, PackedEmbedding)
+    w = table.embeddings.numpy()
+    scale = np.abs(w).max(axis=0) / np.float32(127)
+    np.testing.assert_allclose(layer.scale.numpy(), scale[None], rtol=1e-6)
+    expected = np.rint(w / layer.scale.numpy()) * layer.scale.numpy()
+    values, means = packed.predict(rows, verbose=0)
+    np.testing.assert_array_equal(values, expected[rows])
+    np.testing.assert_array_equal(means, q.predict(rows, verbose=0)[1])  # Of what is no mask.
+    assert "per channel (16)" in [layer.granularity for layer in tfq.summarize(packed).layers]
+    (report,) = packed.packing_report.layers
+    assert (report.weight_bits, report.packed_bytes, report.reason) == (8, 50 * 16 + 4 * 16, "")
+
+
 def test_a_layer_that_is_called_twice_is_packed_once(rng):
     shared = layers.Dense(8, name="shared")
     inputs = [keras.Input((6,)), keras.Input((6,))]

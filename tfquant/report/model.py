@@ -186,7 +186,8 @@ def _packed(layer) -> LayerSummary:
         inner = layer.layer
     if isinstance(inner, PackedEmbedding):
         count = inner.input_dim * inner.output_dim
-        granularity = "per tensor" if inner.shared_scale else f"per row ({inner.input_dim})"
+        kind, scales = "channel" if inner.shared_scale else "row", _size(inner.scale)
+        granularity = "per tensor" if scales == 1 else f"per {kind} ({scales})"
     elif isinstance(inner, PackedLayer):
         count = inner.depth * inner.units
         granularity = f"per channel ({inner.units})"

@@ -133,6 +133,8 @@ class _Packer:
             if _grid(unit.outputs).spec.num_bits <= 8:
                 return self._embedding(unit, *args)
             return self._copy(wrapper, args, kwargs, "its integers have more than 8 bits")
+        if type(inner) is layers.Embedding and any(kernel.spec for kernel in unit.kernels):
+            return self._real_embedding(unit, *args)
         if type(config) is not LinearConfig:
             return self._copy(wrapper, args, kwargs, why_not(inner))
         if not isinstance(config.weights, QuantSpec):
@@ -314,6 +316,25 @@ class _Packer:
         size = _num_bytes(table.weights)
         self._report(unit.name, inner, 4 * real.size, size, weight_bits=8)
         return table, self._point(unit)
+
+    def _real_embedding(self, unit, x):
+        """Calls a table of integers with a scale for each column, which returns real values."""
+        inner, key = unit.layer.layer, id(unit.layer)
+        if key not in self.made:
+            (kernel,) = unit.kernels
+            self.made[key] = PackedEmbedding.from_integers(
+                _integers(unit),
+                kernel.scale[None],
+                num_bits=8,
+                group_size=1,
+                shared_scale=True,
+                mask_zero=inner.mask_zero,
+                dtype="float32",
+                name=self.unique(unit.name),
+            )
+            sizes = 4 * kernel.values.size, _num_bytes(self.made[key].weights)
+            self._report(unit.name, inner, *sizes, weight_bits=8)
+        return self.made[key](x)
 
     def _point(self, unit):
         """Returns a layer that rounds to the grid of a unit's output."""
