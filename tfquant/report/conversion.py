@@ -1,12 +1,10 @@
 """The report of a conversion: sizes, layers, and the proof that file and model agree."""
 
 import dataclasses
-import io
-import json
 
-from rich.console import Console, Group
-from rich.table import Table
 from rich.text import Text
+
+from tfquant.report.printable import Printable, notes, plain_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +93,7 @@ class FloatOperator:
 
 
 @dataclasses.dataclass(frozen=True)
-class ConversionReport:
+class ConversionReport(Printable):
     """What `to_tflite` did.
 
     Attributes:
@@ -110,6 +108,8 @@ class ConversionReport:
         front_layers: Names and types of the model's layers that are not in the file: lookups, whose
             outputs are the file's inputs.
     """
+
+    width = 160
 
     path: str
     float_bytes: int
@@ -127,23 +127,8 @@ class ConversionReport:
         parities = [layer.parity for layer in self.layers if layer.parity is not None]
         return sum(parities[1:], parities[0]) if parities else None
 
-    def to_dict(self) -> dict:
-        """Returns the report as plain values."""
-        return dataclasses.asdict(self)
-
-    def to_json(self) -> str:
-        """Returns the report as JSON."""
-        return json.dumps(self.to_dict(), indent=2)
-
-    def __rich__(self):
-        return Group(*self._parts())
-
-    def __str__(self) -> str:
-        console = Console(width=160, file=io.StringIO())
-        console.print(self)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
-
-    def _parts(self):
+    def parts(self):
+        """Yields tables and lines."""
         ratio = self.float_bytes / self.quantized_bytes
         yield _layer_table(self.layers)
         yield Text(
@@ -158,9 +143,7 @@ class ConversionReport:
             named = ", ".join(f"'{name}' ({kind})" for name, kind in self.front_layers.items())
             yield Text(f"not in the file, run before it: {named}")
         yield from _float_lines(self.float_operators)
-        for layer in self.layers:
-            if layer.note:
-                yield Text(f"a scale per channel: {layer.operator} {layer.name}: {layer.note}")
+        yield from notes(self.layers, "operator")
         if self.saturated_biases:
             yield Text(f"SATURATED BIASES: {self.saturated_biases}", style="bold red")
 
@@ -177,7 +160,7 @@ def _float_lines(operators):
 
 
 def _layer_table(layers):
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = plain_table()
     for name, justify in (
         ("layer", "left"),
         ("operator", "left"),

@@ -1,18 +1,16 @@
 """`summarize`: the layers of a Keras model, float or quantized, with bits and sizes."""
 
 import dataclasses
-import io
 import math
 
 import keras
 import numpy as np
-from rich.console import Console, Group
-from rich.table import Table
 from rich.text import Text
 
 from tfquant.lowbit.layers import PackedEmbedding, PackedLayer
 from tfquant.numerics import PerGroup, PerTensor
 from tfquant.quantizers import Float16
+from tfquant.report.printable import Printable, plain_table
 from tfquant.wrappers import (
     DynamicKernel,
     IntegerKernel,
@@ -48,7 +46,7 @@ class LayerSummary:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelSummary:
+class ModelSummary(Printable):
     """The layers of a model.
 
     Attributes:
@@ -77,20 +75,9 @@ class ModelSummary:
             return "quantized" if all(outputs) else "quantized, not calibrated"
         return "quantized" if any(layer.granularity for layer in self.layers) else "float"
 
-    def to_dict(self) -> dict:
-        """Returns the summary as plain values."""
-        return dataclasses.asdict(self)
-
-    def __rich__(self):
-        return Group(*self._parts())
-
-    def __str__(self) -> str:
-        console = Console(width=110, file=io.StringIO())
-        console.print(self)
-        return console.file.getvalue().rstrip("\n")
-
-    def _parts(self):
-        table = Table(box=None, header_style="bold", pad_edge=False)
+    def parts(self):
+        """Yields tables and lines."""
+        table = plain_table()
         for name in ("layer", "type"):
             table.add_column(name, no_wrap=True, overflow="ellipsis")
         for name in ("bits w/a", "parameters", "bytes"):

@@ -1,12 +1,10 @@
 """The report of `to_packed`: what was packed, what stayed float, and the bytes of both."""
 
 import dataclasses
-import io
-import json
 
-from rich.console import Console, Group
-from rich.table import Table
 from rich.text import Text
+
+from tfquant.report.printable import Printable, notes, plain_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +35,15 @@ class PackedLayerReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class PackingReport:
+class PackingReport(Printable):
     """What `to_packed` did.
 
     Attributes:
         name: Name of the model.
         layers: One `PackedLayerReport` for each layer with weights, in order.
     """
+
+    width = 160
 
     name: str
     layers: list[PackedLayerReport]
@@ -63,24 +63,9 @@ class PackingReport:
         """The layers whose weights stayed float."""
         return [layer for layer in self.layers if layer.reason]
 
-    def to_dict(self) -> dict:
-        """Returns the report as plain values."""
-        return dataclasses.asdict(self)
-
-    def to_json(self) -> str:
-        """Returns the report as JSON."""
-        return json.dumps(self.to_dict(), indent=2)
-
-    def __rich__(self):
-        return Group(*self._parts())
-
-    def __str__(self) -> str:
-        console = Console(width=160, file=io.StringIO())
-        console.print(self)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
-
-    def _parts(self):
-        table = Table(box=None, header_style="bold", pad_edge=False)
+    def parts(self):
+        """Yields tables and lines."""
+        table = plain_table()
         for name in ("layer", "type"):
             table.add_column(name, no_wrap=True)
         table.add_column("bits w/a", justify="right", no_wrap=True)
@@ -104,9 +89,7 @@ class PackingReport:
         )
         for layer in self.float_layers:
             yield Text(f"float: {layer.kind} {layer.name}: {layer.reason}")
-        for layer in self.layers:
-            if layer.note:
-                yield Text(f"a scale per channel: {layer.kind} {layer.name}: {layer.note}")
+        yield from notes(self.layers, "kind")
 
 
 def _scales(layer):

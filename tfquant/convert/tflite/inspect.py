@@ -2,15 +2,13 @@
 
 import collections
 import dataclasses
-import io
 import os
 
 from ai_edge_litert.interpreter import Interpreter
-from rich.console import Console, Group
-from rich.table import Table
 from rich.text import Text
 
 from tfquant.convert.tflite.flatbuffer import File
+from tfquant.report import Printable, plain_table
 
 _FLOAT = ("FLOAT32", "FLOAT16", "FLOAT64", "BFLOAT16")
 
@@ -48,7 +46,7 @@ class OperatorSummary:
 
 
 @dataclasses.dataclass(frozen=True)
-class FileSummary:
+class FileSummary(Printable):
     """What is in a `.tflite` file.
 
     Attributes:
@@ -72,20 +70,9 @@ class FileSummary:
         """The operators that compute in float."""
         return [operator for operator in self.operators if operator.is_float]
 
-    def to_dict(self) -> dict:
-        """Returns the summary as plain values."""
-        return dataclasses.asdict(self)
-
-    def __rich__(self):
-        return Group(*self._parts())
-
-    def __str__(self) -> str:
-        console = Console(width=110, file=io.StringIO())
-        console.print(self)
-        return console.file.getvalue().rstrip("\n")
-
-    def _parts(self):
-        table = Table(box=None, header_style="bold", pad_edge=False)
+    def parts(self):
+        """Yields tables and lines."""
+        table = plain_table()
         for name in ("operator", "output", "in", "out", "weights", "scales"):
             table.add_column(name, overflow="ellipsis", no_wrap=True)
         table.add_column("bytes", justify="right")
