@@ -27,6 +27,7 @@ OK, INTERNAL_ERROR, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 FORMATS = ("tflite", "packed")
 
+GROUP_SIZES = ("0", "32", "64", "128")
 TYPES = ("int8", "uint8", "int16", "float32")
 
 
@@ -106,7 +107,16 @@ def _quantize_flags(values):
     text = lambda name, default, words: flags.DEFINE_string(  # noqa: E731
         name, default, words, flag_values=values
     )
-    text("scheme", "w8a8", "How weights and activations are stored: w8a8, w8a16, w4a8, w8, ...")
+    text(
+        "scheme", "w8a8", "How weights and activations are stored: w8a8, w8a16, w4a8, w4a8_g32, ..."
+    )
+    flags.DEFINE_enum(
+        "group_size",
+        None,
+        GROUP_SIZES,
+        "Inputs of a channel whose weights share a scale, 0 for all; the default is the scheme's.",
+        flag_values=values,
+    )
     text("calibration", None, "A .npz file of inputs. Schemes with static activations need it.")
     text("output", None, "The file to write; packed: a .keras file, or a SavedModel's new folder.")
     flags.DEFINE_enum(

@@ -3,8 +3,8 @@
     python benchmarks/sequence.py --data FOLDER [--models kws_lstm_s,kws_gru_s,minilm]
 
 `FOLDER` holds a `load.py` with `model`, `kws_rnn`, `kws_rnn25`, `minilm`, `agnews` and
-`stsb_spearman`. Scores of w8a8 are LiteRT's where the column says so, on rows that calibrated
-nothing.
+`stsb_spearman`. Scores are those of the quantized model, of its packed weights or of LiteRT, as the
+column says, on rows that calibrated nothing; bytes those of the weights packed, or of the file.
 """
 
 import argparse
@@ -19,12 +19,15 @@ import tfquant as tfq
 
 CALIBRATION_ROWS = 100
 
+SCHEMES = ("w8a8", "w8", "w4", "w4_g32", "w4a8_g32")
+
 
 def main():
     """Prints one Markdown row for each model and scheme."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="folder with load.py")
     parser.add_argument("--models", default="kws_lstm_s,kws_gru_s,minilm")
+    parser.add_argument("--schemes", default=",".join(SCHEMES), help="of minilm")
     arguments = parser.parse_args()
     sys.path.insert(0, arguments.data)
     import load
@@ -33,7 +36,7 @@ def main():
     print("| --- | --- | --- | ---: | ---: | ---: | ---: |")
     for name in arguments.models.split(","):
         if name == "minilm":
-            _minilm(load)
+            _minilm(load, arguments.schemes.split(","))
         else:
             _keywords(load, name)
 
@@ -51,25 +54,31 @@ def _keywords(load, name):
     _row(name, "w8a8", "LiteRT", _run(content, [test]), labels, expected, len(content))
 
 
-def _minilm(load):
+def _minilm(load, schemes):
     model = load.minilm(agnews=True)
     (calibration, _), (test, labels) = load.agnews("calib"), load.agnews("test")
     rows = {key: value[:CALIBRATION_ROWS] for key, value in calibration.items()}
     expected = model.predict(test, verbose=0).argmax(-1)
     inputs = [test[key] for key in sorted(test)]
-    for scheme in ("w8a8", "w8", "w4"):
+    for scheme in schemes:
         q = tfq.quantize_model(model, scheme)
         if scheme == "w8a8":
             tfq.calibrate(q, rows, progress=False)
         outputs = q.predict(test, verbose=0)
         _row("AG News", scheme, "Keras", outputs, labels, expected, None)
-        content = _file(q)
-        outputs = _run(content, inputs)
-        _row("AG News", scheme, "LiteRT", outputs, labels, expected, len(content))
+        if "_g" in scheme:
+            packed = tfq.to_packed(q)
+            size = packed.packing_report.packed_bytes
+            outputs = packed.predict(test, verbose=0)
+            _row("AG News", scheme, "packed", outputs, labels, expected, size)
+        if scheme != "w4_g32":  # LiteRT has no float arithmetic with groups.
+            content = _file(q)
+            outputs = _run(content, inputs)
+            _row("AG News", scheme, "LiteRT", outputs, labels, expected, len(content))
     model = load.minilm()
     length = model.inputs[0].shape[1]
     score = load.stsb_spearman(lambda texts: model.predict(texts, verbose=0))
-    for scheme in ("w8a8", "w8", "w4"):
+    for scheme in schemes:
         q = tfq.quantize_model(model, scheme)
         if scheme == "w8a8":
             tfq.calibrate(q, {k: v[:, :length] for k, v in rows.items()}, progress=False)

@@ -38,6 +38,14 @@ class BuildOps(build_ext):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
 
+    def copy_extensions_to_source(self):
+        """Puts the library into the checkout with its stamp, without which none is loaded."""
+        super().copy_extensions_to_source()
+        for built, in_checkout in self.get_output_mapping().items():
+            stamp = pathlib.Path(built).with_name("built.json")
+            if stamp.exists():
+                shutil.copyfile(stamp, pathlib.Path(in_checkout).with_name("built.json"))
+
     def build_extension(self, ext):
         """Compiles the library. A failure is reported; the package works without it."""
         build = _load_build()

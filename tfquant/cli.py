@@ -1,8 +1,8 @@
 """What the commands of `tfquant` do; `tfquant_cli.py` reads their arguments."""
 
+import dataclasses
 import os
 import sys
-import tempfile
 import zipfile
 
 import keras
@@ -14,6 +14,7 @@ import tfquant as tfq
 from tfquant import demo as digits
 from tfquant import lowbit
 from tfquant.calibrate.data import batches
+from tfquant.convert.files import replacing
 from tfquant.registry import schemes
 
 # Arrays of these names are targets, unless an input has the name.
@@ -45,6 +46,8 @@ def run(command: str, arguments: list[str], flags: dict) -> None:
 def quantize(model_path, flags) -> None:
     """Quantizes a model, writes the file and shows the report."""
     scheme = schemes.get(flags["scheme"])
+    if flags["group_size"] is not None:
+        scheme = dataclasses.replace(scheme, group_size=int(flags["group_size"]))
     if scheme.static and not flags["calibration"]:
         raise ValueError(
             f"scheme {scheme.name} quantizes activations, so --calibration DATA.npz is needed. "
@@ -80,7 +83,8 @@ def quantize(model_path, flags) -> None:
     show(report)
     written = flags["output"]
     if flags["report"]:
-        _write(flags["report"], report.to_json() + "\n")
+        with replacing(flags["report"]) as temporary, open(temporary, "w") as file:
+            file.write(report.to_json() + "\n")
         written += f" and {flags['report']}"
     print(f"Wrote {written}")
 
@@ -224,16 +228,3 @@ def _first_rows(data, inputs, batch_size, limit=256):
     steps = None if limit is None else max(1, limit // batch_size)
     parts = zip(*batches(data, inputs, batch_size, steps), strict=True)
     return [np.concatenate(arrays) for arrays in parts]
-
-
-def _write(path, text):
-    """Writes a temporary file beside `path` and renames it."""
-    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -131,6 +131,23 @@ def test_a_packed_model_is_written_and_shown(here, capsys, output):
         assert "per channel (4)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("flags", "size"),
+    [
+        (("--scheme=w4_g32",), 32),
+        (("--scheme=w4a8_g32", "--group_size=128"), 128),
+        (("--calibration=data.npz", "--group_size=64"), 64),
+        (("--scheme=w4_g32", "--group_size=0"), None),
+    ],
+)
+def test_groups_are_those_of_the_scheme_or_the_flag(here, capsys, flags, size):
+    command = ("quantize", "model.keras", "--format=packed", "--output=out.keras")
+    assert here_and_now(*command, *flags) == 0
+    shown = capsys.readouterr().out
+    words = f"Dense head: groups of {size} do not divide its 144 inputs"
+    assert words in shown if size else "groups of" not in shown
+
+
 def test_types_of_a_packed_model_are_refused(here, capsys):
     assert here_and_now("quantize", *GOOD, "--format=packed", "--input_type=int8") == 2
     assert "are for --format tflite" in capsys.readouterr().err
@@ -196,6 +213,7 @@ MISTAKES = {
     "model quantized already": ("quantize", "quantized.keras", *GOOD[1:]),
     "folder as a model": ("inspect", "."),
     "unknown scheme": ("quantize", *GOOD, "--scheme=w3a5"),
+    "unknown groups": ("quantize", *GOOD, "--group_size=48"),
     "unknown layer": ("quantize", *GOOD, "--skip=tail"),
     "unknown observer": ("quantize", *GOOD, "--observer=oracle"),
     "no calibration": ("quantize", *GOOD[:3]),

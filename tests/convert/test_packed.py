@@ -14,10 +14,13 @@ from keras import layers
 import tfquant as tfq
 from tfquant.convert.packed.layers import store, why_not
 from tfquant.lowbit.layers import PackedConv, PackedDense, PackedEmbedding
-from tfquant.wrappers import IntegerKernel
+from tfquant.numerics import packing
+from tfquant.quantizers import Dynamic
+from tfquant.registry import schemes
+from tfquant.wrappers import DynamicKernel, IntegerKernel
 
 STATIC = ("w8a8", "w4a8", "w2a8", "w8a16")
-REAL = ("w8", "w4", "w8a8_dynamic", "f16")
+REAL = ("w8", "w4", "w4_g32", "w8a8_dynamic", "w4a8_g32", "f16")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,8 @@ def quantize(model, scheme, data):
 
 
 def inner_layers(model, kind):
-    found = [layer.layer if isinstance(layer, IntegerKernel) else layer for layer in model.layers]
+    around = (DynamicKernel, IntegerKernel)
+    found = [layer.layer if isinstance(layer, around) else layer for layer in model.layers]
     return [layer for layer in found if isinstance(layer, kind)]
 
 
@@ -92,6 +96,144 @@ def test_a_dense_layer_of_real_activations_is_within_the_stated_bound(rng):
     magnitudes = np.abs(x).astype(np.float64) @ np.abs(kernel).astype(np.float64)
     bound = (300 + 4) * 2.0**-24 * magnitudes
     assert (np.abs(packed.predict(x, verbose=0) - exact) <= bound).all()
+
+
+GROUPS = (
+    ("w4_g32", None),
+    ("w4a8_g32", None),
+    ("w4a8_g32", "abs_max"),
+    (tfq.Scheme("w2_g64", 2, None, group_size=64), None),
+    (tfq.Scheme("w8a8_g64", 8, 8, dynamic=True, group_size=64), "learned_threshold"),
+    (tfq.Scheme("w4a8_static_g32", 4, 8, group_size=32), None),
+)
+
+
+@pytest.mark.parametrize(("scheme", "family"), GROUPS)
+@pytest.mark.parametrize("rank", [2, 3])
+def test_groups_are_packed_with_the_integers_and_scales_of_the_model(rng, scheme, family, rank):
+    scheme = schemes.get(scheme)
+    model = keras.Sequential(
+        [keras.Input((128,) if rank == 2 else (5, 128)), layers.Dense(20, name="dense")]
+    )
+    model.layers[-1].bias.assign(rng.normal(size=20))
+    x = (rng.normal(size=(16, *model.input_shape[1:])) + 0.3).astype(np.float32)
+    q = tfq.quantize_model(model, scheme, weight_quantizer=family)
+    if scheme.static:
+        tfq.calibrate(q, x, bias_correction=False, progress=False)
+    packed = tfq.to_packed(q)
+    # By hand, from the float weights: integers of the groups, as numpy has them.
+    wrapper = q.layers[-1]
+    w, size = wrapper.layer.kernel.numpy(), scheme.group_size
+    ((_, quantizer),) = wrapper.weight_quantizers
+    steps = quantizer.steps(w).numpy()
+    assert steps.shape == (128 // size, 20)
+    top = 2 ** (scheme.weight_bits - 1) - 1
+    integers = np.rint(w / np.repeat(steps, size, axis=0)).clip(-top - (top == 1), top)
+    (dense,) = [
+        getattr(layer, "layer", layer)
+        for layer in packed.layers
+        if isinstance(layer, (DynamicKernel, PackedDense))
+    ]
+    layout = {"num_bits": scheme.weight_bits, "group_size": size, "k": 128, "n": 20}
+    stored, scale = packing.unpack_matmul(dense.packed.numpy(), **layout)
+    np.testing.assert_array_equal(stored, integers)
+    np.testing.assert_array_equal(scale, steps)  # Half precision holds them.
+    # What the model computes, in double precision.
+    if scheme.static:
+        x = q.layers[1](x).numpy()
+    read = Dynamic(tfq.QuantSpec(8), by_vector=True)(x).numpy() if scheme.dynamic else x
+    real = integers * np.repeat(steps, size, axis=0).astype(np.float64)
+    exact = read.astype(np.float64) @ real + wrapper.layer.bias.numpy()
+    width = np.maximum(x.max(-1, keepdims=True), 0) - np.minimum(x.min(-1, keepdims=True), 0)
+    bound = (128 + 8) * 2.0**-24 * width * (np.abs(real).sum(axis=0) + 1)
+    y = packed.predict(x, verbose=0)
+    if scheme.static:
+        step, zero_point = (float(v) for v in wrapper.output_quantizers[0][0].params())
+        inside = exact.clip((-128 - zero_point) * step, (127 - zero_point) * step)
+        assert (np.abs(y - inside) <= step / 2 + 1e-5).all()
+        assert (np.abs(y - q.predict(x, verbose=0)) <= step * 1.01).all()
+        return
+    assert (np.abs(y - exact) <= bound).all()
+    assert (np.abs(q.predict(x, verbose=0) - exact) <= bound).all()
+
+
+def test_a_batch_norm_folded_into_groups_leaves_scales_of_16_bits(rng):
+    x = inputs = keras.Input((6, 64))
+    x = layers.Conv1D(24, 3, padding="same", use_bias=False, name="conv")(x)
+    model = keras.Model(inputs, layers.ReLU()(layers.BatchNormalization()(x)))
+    for weight in model.layers[2].weights:
+        weight.assign(rng.uniform(0.3, 2, 24) * (1 if "variance" in weight.name else -1))
+    data = rng.normal(size=(8, 6, 64)).astype(np.float32)
+    q = tfq.quantize_model(model, "w4_g32")
+    packed = tfq.to_packed(q)
+    (conv,) = inner_layers(packed, PackedConv)
+    assert conv.group_size == 32
+    layout = {"num_bits": 4, "group_size": 32, "k": 192, "n": 24}
+    integers, scale = packing.unpack_matmul(conv.packed.numpy(), **layout)
+    np.testing.assert_array_equal(scale, tf.cast(tf.cast(scale, tf.bfloat16), tf.float32))
+    assert np.abs(integers).max() == 7
+    # Sums of 192 products of weights whose fold is rounded in another order.
+    expected = q.predict(data, verbose=0)
+    np.testing.assert_allclose(packed.predict(data, verbose=0), expected, atol=1e-4)
+    # Nearest to the folded float kernel, at these scales.
+    conv_layer, norm = model.layers[1], model.layers[2]
+    gain = norm.gamma.numpy() / np.sqrt(norm.moving_variance.numpy() + norm.epsilon)
+    folded = (conv_layer.kernel.numpy() * gain).reshape(192, 24)
+    off = folded / np.repeat(scale, 32, axis=0) - integers
+    assert np.abs(off)[np.abs(integers) < 7].max() <= 0.5 + 1e-4
+
+
+def test_a_layer_that_groups_do_not_divide_is_named(rng):
+    model = keras.Sequential(
+        [keras.Input((64,)), layers.Dense(40, name="even"), layers.Dense(3, name="odd")]
+    )
+    for scheme in ("w4_g32", "w4a8_g32", tfq.Scheme("own", 4, 8, group_size=32)):
+        q = tfq.quantize_model(model, scheme)
+        if schemes.get(scheme).static:
+            tfq.calibrate(q, rng.normal(size=(8, 64)), progress=False)
+        report = tfq.to_packed(q).packing_report
+        assert [(layer.name, layer.group_size) for layer in report.layers] == [
+            ("even", 32),
+            ("odd", 0),
+        ]
+        words = "a scale per channel: Dense odd: groups of 32 do not divide its 40 inputs"
+        assert words in str(report).splitlines()
+        assert "Dense even" not in str(report)
+        assert [layer.granularity for layer in tfq.summarize(q).layers[-2:]] == [
+            "per group of 32",
+            "per channel (3)",
+        ]
+
+
+@pytest.mark.parametrize("scheme", ["w4_g32", "w4a8_g32"])
+def test_groups_train_and_are_saved_and_loaded_packed_or_not(rng, scheme, tmp_path):
+    inputs = keras.Input((64,))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Dense(32, use_bias=False)(inputs)))
+    model = keras.Model(inputs, layers.Dense(4)(x))
+    data, labels = rng.normal(size=(64, 64)).astype(np.float32), rng.integers(0, 4, 64)
+    q = tfq.quantize_model(model, scheme)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    q.compile(keras.optimizers.Adam(1e-2), loss)
+    steps = [v for v in q.trainable_variables if v.name == "step"]
+    assert [v.shape for v in steps] == [(2, 32), (1, 4)]
+    history = q.fit(data, labels, batch_size=16, epochs=3, verbose=0).history["loss"]
+    assert history[-1] < history[0]
+    assert all((v.numpy() != 1).all() for v in steps)
+    expected = q.predict(data, verbose=0)
+    q.save(tmp_path / "q.keras")
+    loaded = keras.saving.load_model(tmp_path / "q.keras")
+    np.testing.assert_array_equal(loaded.predict(data, verbose=0), expected)
+    packed = tfq.to_packed(q, tmp_path / "packed.keras")
+    ours = packed.predict(data, verbose=0)
+    again = keras.saving.load_model(tmp_path / "packed.keras")
+    np.testing.assert_array_equal(again.predict(data, verbose=0), ours)
+    tfq.to_packed(q, tmp_path / "saved")
+    loaded = tf.saved_model.load(tmp_path / "saved")
+    served = loaded.serve(data).numpy()
+    np.testing.assert_allclose(served, ours, atol=1e-6)
+    # An input of the second layer that lies between two integers may go to either.
+    step = 0.0 if scheme == "w4_g32" else np.abs(expected).max() / 255
+    np.testing.assert_allclose(ours, expected, atol=step + 1e-5)
 
 
 def test_a_trained_model_is_packed_as_it_was_trained(network, images, rng):
@@ -153,6 +295,27 @@ def test_an_embedding_becomes_rows_of_bytes(rng):
     assert table.packed.shape == (50, 16)
     report = {layer.name: layer for layer in packed.packing_report.layers}["table"]
     assert (report.weight_bits, report.float_bytes, report.packed_bytes) == (8, 3200, 804)
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w4_g32", "w8a8_dynamic"])
+def test_an_embedding_of_real_values_has_bytes_with_a_scale_for_each_column(rng, scheme):
+    tokens = keras.Input((6,), dtype="int32")
+    table = layers.Embedding(50, 16, mask_zero=True, name="table")
+    model = keras.Model(tokens, [table(tokens), layers.GlobalAveragePooling1D()(table(tokens))])
+    rows = rng.integers(0, 50, (40, 6))
+    q = tfq.quantize_model(model, scheme)
+    packed = tfq.to_packed(q)
+    (layer,) = inner_layers(packed, PackedEmbedding)
+    w = table.embeddings.numpy()
+    scale = np.abs(w).max(axis=0) / np.float32(127)
+    np.testing.assert_allclose(layer.scale.numpy(), scale[None], rtol=1e-6)
+    expected = np.rint(w / layer.scale.numpy()) * layer.scale.numpy()
+    values, means = packed.predict(rows, verbose=0)
+    np.testing.assert_array_equal(values, expected[rows])
+    np.testing.assert_array_equal(means, q.predict(rows, verbose=0)[1])  # Of what is no mask.
+    assert "per channel (16)" in [layer.granularity for layer in tfq.summarize(packed).layers]
+    (report,) = packed.packing_report.layers
+    assert (report.weight_bits, report.packed_bytes, report.reason) == (8, 50 * 16 + 4 * 16, "")
 
 
 def test_a_layer_that_is_called_twice_is_packed_once(rng):
@@ -292,9 +455,8 @@ def test_without_the_compiled_ops_the_answers_are_the_same(quantized, images, tm
     files = [tmp_path / name for name in ("m.keras", "x.npy", "y.npz")]
     packed = tfq.to_packed(quantized, files[0])
     np.save(files[1], images)
-    done = run_fresh(FRESH, *files, TFQUANT_BUILD="0", TFQUANT_CACHE_DIR=str(tmp_path / "none"))
-    if "slow reference" not in done.stderr:
-        pytest.skip("the ops are compiled into this installation")
+    alone = {"TFQUANT_BUILD": "0", "TFQUANT_CACHE_DIR": str(tmp_path / "none")}
+    done = run_fresh(FRESH, *files, TFQUANT_PACKAGED="0", **alone)
     assert done.stderr.count("runs its low-bit ops on the slow reference") == 1
     answers = np.load(files[2])
     for name in answers:

@@ -257,6 +257,59 @@ def test_weights_only_file_is_smaller_and_agrees(make, scheme, rng, tmp_path):
     assert expected in stored
 
 
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_groups_are_in_the_file_and_litert_computes_with_them(group_size, rank, rng, tmp_path):
+    inputs = keras.Input((128,) if rank == 2 else (6, 128))
+    x = layers.Dense(24, activation="relu", name="grouped")(inputs)
+    model = keras.Model(inputs, layers.Dense(5, name="per_channel")(x))
+    # Vectors of one row have ranges of their own.
+    data = rng.normal(size=(16, *inputs.shape[1:])) * rng.uniform(0.1, 9, (16, *[1] * (rank - 1)))
+    scheme = tfq.Scheme("own", 4, 8, dynamic=True, group_size=group_size)
+    q = tfq.quantize_model(model, scheme)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", samples=data.astype("float32"), progress=False)
+    # Float sums in another order, each layer on the device's own inputs.
+    assert [layer.parity.largest < 1e-6 for layer in report.layers[1:]] == [True]
+    assert report.end_to_end.largest < 5e-3  # A tie may go to the other of two integers.
+    file = File((tmp_path / "m.tflite").read_bytes())
+    op = next(op for op in file.ops if op.name == "FULLY_CONNECTED")
+    weights = op.inputs[1]
+    assert (file.type(weights), file.group_size(weights)) == ("INT4", group_size)
+    assert file.num_bytes(weights) == 128 * 24 // 2
+    ((variable, quantizer),) = q.get_layer("quant_grouped").weight_quantizers
+    steps = quantizer.steps(variable.value).numpy()
+    details = file.subgraph.tensors[weights].quantization.details
+    np.testing.assert_array_equal(file.constant(details.scales), steps.T.astype(np.float16))
+    np.testing.assert_array_equal(steps.astype(np.float16).astype(np.float32), steps)
+    q_float = variable.numpy() / np.repeat(steps, group_size, axis=0)
+    np.testing.assert_array_equal(file.constant(weights).T, np.rint(q_float).clip(-7, 7))
+    assert report.layers[0].granularity == f"{24 * 128 // group_size} groups of {group_size}"
+    assert f"groups of {group_size} do not divide its 24 inputs" in str(report)
+    assert tfq.inspect(tmp_path / "m.tflite").operators[op.index].granularity == (
+        f"per group of {group_size}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("scheme", "words"),
+    [
+        ("w4_g32", "4-bit weights in groups of 32"),
+        (tfq.Scheme("own", 4, 8, group_size=64), "4-bit weights in groups of 64"),
+        (tfq.Scheme("own", 8, 8, dynamic=True, group_size=32), "8-bit weights in groups of 32"),
+    ],
+    ids=["float", "static", "wide"],
+)
+def test_groups_that_litert_does_not_multiply_are_refused(scheme, words, rng, tmp_path):
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(8, name="d"), layers.Dense(2)])
+    q = tfq.quantize_model(model, scheme)
+    if not isinstance(scheme, str) and scheme.static:
+        tfq.calibrate(q, rng.normal(size=(8, 64)).astype("float32"), progress=False)
+    words = rf"scheme 'w4a8_g32'\. Received: layers \['d'\] of {words}\. .*tfq\.to_packed"
+    with pytest.raises(ValueError, match=words):
+        tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("make", [plain_cnn, residual, shared], ids=lambda f: f.__name__)
 def test_wide_activations_agree_with_the_device(make, rng, tmp_path):
     _, q, data = _quantized(make, "w8a16", rng)

@@ -66,7 +66,8 @@ def run(code, **environment):
 def test_without_the_library_the_reference_works_after_one_warning(
     tmp_path, environment, problem, remedy
 ):
-    done = run(FALLBACK, TFQUANT_CACHE_DIR=str(tmp_path), **environment)
+    alone = {"TFQUANT_CACHE_DIR": str(tmp_path), "TFQUANT_PACKAGED": "0"}
+    done = run(FALLBACK, **alone, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert problem in done.stdout and remedy in done.stdout
 
@@ -80,6 +81,22 @@ def test_a_library_with_another_stamp_is_not_used(tmp_path):
     assert not library._fits(tmp_path, wanted | {"tensorflow": "3"}, wanted)
     (tmp_path / build.STAMP).write_text("{truncated")
     assert not library._fits(tmp_path, wanted, wanted)
+
+
+@pytest.mark.parametrize("setting", [None, "1", "0"])
+def test_a_packaged_library_is_used_unless_it_is_forbidden(tmp_path, monkeypatch, setting):
+    monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
+    monkeypatch.setenv("TFQUANT_CACHE_DIR", str(tmp_path / "none"))
+    monkeypatch.delenv("TFQUANT_PACKAGED", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("TFQUANT_PACKAGED", setting)
+    wanted = {"tensorflow": "2", "compiler": "c", "sources": "s"}
+    packaged = tmp_path / "_lib"
+    packaged.mkdir()
+    (packaged / build.LIBRARY).write_bytes(b"")
+    (packaged / build.STAMP).write_text(json.dumps(wanted | {"compiler": "another"}))
+    expected = None if setting == "0" else packaged / build.LIBRARY
+    assert library._find(wanted) == expected
 
 
 def test_each_stamp_has_its_own_cache_folder(monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from tfquant import QuantParams, QuantSpec
-from tfquant.numerics import choose_params, dequantize, fake_quantize, quantize
+from tfquant.numerics import choose_params, dequantize, fake_quantize, group_scale, quantize
 
 # Operations are eager: a first call in a process is slow, the rest are not.
 settings.register_profile("eager", deadline=None, max_examples=60)
@@ -117,3 +117,30 @@ def test_a_graph_computes_what_eager_execution_does(kind, jit_compile, rng):
     else:
         got = tf.function(lambda x: call(x, scale, zero_point), jit_compile=jit_compile)(x)
     np.testing.assert_array_equal(got.numpy(), call(x, scale, zero_point).numpy())
+
+
+class TestGroupScale:
+    """Steps that both 16-bit formats hold."""
+
+    # Ties to even between two numbers of 8 bits, the ends of the range, and beyond.
+    CASES = (0.1, 1.0, 1 + 2**-8, 1 + 3 * 2**-8, 7e-5, 1e-9, 65280.0, 65500.0, 1e30)
+
+    @pytest.mark.parametrize("jit_compile", [None, False, True])
+    def test_it_rounds_to_bfloat16_within_the_range_of_half_precision(self, jit_compile, rng):
+        x = np.concatenate([self.CASES, np.exp(rng.uniform(-9, 11, 500))]).astype(np.float32)
+        # Eagerly, in a graph and compiled: XLA leaves out a cast to 16 bits and back.
+        call = (
+            group_scale
+            if jit_compile is None
+            else tf.function(group_scale, jit_compile=jit_compile)
+        )
+        y = call(tf.constant(x)).numpy()
+        bounded = np.clip(x, 2.0**-14, 65280.0)
+        np.testing.assert_array_equal(y, tf.cast(bounded, tf.bfloat16).numpy().astype(np.float32))
+        np.testing.assert_array_equal(y, y.astype(np.float16).astype(np.float32))
+
+    def test_its_gradient_passes_straight_through(self):
+        x = tf.Variable([0.1, 0.3])
+        with tf.GradientTape() as tape:
+            y = tf.reduce_sum(group_scale(x.value()) * [2.0, -1.0])
+        np.testing.assert_array_equal(tape.gradient(y, x), [2.0, -1.0])

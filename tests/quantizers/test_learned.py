@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import tfquant as tfq
-from tfquant.numerics import PerAxis, QuantParams, QuantSpec, choose_params
+from tfquant.numerics import PerAxis, PerGroup, QuantParams, QuantSpec, choose_params
 from tfquant.quantizers import (
     ACTIVATION_QUANTIZERS,
     WEIGHT_QUANTIZERS,
@@ -24,16 +24,19 @@ BITS = [2, 4, 8]
 SHAPE = (30, 5)
 
 
-def weight_spec(bits):
-    return QuantSpec(bits, symmetric=True, narrow_range=True, granularity=PerAxis(-1))
+CHANNELS = PerAxis(-1)
+
+
+def weight_spec(bits, granularity=CHANNELS):
+    return QuantSpec(bits, symmetric=True, narrow_range=True, granularity=granularity)
 
 
 def normal(rng, shape=SHAPE, scale=1.0):
     return rng.normal(size=shape, scale=scale).astype(np.float32)
 
 
-def fitted(make, w, bits):
-    quantizer = make(weight_spec(bits))
+def fitted(make, w, bits, granularity=CHANNELS):
+    quantizer = make(weight_spec(bits, granularity))
     quantizer.build(w.shape)
     quantizer.fit(w)
     return quantizer
@@ -73,6 +76,46 @@ def test_lsq_of_weights(bits, rng):
     # With regard to the share of the first step, as plain descent on the step itself would move.
     expected = (upstream * to_s).sum(axis=0, keepdims=True) * g / (s / 0.8)
     np.testing.assert_allclose(to_step, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_lsq_learns_a_step_for_each_group(bits, rng):
+    # Weights `[inputs, outputs]`, groups of 8 inputs: as numpy arrays `[groups, 8, outputs]`.
+    w, upstream = normal(rng, (24, 5)), normal(rng, (24, 5))
+    quantizer = fitted(LearnedStep, w, bits, PerGroup(0, 8))
+    assert quantizer.step.shape == (3, 5)
+    unit = quantizer.initial_scale.numpy()
+    quantizer.step.assign(0.8 * np.ones((3, 5)))
+    s = bfloat16(0.8 * unit)[:, None].astype(np.float64)
+    top = 2 ** (bits - 1) - 1
+    y, to_w, to_step = gradients(quantizer, w, upstream, [quantizer.step])
+    expected, inside, to_s = step_formula(w.reshape(3, 8, 5), s, 0, -top, top)
+    np.testing.assert_allclose(y, expected.reshape(24, 5), rtol=1e-6)
+    np.testing.assert_array_equal(to_w, np.where(inside.reshape(24, 5), upstream, 0))
+    assert not inside.all()
+    g = 1 / np.sqrt(8 * top)
+    expected = (upstream.reshape(3, 8, 5) * to_s).sum(axis=1) * g / unit
+    np.testing.assert_allclose(to_step, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", sorted(WEIGHT_QUANTIZERS))
+def test_every_family_trains_the_weights_of_groups_on_the_grid_of_inference(family, rng):
+    w = normal(rng, (2, 32, 5))
+    quantizer = fitted(WEIGHT_QUANTIZERS[family], w, 4, PerGroup(-2, 16))
+    assert quantizer.scale_shape == (2, 2, 5)
+    steps = np.asarray(quantizer.steps(w))
+    np.testing.assert_array_equal(steps, bfloat16(steps))
+    y = np.asarray(quantizer.call(ops.array(w)))
+    trained = np.asarray(quantizer.call(ops.array(w), training=True))
+    np.testing.assert_allclose(trained, y, rtol=1e-6)
+    q = y.reshape(2, 2, 16, 5) / steps[:, :, None]
+    np.testing.assert_allclose(q, np.rint(q), atol=1e-5)
+    assert np.abs(q).max() < 7.01
+    assert len(np.unique(steps)) > 10
+
+
+def bfloat16(x):
+    return tf.cast(tf.cast(x, tf.bfloat16), tf.float32).numpy()
 
 
 @pytest.mark.parametrize("bits", BITS)

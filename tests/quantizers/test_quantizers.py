@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import tfquant as tfq
-from tfquant import PerAxis, QuantParams, QuantSpec
+from tfquant import PerAxis, PerGroup, QuantParams, QuantSpec
 from tfquant.quantizers import (
     AbsMax,
     Dynamic,
@@ -85,6 +85,26 @@ class TestAbsMax:
         quantizer = abs_max(8, granularity)
         assert quantizer.params(ops.array(normal(rng))).scale.shape == shape
         assert quantizer.clip.shape == shape
+
+    @pytest.mark.parametrize("axis", [0, 1, -1])
+    def test_a_group_has_the_scale_that_it_has_by_itself(self, axis, rng):
+        w = normal(rng, (8, 8, 8))
+        whole = abs_max(4, PerGroup(axis, 4), w.shape)
+        whole.fit(w)
+        y, steps = np.asarray(whole(ops.array(w))), np.asarray(whole.steps(w))
+        for group, part in enumerate(np.split(np.moveaxis(w, axis, 0), 2)):
+            one = abs_max(4, PerAxis((1, 2)), part.shape)
+            one.fit(part)
+            scale = tf.cast(tf.cast(one.params(part).scale[0], tf.bfloat16), tf.float32).numpy()
+            np.testing.assert_array_equal(np.moveaxis(steps, axis, 0)[group], scale)
+            expected = nearest(part, scale, -7, 7)
+            got = np.split(np.moveaxis(y, axis, 0), 2)[group]
+            np.testing.assert_array_equal(got, expected)
+
+    def test_groups_that_do_not_divide_their_axis_are_an_error(self):
+        words = r"`group_size` must divide .* Received: group_size=3, axis 0 of shape \(8, 2\)"
+        with pytest.raises(ValueError, match=words):
+            abs_max(4, PerGroup(-2, 3), (8, 2))
 
     def test_a_channel_of_zeros_stays_zero(self):
         w = np.zeros(SHAPE, np.float32)
@@ -260,6 +280,11 @@ class TestDynamic:
         x = x.astype(np.float32)
         got = np.asarray(Dynamic(INT8)(ops.array(x)))
         np.testing.assert_allclose(got, self.formula(x), rtol=1e-6)
+
+    def test_each_vector_is_rounded_to_its_own_range(self, rng):
+        x = (normal(rng, (2, 3, 9)) * np.geomspace(0.01, 100, 6).reshape(2, 3, 1)).astype("float32")
+        got = np.asarray(Dynamic(INT8, by_vector=True)(ops.array(x)))
+        np.testing.assert_allclose(got.reshape(6, 9), self.formula(x.reshape(6, 9)), rtol=1e-6)
 
     def test_rows_do_not_depend_on_each_other(self, rng):
         x, quantizer = normal(rng, (4, 9)), Dynamic(INT8)

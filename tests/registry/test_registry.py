@@ -217,7 +217,9 @@ class TestSchemes:
             ("w2a8", 2, QuantSpec(8)),
             ("w8", 8, None),
             ("w4", 4, None),
+            ("w4_g32", 4, None),
             ("w8a8_dynamic", 8, QuantSpec(8)),
+            ("w4a8_g32", 4, QuantSpec(8)),
             ("f16", None, None),
         ],
     )
@@ -245,6 +247,22 @@ class TestSchemes:
             "w4a8",
             "w2a8",
         ]
+
+    def test_a_name_says_the_groups(self):
+        sizes = {scheme.name: scheme.group_size for scheme in SCHEMES.values()}
+        for name, size in sizes.items():
+            assert size == int(name.partition("_g")[2] or 0)
+        assert sum(map(bool, sizes.values())) == 2
+
+    @pytest.mark.parametrize("size", [16, 33, -32, None, "32"])
+    def test_a_size_of_groups_that_no_kernel_has_is_an_error(self, size):
+        words = rf"`group_size` must be 32, 64, 128 or 0 .*Received: group_size={size!r}"
+        with pytest.raises(ValueError, match=words):
+            tfq.Scheme("own", 4, 8, group_size=size)
+
+    def test_half_precision_has_no_groups(self):
+        with pytest.raises(ValueError, match=r"no groups\. Received: group_size=32"):
+            tfq.Scheme("own", None, None, group_size=32)
 
     @pytest.mark.parametrize("argument", ["weight_quantizer", "activation_quantizer"])
     def test_an_unknown_family_is_an_error(self, argument):
@@ -387,3 +405,57 @@ class TestALayerOfTheUsers:
         expected = np.asarray(model(x))
         atol = 0.02 * np.abs(expected).max()  # As above; a plain dense layer is half of it.
         np.testing.assert_allclose(tfq.quantize_model(model)(x), expected, atol=atol)
+
+
+GROUPABLE = {
+    "dense": (lambda: layers.Dense(5), 2),
+    "conv1d": (lambda: layers.Conv1D(5, 3), 3),
+    "conv2d": (lambda: layers.Conv2D(5, 3), 4),
+    "grouped": (lambda: layers.Conv2D(4, 3, groups=2), 4),
+    "depthwise": (lambda: layers.DepthwiseConv2D(3), 4),
+    "transposed": (lambda: layers.Conv2DTranspose(5, 3), 4),
+}
+
+
+class TestGroups:
+    """Which kernels have a scale for each group of inputs."""
+
+    def quantizer(self, kind, scheme, inputs):
+        make, rank = GROUPABLE[kind]
+        layer = make()
+        layer.build((None,) * (rank - 1) + (inputs,))
+        config = KERAS_LAYERS.get_quantize_config(layer, schemes.get(scheme))
+        ((variable, quantizer),) = config.get_weights_and_quantizers(layer)
+        quantizer.build(variable.shape)
+        return config, layer, quantizer
+
+    @pytest.mark.parametrize(
+        ("scheme", "kinds"),
+        [
+            (tfq.Scheme("static", 4, 8, group_size=64), {"dense", "conv1d", "conv2d"}),
+            (tfq.Scheme("weights", 4, None, group_size=64), {"dense", "conv1d", "conv2d"}),
+            (tfq.Scheme("dynamic", 4, 8, dynamic=True, group_size=64), {"dense"}),
+        ],
+        ids=lambda x: getattr(x, "name", None),
+    )
+    def test_packed_kernels_have_them_and_litert_in_dense_layers_alone(self, scheme, kinds):
+        for kind in GROUPABLE:
+            config, layer, quantizer = self.quantizer(kind, scheme, 128)
+            assert quantizer.grouped == (kind in kinds)
+            if kind in kinds:
+                assert quantizer.scale_shape == (*layer.kernel.shape[:-2], 2, 5)
+            assert config.why_not_grouped(layer) == ""
+            again = type(config).from_config(config.get_config())
+            assert again.get_config() == config.get_config()
+
+    @pytest.mark.parametrize("kind", ["dense", "conv1d", "conv2d"])
+    @pytest.mark.parametrize(
+        ("inputs", "grouped"), [(31, False), (32, True), (33, False), (96, True)]
+    )
+    def test_inputs_that_groups_do_not_divide_have_scales_per_channel(self, kind, inputs, grouped):
+        config, layer, quantizer = self.quantizer(kind, "w4_g32", inputs)
+        assert quantizer.grouped == grouped
+        if not grouped:
+            assert quantizer.spec.granularity == PerAxis(-1)
+            words = f"groups of 32 do not divide its {inputs} inputs"
+            assert config.why_not_grouped(layer) == words

@@ -360,7 +360,9 @@ def test_each_output_has_its_own_grid(rng):
     assert float(grid_of(got["sum"]).params.scale) == 0.5
 
 
-@pytest.mark.parametrize("scheme", ["w8", "w8a8", "w4a8", "w8a16", "w8a8_dynamic", "f16"])
+@pytest.mark.parametrize(
+    "scheme", ["w8", "w8a8", "w4a8", "w8a16", "w8a8_dynamic", "w4a8_g32", "f16"]
+)
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_a_graph_computes_what_eager_execution_does(scheme, jit_compile, rng):
     wrapper, _, x = linear("Dense", rng, scheme)

@@ -194,8 +194,9 @@ def _find(wanted):
     if "TFQUANT_LIBRARY" in os.environ:  # A build of one's own: for debugging, or emulated.
         return pathlib.Path(os.environ["TFQUANT_LIBRARY"])
     packaged = pathlib.Path(__file__).parent / "_lib"
+    allowed = os.environ.get("TFQUANT_PACKAGED") != "0"
     # A packaged library may come from another compiler; it must fit TensorFlow and the sources.
-    if _fits(packaged, wanted, ("tensorflow", "sources")):
+    if allowed and _fits(packaged, wanted, ("tensorflow", "sources")):
         return packaged / build.LIBRARY
     cached = cache_folder(wanted)
     return cached / build.LIBRARY if _fits(cached, wanted, wanted) else None

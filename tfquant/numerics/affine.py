@@ -9,6 +9,10 @@ from keras import ops
 from tfquant.numerics.params import QuantParams
 from tfquant.numerics.spec import QuantSpec
 
+# Of the scales of groups: where half precision is normal, and its largest number of 8 bits.
+SMALLEST_GROUP_SCALE = 2.0**-14
+LARGEST_GROUP_SCALE = 65280.0
+
 
 def quantize(x, params: QuantParams, spec: QuantSpec):
     """Maps real values to integers of the grid.
@@ -82,3 +86,38 @@ def fake_quantize(x, params: QuantParams, spec: QuantSpec):
         return (quantize(x, params, spec) - zero_point) * params.scale, gradient
 
     return rounded(x)
+
+
+def group_scale(scale):
+    """Rounds scales to numbers that half precision and bfloat16 both hold: 8 significant bits.
+
+    Packed weights and `.tflite` files store the scales of groups in half precision, and LiteRT's
+    kernels read them as bfloat16: such numbers pass both unchanged, where a scale of 11 bits would
+    make the device's weights others than the model's, by up to one part in 512.
+
+    The gradient passes straight through.
+
+    Args:
+        scale: Positive float32 tensor.
+
+    Returns:
+        Tensor of the shape of `scale`, from 2**-14 to 65280, rounded to nearest, ties to even.
+
+    Example:
+
+    >>> float(group_scale(ops.array(0.1)))
+    0.10009765625
+    """
+
+    @ops.custom_gradient
+    def rounded(scale):
+        bounded = ops.minimum(ops.maximum(scale, SMALLEST_GROUP_SCALE), LARGEST_GROUP_SCALE)
+        # On the bits: compilers may leave out a cast to 16 bits and back.
+        bits = ops.view(bounded, "int32")
+        last = ops.bitwise_and(ops.right_shift(bits, 16), 1)
+        bits = ops.bitwise_and(bits + (2**15 - 1) + last, -(2**16))
+        return ops.view(
+            bits, "float32"
+        ), lambda *args, upstream=None: args[0] if upstream is None else upstream
+
+    return rounded(scale)

@@ -28,7 +28,14 @@ class PerAxis:
 
 @dataclasses.dataclass(frozen=True)
 class PerGroup:
-    """One scale for each run of `group_size` values along `axis`."""
+    """One scale for each run of `group_size` values along `axis`, at each index of the others.
+
+    The scales are 16-bit floats (`numerics.group_scale`).
+
+    Args:
+        axis: Axis that is cut into groups; negative axes count from the end.
+        group_size: Values that share a scale; it must divide the length of `axis`.
+    """
 
     axis: int
     group_size: int

@@ -2,7 +2,6 @@
 
 import keras
 
-from tfquant.numerics import QuantParams
 from tfquant.quantizers.weight import WeightQuantizer, positive
 
 
@@ -12,16 +11,16 @@ class AbsMax(WeightQuantizer):
 
         scale = clip * max(|w|) / qmax
 
-    The scale follows the weights while they train; `clip` (one for each channel, 1 at first) is
-    set by `fit` and stands still. Gradients pass straight through where nothing is clipped
+    The scale follows the weights while they train; `clip` (one for each scale, 1 at first) is set
+    by `fit` and stands still. Gradients pass straight through where nothing is clipped
     (Jacob et al. 2018, arXiv:1712.05877, section 3).
 
     Args:
-        spec: Symmetric `QuantSpec`, per tensor or per axis.
+        spec: Symmetric `QuantSpec`, per tensor, per axis or per group.
     """
 
     def build(self, input_shape):
-        """Creates `clip`, with length 1 along every axis that shares a scale."""
+        """Creates `clip`, one for each scale."""
         super().build(input_shape)
         self.clip = self.add_weight(
             shape=self.scale_shape,
@@ -31,13 +30,12 @@ class AbsMax(WeightQuantizer):
             dtype="float32",
         )
 
-    def params(self, x=None) -> QuantParams:
-        """Returns `scale` of the shape of `clip` and `zero_point` 0."""
+    def real_steps(self, x=None):
+        """Returns the share `clip` of the largest magnitudes, in steps of the grid."""
         # A product: graph optimizers turn a division by a constant into one, which rounds
         # differently, and the same model would have other integers in a graph than outside.
-        scale = self.largest(x) * self.clip * (1.0 / self.spec.qmax)
-        return QuantParams(positive(scale), 0)
+        return positive(self.largest(x) * self.clip * (1.0 / self.spec.qmax))
 
     def fit(self, w) -> None:
-        """Sets `clip` to the fraction with the least squared error, channel by channel."""
+        """Sets `clip` to the fraction with the least squared error, scale by scale."""
         self.clip.assign(self.best_clip(w))

@@ -3,7 +3,6 @@
 import keras
 from keras import ops
 
-from tfquant.numerics import QuantParams
 from tfquant.quantizers.weight import WeightQuantizer, positive
 
 
@@ -20,13 +19,12 @@ class DoReFa(WeightQuantizer):
     model starts near what it was.
 
     Args:
-        spec: Symmetric `QuantSpec`, per tensor or per axis.
+        spec: Symmetric `QuantSpec`, per tensor, per axis or per group.
     """
 
-    def params(self, x=None) -> QuantParams:
-        """Returns `scale` of shape `scale_shape` and `zero_point` 0."""
-        scale = ops.tanh(self.largest(x)) * (1.0 / self.spec.qmax)
-        return QuantParams(positive(scale), 0)
+    def real_steps(self, x=None):
+        """Returns the tangents of the largest magnitudes, in steps of the grid."""
+        return positive(ops.tanh(self.largest(x)) * (1.0 / self.spec.qmax))
 
     def latent(self, w):
         """Returns `tanh(w)`."""

@@ -1,4 +1,4 @@
-"""Activations quantized at run time, row by row."""
+"""Activations quantized at run time, row by row or vector by vector."""
 
 import keras
 from keras import ops
@@ -9,12 +9,22 @@ from tfquant.quantizers.base import Quantizer, RecordingScope
 
 @keras.saving.register_keras_serializable(package="tfquant")
 class Dynamic(Quantizer):
-    """Asymmetric grid found anew for each row of the batch, as dynamic-range kernels do.
+    """Asymmetric grid found anew whenever a model runs, as dynamic-range kernels do.
 
-        scale = (max(x, 0) - min(x, 0)) / (qmax - qmin),  over all axes but the first
+        scale = (max(x, 0) - min(x, 0)) / (qmax - qmin)
 
-    The file holds float activations; the kernel quantizes its input when it runs.
+    The range is that of a row of the batch for convolutions, and that of a vector, what lies along
+    the last axis, for dense kernels. The file holds float activations; the kernel quantizes its
+    input when it runs.
+
+    Args:
+        spec: `QuantSpec`, asymmetric.
+        by_vector: Whether each vector has a grid of its own, and not each row of the batch.
     """
+
+    def __init__(self, spec, by_vector: bool = False, **kwargs):
+        super().__init__(spec, **kwargs)
+        self.by_vector = by_vector
 
     def build(self, input_shape=None):
         """Has no variables."""
@@ -22,8 +32,8 @@ class Dynamic(Quantizer):
         self.built = True
 
     def params(self, x=None) -> QuantParams:
-        """Returns one `scale` and `zero_point` for each row, with length 1 on the other axes."""
-        axes = tuple(range(1, len(x.shape)))
+        """Returns a `scale` and `zero_point` for each row or vector, with length 1 along it."""
+        axes = (-1,) if self.by_vector else tuple(range(1, len(x.shape)))
         low = ops.minimum(ops.min(x, axis=axes, keepdims=True), 0.0)
         high = ops.maximum(ops.max(x, axis=axes, keepdims=True), 0.0)
         span = high - low
@@ -43,3 +53,6 @@ class Dynamic(Quantizer):
         y = super().call(x, training=training)
         y.tfquant_grid = None
         return y
+
+    def get_config(self):
+        return {**super().get_config(), "by_vector": self.by_vector}

@@ -3,13 +3,12 @@
 import math
 
 import keras
-import numpy as np
 from keras import ops
 
 from tfquant.numerics import QuantParams
 from tfquant.numerics.learned import fake_quantize_step, learned_params, relative
 from tfquant.quantizers.static import Static
-from tfquant.quantizers.weight import WeightQuantizer, positive
+from tfquant.quantizers.weight import WeightQuantizer
 
 # A step may shrink to this share of what it began with, no further: it must stay positive.
 SMALLEST_STEP = 2.0**-7
@@ -19,16 +18,16 @@ SMALLEST_STEP = 2.0**-7
 class LearnedStep(WeightQuantizer):
     """A weight whose steps are trained (LSQ); see `numerics.learned.fake_quantize_step`.
 
-    The step of each channel begins where the squared error of the trained weights is least. What
-    is trained is `step`, in units of that beginning: plain gradient descent moves the scale as in
-    the paper, and Adam by its learning rate of itself.
+    The step of each channel or group begins where the squared error of the trained weights is
+    least. What is trained is `step`, in units of that beginning: plain gradient descent moves the
+    scale as in the paper, and Adam by its learning rate of itself.
 
         g = 1 / sqrt(N * qmax),  N weights to a step
 
     Esser et al. 2020, arXiv:1902.08153.
 
     Args:
-        spec: Symmetric `QuantSpec`, per tensor or per axis.
+        spec: Symmetric `QuantSpec`, per tensor, per axis or per group.
     """
 
     def build(self, input_shape):
@@ -46,15 +45,14 @@ class LearnedStep(WeightQuantizer):
 
     def fit(self, w) -> None:
         """Sets the steps to those with the least squared error for `w`."""
-        top = np.abs(np.asarray(w, np.float32)).max(axis=self.reduced_axes, keepdims=True)
-        self.initial_scale.assign(positive(self.best_clip(w) * top / self.spec.qmax))
+        self.initial_scale.assign(self.best_steps(w))
         self.step.assign(ops.ones_like(self.step))
 
-    def params(self, x=None) -> QuantParams:
-        """Returns `scale` of shape `scale_shape` and `zero_point` 0."""
+    def real_steps(self, x=None):
+        """Returns the learned steps."""
         del x
         step = ops.maximum(self.step.value, SMALLEST_STEP)
-        return QuantParams(relative(step, self.initial_scale.value), 0)
+        return relative(step, self.initial_scale.value)
 
     def train(self, x):
         gradient_scale = 1.0 / math.sqrt(self.sharers * self.spec.qmax)

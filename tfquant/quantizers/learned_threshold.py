@@ -9,7 +9,7 @@ from keras import ops
 from tfquant.numerics import QuantParams
 from tfquant.numerics.learned import fake_quantize_step, power_of_two
 from tfquant.quantizers.static import Static
-from tfquant.quantizers.weight import WeightQuantizer, positive
+from tfquant.quantizers.weight import WeightQuantizer
 
 
 class _Threshold:
@@ -36,7 +36,7 @@ class LearnedThreshold(_Threshold, WeightQuantizer):
     et al. 2020, arXiv:1903.08066, equations 4 to 8.
 
     Args:
-        spec: Symmetric `QuantSpec`, per tensor or per axis.
+        spec: Symmetric `QuantSpec`, per tensor, per axis or per group.
         power_of_two: Whether scales are powers of two, for devices that only shift.
     """
 
@@ -53,17 +53,15 @@ class LearnedThreshold(_Threshold, WeightQuantizer):
 
     def fit(self, w) -> None:
         """Sets the scales to those with the least squared error for `w`."""
-        top = np.abs(np.asarray(w, np.float32)).max(axis=self.reduced_axes, keepdims=True)
-        scale = positive(self.best_clip(w) * top / self.spec.qmax)
-        self.log2_scale.assign(np.log2(ops.convert_to_numpy(scale)))
+        self.log2_scale.assign(np.log2(ops.convert_to_numpy(self.best_steps(w))))
 
-    def params(self, x=None) -> QuantParams:
-        """Returns `scale` of shape `scale_shape` and `zero_point` 0."""
+    def real_steps(self, x=None):
+        """Returns the learned scales."""
         del x
-        return QuantParams(self._learned_scale(), 0)
+        return self._learned_scale()
 
     def train(self, x):
-        return fake_quantize_step(x, self._learned_scale(), None, self.spec)
+        return fake_quantize_step(x, self.params().scale, None, self.spec)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

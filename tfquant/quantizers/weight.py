@@ -1,12 +1,13 @@
-"""What the quantizers of weights share: a symmetric grid, one step for each channel."""
+"""What the quantizers of weights share: a symmetric grid, one step for each channel or group."""
 
+import abc
 import math
 
 import keras
 import numpy as np
 from keras import ops
 
-from tfquant.numerics import PerAxis, QuantParams, fake_quantize
+from tfquant.numerics import PerAxis, PerGroup, QuantParams, fake_quantize, group_scale
 from tfquant.numerics.params import SMALLEST_SCALE
 from tfquant.quantizers.base import Quantizer, RecordingScope
 
@@ -21,24 +22,79 @@ class WeightQuantizer(Quantizer):
     """Symmetric grid of a weight.
 
     Args:
-        spec: Symmetric `QuantSpec`, per tensor or per axis.
+        spec: Symmetric `QuantSpec`, per tensor, per axis or per group.
 
     Attributes:
-        scale_shape: Shape of the steps: that of the weight, 1 along every axis that shares one.
-        reduced_axes: Axes that share a step.
+        scale_shape: Shape of the steps: that of the weight, with 1 along every axis that shares
+            one, and the number of groups along an axis that is cut into groups.
+        parts_shape: Shape of the weight with an axis that is cut into groups made two: groups, and
+            the values of a group. That of the weight where there are no groups.
+        reduced_axes: Axes of `parts_shape` that share a step.
     """
 
     def build(self, input_shape):
-        """Finds out which axes share a step. Subclasses create their variables."""
-        granularity = self.spec.granularity
-        axes = granularity.axes if isinstance(granularity, PerAxis) else ()
-        rank = len(input_shape)
-        channel_axes = {axis % rank for axis in axes}
-        self.reduced_axes = tuple(axis for axis in range(rank) if axis not in channel_axes)
-        self.scale_shape = tuple(
-            size if axis in channel_axes else 1 for axis, size in enumerate(input_shape)
-        )
+        """Finds out which values share a step. Subclasses create their variables.
+
+        Raises:
+            ValueError: If groups do not divide their axis.
+        """
+        granularity, shape = self.spec.granularity, tuple(input_shape)
+        rank = len(shape)
+        if isinstance(granularity, PerGroup):
+            axis, size = granularity.axis % rank, granularity.group_size
+            if shape[axis] % size:
+                raise ValueError(
+                    f"`group_size` must divide the axis that is cut into groups. Received: "
+                    f"group_size={size}, axis {axis} of shape {shape}."
+                )
+            before, groups, behind = shape[:axis], shape[axis] // size, shape[axis + 1 :]
+            self.parts_shape = (*before, groups, size, *behind)
+            self.scale_shape = (*before, groups, *behind)
+            self.reduced_axes = (axis + 1,)
+        else:
+            axes = granularity.axes if isinstance(granularity, PerAxis) else ()
+            channel_axes = {axis % rank for axis in axes}
+            self.parts_shape = shape
+            self.scale_shape = tuple(n if i in channel_axes else 1 for i, n in enumerate(shape))
+            self.reduced_axes = tuple(axis for axis in range(rank) if axis not in channel_axes)
+        self.weight_shape = shape
         self.built = True
+
+    @property
+    def grouped(self) -> bool:
+        """Whether groups along an axis share a step."""
+        return isinstance(self.spec.granularity, PerGroup)
+
+    @abc.abstractmethod
+    def real_steps(self, x=None):
+        """Returns steps of shape `scale_shape`, positive, as the family of the quantizer has them.
+
+        Args:
+            x: The weight.
+        """
+
+    def steps(self, x=None):
+        """Returns the steps that weights are rounded with, of shape `scale_shape`.
+
+        Those of groups are 16-bit floats; see `numerics.group_scale`.
+
+        Args:
+            x: The weight.
+        """
+        steps = self.real_steps(x)
+        return group_scale(steps) if self.grouped else steps
+
+    def spread(self, steps):
+        """Returns steps of shape `scale_shape` such that they broadcast against the weight."""
+        if not self.grouped:
+            return steps
+        kept = [1 if i in self.reduced_axes else n for i, n in enumerate(self.parts_shape)]
+        steps = ops.broadcast_to(ops.reshape(steps, kept), self.parts_shape)
+        return ops.reshape(steps, self.weight_shape)
+
+    def params(self, x=None) -> QuantParams:
+        """Returns `scale`, which broadcasts against the weight, and `zero_point` 0."""
+        return QuantParams(self.spread(self.steps(x)), 0)
 
     def fit(self, w) -> None:
         """Sets the grid for the weight `w`, an array, as well as it can be without training."""
@@ -53,7 +109,7 @@ class WeightQuantizer(Quantizer):
         Args:
             x: The weight.
             training: Whether gradients are wanted, and a unit in the last place is not.
-            scale: Step to use instead of the quantizer's own, of shape `scale_shape`.
+            scale: Step to use instead of the quantizer's own; it broadcasts against `x`.
         """
         scope = RecordingScope.current()
         if not self.active or (scope is not None and not scope.quantize_weights):
@@ -70,7 +126,8 @@ class WeightQuantizer(Quantizer):
         w, scale = self.latent(x), self.params(x).scale
         shape, spec = self.scale_shape, self.spec
         rows = next((i for i, size in enumerate(shape) if size != 1), len(shape))
-        if spec.num_bits > 8 or not spec.narrow_range or shape[rows:] != tuple(w.shape[rows:]):
+        last = not self.grouped and shape[rows:] == tuple(w.shape[rows:])
+        if spec.num_bits > 8 or not spec.narrow_range or not last:
             return fake_quantize(w, QuantParams(scale, 0), spec)
         # Channels come last: one kernel forward and one back. The largest weight must not fall
         # outside by a rounding error, where it would get no gradient.
@@ -86,19 +143,25 @@ class WeightQuantizer(Quantizer):
         return ops.reshape(y, w.shape)
 
     def largest(self, x):
-        """Returns the largest magnitude of each channel, without a gradient."""
-        magnitude = ops.max(ops.abs(ops.cast(x, "float32")), axis=self.reduced_axes, keepdims=True)
-        return ops.stop_gradient(magnitude)
+        """Returns the largest magnitude of what shares a step, without a gradient."""
+        parts = ops.reshape(ops.abs(ops.cast(x, "float32")), self.parts_shape)
+        magnitude = ops.max(parts, axis=self.reduced_axes, keepdims=True)
+        return ops.stop_gradient(ops.reshape(magnitude, self.scale_shape))
+
+    def best_steps(self, w):
+        """Returns the steps of `scale_shape` with the least squared error for `w`, an array."""
+        top = ops.convert_to_numpy(self.largest(w))
+        return positive(self.best_clip(w) * top / self.spec.qmax)
 
     def best_clip(self, w) -> np.ndarray:
-        """Returns the fraction of the largest magnitude with the least squared error, by channel.
+        """Returns the fraction of the largest magnitude with the least squared error, by step.
 
         At 8 bits the full range is as good, and nothing is clipped.
 
         Args:
             w: The weight, an array.
         """
-        w = np.asarray(w, np.float32)
+        w = np.asarray(w, np.float32).reshape(self.parts_shape)
         if self.spec.num_bits >= 8:
             return np.ones(self.scale_shape, np.float32)
         kept = [axis for axis in range(w.ndim) if axis not in self.reduced_axes]

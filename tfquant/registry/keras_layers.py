@@ -34,6 +34,11 @@ LINEAR = {
     layers.Conv2DTranspose: ("kernel", -2, 8, 0),
 }
 
+# Layers whose weights may have a scale for each group of inputs: those with packed kernels; where
+# activations are quantized at run time, that of LiteRT's FULLY_CONNECTED alone.
+GROUPED = (layers.Dense, layers.Conv1D, layers.Conv2D)
+GROUPED_DYNAMIC = (layers.Dense,)
+
 # Layers whose output lies on the grid of their inputs.
 SAME_GRID = (
     layers.ActivityRegularization,
@@ -173,9 +178,11 @@ def _linear(layer, scheme, row):
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         return None
     kernel, axis, minimum_bits, fixed_point_bits = row
+    grouped = type(layer) in (GROUPED_DYNAMIC if scheme.dynamic else GROUPED)
     if getattr(layer, "groups", 1) > 1:
         minimum_bits = 8  # As of depthwise ones: LiteRT has a slow reference kernel for fewer.
-    return LinearConfig.for_scheme(scheme, kernel, axis, minimum_bits, fixed_point_bits)
+        grouped = False
+    return LinearConfig.for_scheme(scheme, kernel, axis, minimum_bits, fixed_point_bits, grouped)
 
 
 def _embedding(layer, scheme):

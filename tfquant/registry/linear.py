@@ -5,7 +5,7 @@ import dataclasses
 import keras
 from keras import ops
 
-from tfquant.numerics import PerAxis, QuantSpec
+from tfquant.numerics import PerAxis, PerGroup, QuantSpec, group_scale
 from tfquant.numerics.fixed_point import accumulate, requantize
 from tfquant.numerics.params import SMALLEST_SCALE
 from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, from_steps, grid_of, steps_of
@@ -22,10 +22,13 @@ BIAS_LIMIT = 2.0**30
 # noise left by a batch norm, and its multiplier would leave the range that kernels accept.
 DEAD_CHANNEL = 2.0**-24
 
+# Axis of a kernel that is cut into groups: its inputs, in front of its outputs.
+GROUP_AXIS = -2
+
 
 @keras.saving.register_keras_serializable(package="tfquant")
 class LinearConfig(QuantizeConfig):
-    """Quantizes `kernel` for each output channel and the output as a whole.
+    """Quantizes `kernel` for each output channel or group of its inputs, and the output as a whole.
 
     A batch norm behind the layer is folded. With `g = gamma / sqrt(variance + epsilon)`:
 
@@ -33,7 +36,10 @@ class LinearConfig(QuantizeConfig):
         bias        =  (layer bias - mean) * g + beta
 
     so the integers `q` are those of the unfolded kernel, up to sign
-    (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2).
+    (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2). Scales of groups are rounded to 16 bits
+    once more when they are folded, and `q` with them.
+
+    A kernel that groups do not divide has a scale for each output channel.
 
     Args:
         kernel: Name of the layer's kernel.
@@ -57,10 +63,17 @@ class LinearConfig(QuantizeConfig):
         )
         self.dynamic = dynamic
         self.fixed_point = fixed_point
-        self.input_quantizer = Dynamic(QuantSpec(8)) if dynamic else None
 
     @classmethod
-    def for_scheme(cls, scheme: Scheme, kernel, channel_axis, minimum_bits=0, fixed_point_bits=0):
+    def for_scheme(
+        cls,
+        scheme: Scheme,
+        kernel,
+        channel_axis,
+        minimum_bits=0,
+        fixed_point_bits=0,
+        grouped=False,
+    ):
         """Returns the config of a layer under `scheme`.
 
         Args:
@@ -69,8 +82,12 @@ class LinearConfig(QuantizeConfig):
             channel_axis: See the class.
             minimum_bits: Narrowest weights that the device computes with.
             fixed_point_bits: Weights of this width or less run in fixed-point kernels.
+            grouped: Whether the layer takes the groups of the scheme.
         """
-        spec = scheme.weights(PerAxis(channel_axis), minimum_bits)
+        granularity = PerAxis(channel_axis)
+        if grouped and scheme.group_size:
+            granularity = PerGroup(GROUP_AXIS, scheme.group_size)
+        spec = scheme.weights(granularity, minimum_bits)
         wide = scheme.static and scheme.activation_bits > 8
         return cls(
             kernel,
@@ -87,7 +104,26 @@ class LinearConfig(QuantizeConfig):
             return []
         if self.weights == "float16":
             return [(getattr(layer, self.kernel), Float16())]
-        return [(getattr(layer, self.kernel), AbsMax(self.weights))]
+        spec = self.weights
+        if self.why_not_grouped(layer):
+            spec = dataclasses.replace(spec, granularity=PerAxis(self.channel_axis))
+        return [(getattr(layer, self.kernel), AbsMax(spec))]
+
+    def why_not_grouped(self, layer) -> str:
+        """Returns why the kernel of `layer` has no groups, where the scheme has; else nothing."""
+        granularity = getattr(self.weights, "granularity", None)
+        if not isinstance(granularity, PerGroup):
+            return ""
+        inputs, size = getattr(layer, self.kernel).shape[GROUP_AXIS], granularity.group_size
+        return f"groups of {size} do not divide its {inputs} inputs" if inputs % size else ""
+
+    def input_quantizer(self, layer) -> Dynamic | None:
+        """Returns what rounds the input of `layer` when it runs, `None` where nothing does.
+
+        LiteRT's FULLY_CONNECTED takes the vectors of a batch one by one, its convolutions rows.
+        """
+        by_vector = len(getattr(layer, self.kernel).shape) == 2
+        return Dynamic(QuantSpec(8), by_vector) if self.dynamic else None
 
     def get_output_quantizers(self, layer):
         """Returns one `Static`, or nothing for float activations."""
@@ -98,8 +134,11 @@ class LinearConfig(QuantizeConfig):
         """Multiplies integers by integers, adds an integer bias and requantizes."""
         x = args[0]
         if self.dynamic:
-            y = wrapper.float_call(self.input_quantizer.call(x), *args[1:], **kwargs)
+            x = self.input_quantizer(wrapper.layer).call(x)
+            y = self.real_call(wrapper, (x, *args[1:]), kwargs)
             return clamp(y, wrapper.call_sites[call_site].clamp)
+        if is_grouped(wrapper):
+            return None  # Groups are added up as real numbers.
         grid = grid_of(x)
         output = next(iter(wrapper.output_quantizers[call_site]), None)
         bounds = wrapper.call_sites[call_site].clamp
@@ -152,35 +191,52 @@ class LinearConfig(QuantizeConfig):
 
         Returns:
             `(kernel, scale, bias)`: float tensors. `kernel` holds integers in the shape of the
-            layer's kernel, `scale` the float32 step of each channel, flat, and `bias` integers of
-            step `input_scale * scale` (real numbers when `input_scale` is `None`), flat, float64.
+            layer's kernel, `scale` the float32 step of each channel, flat, or those of groups,
+            `[groups, channels]`, and `bias` integers of step `input_scale * scale` (real numbers
+            where `input_scale` is `None` or there are groups), flat, float64.
         """
         ((variable, quantizer),) = wrapper.weight_quantizers
         kernel = ops.cast(variable.value, "float32")
         factor, bias = _folded_bias(wrapper)
-        step = ops.cast(quantizer.params(kernel).scale, "float64")
-        kernel = quantizer.latent(kernel)
-        shape = step.shape
-        gain = ops.reshape(ops.ones_like(step) if factor is None else factor, shape)
-        folded = step * ops.abs(gain)
-        smallest = ops.max(folded) * DEAD_CHANNEL
-        if input_scale is not None:
-            limit = BIAS_LIMIT * ops.cast(input_scale, "float64")
-            smallest = ops.maximum(smallest, ops.abs(ops.reshape(bias, shape)) / limit)
-        folded = ops.cast(ops.maximum(ops.maximum(folded, smallest), SMALLEST_SCALE), "float32")
-        # The step in units of the unfolded kernel; a channel of gain 0 has only zeros.
-        alive = gain != 0
-        divisor = ops.where(alive, ops.abs(gain), ops.ones_like(gain))
-        unfolded = ops.cast(ops.cast(folded, "float64") / divisor, "float32")
-        unfolded = ops.where(alive, unfolded, ops.full_like(folded, 1e30))
+        folded, unfolded, gain = self._steps(wrapper, kernel, factor, bias, input_scale)
         spec = quantizer.spec
-        q = ops.clip(ops.round(kernel / unfolded), spec.qmin, spec.qmax)
+        q = ops.round(quantizer.latent(kernel) / quantizer.spread(unfolded))
+        q = ops.clip(q, spec.qmin, spec.qmax)
         q = q * ops.cast(ops.sign(gain), "float32")
+        if quantizer.grouped:
+            return q, ops.reshape(folded, (-1, folded.shape[-1])), bias
         scale = ops.reshape(folded, (-1,))
         if input_scale is not None:
             step = ops.cast(input_scale, "float64") * ops.cast(scale, "float64")
             bias = ops.round(bias / step)
         return q, scale, bias
+
+    def _steps(self, wrapper, kernel, factor, bias, input_scale):
+        """Returns the steps of a kernel with the batch norm's gain `factor` (or `None`) folded in.
+
+        Returns:
+            `(folded, unfolded, gain)`: the float32 steps of the folded kernel, what they are of the
+            unfolded one, and the gains, with axes as the kernel has them.
+        """
+        ((_, quantizer),) = wrapper.weight_quantizers
+        step = ops.cast(quantizer.steps(kernel), "float64")
+        gain = ops.ones([1] * len(step.shape), "float64")
+        if factor is not None:
+            gain = ops.reshape(factor, _channel_shape(kernel, self.channel_axis))
+        folded = step * ops.abs(gain)
+        smallest = ops.max(folded) * DEAD_CHANNEL
+        if input_scale is not None:
+            limit = BIAS_LIMIT * ops.cast(input_scale, "float64")
+            smallest = ops.maximum(smallest, ops.abs(ops.reshape(bias, step.shape)) / limit)
+        folded = ops.cast(ops.maximum(ops.maximum(folded, smallest), SMALLEST_SCALE), "float32")
+        if quantizer.grouped:
+            folded = group_scale(folded)
+        # The step in units of the unfolded kernel; a channel of gain 0 has only zeros.
+        alive = gain != 0
+        divisor = ops.where(alive, ops.abs(gain), ops.ones_like(gain))
+        unfolded = ops.cast(ops.cast(folded, "float64") / divisor, "float32")
+        unfolded = ops.where(alive, unfolded, ops.full_like(folded, 1e30))
+        return folded, unfolded, gain
 
     def lower(self, wrapper, call_site, args, kwargs, input_grids, name):
         """Calls the layer with the folded kernel and bias, then the clamp."""
@@ -188,13 +244,16 @@ class LinearConfig(QuantizeConfig):
         layer = copy_layer(wrapper.layer, use_bias=True, name=name)
         outputs = clamp_layer(layer(*args), wrapper.call_sites[call_site].clamp)
         if isinstance(self.weights, QuantSpec):
-            scale_in = None if input_grids[0] is None else input_grids[0].params.scale
+            ((_, quantizer),) = wrapper.weight_quantizers
+            real = input_grids[0] is None or quantizer.grouped
+            scale_in = None if real else input_grids[0].params.scale
             kernel, scale, integers = (
                 ops.convert_to_numpy(v) for v in self.integer_weights(wrapper, scale_in)
             )
-            kernel = kernel * scale.reshape(wrapper.weight_quantizers[0][1].scale_shape)
-            bias = integers if scale_in is None else integers * (float(scale_in) * scale)
-            lowered = LoweredKernel(kernel, scale, wrapper.weight_quantizers[0][1].spec)
+            spread = quantizer.spread(scale.reshape(quantizer.scale_shape))
+            kernel = kernel * ops.convert_to_numpy(spread)
+            bias = integers if real else integers * (float(scale_in) * scale)
+            lowered = LoweredKernel(kernel, scale, quantizer.spec)
         else:
             kernel, bias = (ops.convert_to_numpy(v) for v in self._real_weights(wrapper))
             lowered = LoweredKernel(kernel)
@@ -206,7 +265,11 @@ class LinearConfig(QuantizeConfig):
         """Returns kernel and bias with the batch norm folded, float32, the kernel quantized."""
         ((variable, quantizer),) = wrapper.weight_quantizers
         factor, bias = _folded_bias(wrapper)
-        kernel = quantizer.call(ops.cast(variable.value, "float32"))
+        kernel, settings = ops.cast(variable.value, "float32"), {}
+        if is_grouped(wrapper) and factor is not None:
+            _, scale, _ = self._steps(wrapper, kernel, factor, bias, None)
+            settings["scale"] = quantizer.spread(scale)
+        kernel = quantizer.call(kernel, **settings)
         if factor is not None:
             gain = ops.reshape(factor, _channel_shape(kernel, self.channel_axis))
             kernel = kernel * ops.cast(gain, "float32")
@@ -282,6 +345,11 @@ class ReversibleEmbeddingConfig(QuantizeConfig):
 
     def get_config(self):
         return {"weights": self.weights.to_dict(), "activations": self.activations.to_dict()}
+
+
+def is_grouped(wrapper) -> bool:
+    """Whether the kernel of a `QuantizeWrapper` has a scale for each group of its inputs."""
+    return any(getattr(q, "grouped", False) for _, q in wrapper.weight_quantizers)
 
 
 def clamp_layer(x, bounds):

@@ -3,6 +3,7 @@
 import dataclasses
 
 from tfquant.numerics import QuantSpec
+from tfquant.numerics.packing import GROUP_SIZES
 from tfquant.quantizers.families import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, check
 
 
@@ -11,10 +12,13 @@ class Scheme:
     """How weights and activations of a model are stored and computed with.
 
     Attributes:
-        name: `w<bits>a<bits>`, `w<bits>` for weights only, or the name of a format.
+        name: `w<bits>a<bits>`, `w<bits>` for weights only, each with `_g<group>` where groups share
+            a scale, or the name of a format.
         weight_bits: Width of integer weights; `None` for half-precision weights.
         activation_bits: Width of integer activations; `None` when they stay float.
         dynamic: Whether activations are quantized when the model runs, row by row.
+        group_size: Number of inputs of a channel whose weights share a scale: 32, 64 or 128; 0 for
+            all of them. Kernels that it does not divide have a scale for each channel.
         edge_weight_bits: Width of the weights of the first and the last layer that has any, which
             suffer most; `None` for the width of all others.
         weight_quantizer: Family of weight grids: a name of `tfq.quantizers.WEIGHT_QUANTIZERS`.
@@ -23,13 +27,14 @@ class Scheme:
         summary: One line for tables.
 
     Raises:
-        ValueError: If a family is unknown.
+        ValueError: If a family or a size of groups is unknown, or half-precision weights have one.
     """
 
     name: str
     weight_bits: int | None
     activation_bits: int | None
     dynamic: bool = False
+    group_size: int = 0
     edge_weight_bits: int | None = None
     weight_quantizer: str = "abs_max"
     activation_quantizer: str = "moving_average"
@@ -38,6 +43,16 @@ class Scheme:
     def __post_init__(self):
         check(WEIGHT_QUANTIZERS, "weight_quantizer", self.weight_quantizer)
         check(ACTIVATION_QUANTIZERS, "activation_quantizer", self.activation_quantizer)
+        if self.group_size not in GROUP_SIZES:
+            raise ValueError(
+                "`group_size` must be 32, 64, 128 or 0 (per channel). "
+                f"Received: group_size={self.group_size!r}."
+            )
+        if self.group_size and self.weight_bits is None:
+            raise ValueError(
+                "Half-precision weights have no scales, and no groups. "
+                f"Received: group_size={self.group_size}."
+            )
 
     @property
     def edge(self) -> "Scheme":
@@ -93,7 +108,24 @@ _TABLE = (
     ),
     Scheme("w8", 8, None, summary="8-bit weights, float arithmetic"),
     Scheme("w4", 4, None, summary="4-bit weights, float arithmetic"),
+    Scheme(
+        "w4_g32",
+        4,
+        None,
+        group_size=32,
+        weight_quantizer="learned_step",
+        summary="4-bit weights in groups of 32, float arithmetic: for `to_packed`",
+    ),
     Scheme("w8a8_dynamic", 8, 8, dynamic=True, summary="8-bit weights, activations at run time"),
+    Scheme(
+        "w4a8_g32",
+        4,
+        8,
+        dynamic=True,
+        group_size=32,
+        weight_quantizer="learned_step",
+        summary="4-bit weights in groups of 32, activations at run time",
+    ),
     Scheme("f16", None, None, summary="half-precision weights, float arithmetic"),
 )
 

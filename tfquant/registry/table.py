@@ -65,6 +65,7 @@ def scheme_table() -> str:
     lines = [("scheme", "weights", "activations", "calibration", "what it is"), ("---",) * 5]
     for scheme in SCHEMES.values():
         weights = f"{scheme.weight_bits} bit" if scheme.weight_bits else "float16"
+        weights += f", groups of {scheme.group_size}" if scheme.group_size else ""
         activations = f"{scheme.activation_bits} bit" if scheme.activation_bits else "float32"
         needed = "needed" if scheme.static else "-"
         lines.append((f"`{scheme.name}`", weights, activations, needed, scheme.summary))
@@ -121,7 +122,10 @@ def _cell(config):
     weights = getattr(config, "weights", None)
     if weights is None:
         return "yes"
-    return "16" if weights == "float16" else str(weights.num_bits)
+    if weights == "float16":
+        return "16"
+    group_size = getattr(weights.granularity, "group_size", 0)
+    return f"{weights.num_bits} g{group_size}" if group_size else str(weights.num_bits)
 
 
 def _markdown(lines):

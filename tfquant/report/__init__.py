@@ -8,6 +8,7 @@ from tfquant.report.conversion import (
 )
 from tfquant.report.model import LayerSummary, ModelSummary, summarize
 from tfquant.report.packing import PackedLayerReport, PackingReport
+from tfquant.report.printable import Printable, plain_table
 from tfquant.report.tensorboard import QuantizationTensorBoard
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "PackedLayerReport",
     "PackingReport",
     "Parity",
+    "Printable",
     "QuantizationTensorBoard",
+    "plain_table",
     "summarize",
 ]

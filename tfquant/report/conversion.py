@@ -1,12 +1,10 @@
 """The report of a conversion: sizes, layers, and the proof that file and model agree."""
 
 import dataclasses
-import io
-import json
 
-from rich.console import Console, Group
-from rich.table import Table
 from rich.text import Text
+
+from tfquant.report.printable import Printable, notes, plain_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +53,15 @@ class LayerReport:
         operator: Operator of the file that computes it.
         weight_bits: Width of its weights; `None` without weights.
         activation_bits: Width of its output; `None` when it is float.
-        granularity: What shares a weight scale, such as `"16 channels"` or `"tensor"`.
+        granularity: What shares a weight scale, such as `"16 channels"`, `"64 groups of 32"` or
+            `"tensor"`.
         scale: `(smallest, largest)` weight scale, or `None`.
         weight_sqnr: Signal to quantization noise ratio of the weights in dB, or `None`.
         output_sqnr: The same for the output, device against float model on the samples, or `None`.
         parity: Keras simulation against device, fed the device's own inputs; `None` where the
             operator was not compared.
         arithmetic: `"exact"`, or the kind of kernel that may differ by one step.
+        note: Why it has a scale per channel under a scheme of groups; empty where it is not so.
     """
 
     name: str
@@ -74,6 +74,7 @@ class LayerReport:
     output_sqnr: float | None = None
     parity: Parity | None = None
     arithmetic: str = "exact"
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ class FloatOperator:
 
 
 @dataclasses.dataclass(frozen=True)
-class ConversionReport:
+class ConversionReport(Printable):
     """What `to_tflite` did.
 
     Attributes:
@@ -107,6 +108,8 @@ class ConversionReport:
         front_layers: Names and types of the model's layers that are not in the file: lookups, whose
             outputs are the file's inputs.
     """
+
+    width = 160
 
     path: str
     float_bytes: int
@@ -124,23 +127,8 @@ class ConversionReport:
         parities = [layer.parity for layer in self.layers if layer.parity is not None]
         return sum(parities[1:], parities[0]) if parities else None
 
-    def to_dict(self) -> dict:
-        """Returns the report as plain values."""
-        return dataclasses.asdict(self)
-
-    def to_json(self) -> str:
-        """Returns the report as JSON."""
-        return json.dumps(self.to_dict(), indent=2)
-
-    def __rich__(self):
-        return Group(*self._parts())
-
-    def __str__(self) -> str:
-        console = Console(width=160, file=io.StringIO())
-        console.print(self)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
-
-    def _parts(self):
+    def parts(self):
+        """Yields tables and lines."""
         ratio = self.float_bytes / self.quantized_bytes
         yield _layer_table(self.layers)
         yield Text(
@@ -155,6 +143,7 @@ class ConversionReport:
             named = ", ".join(f"'{name}' ({kind})" for name, kind in self.front_layers.items())
             yield Text(f"not in the file, run before it: {named}")
         yield from _float_lines(self.float_operators)
+        yield from notes(self.layers, "operator")
         if self.saturated_biases:
             yield Text(f"SATURATED BIASES: {self.saturated_biases}", style="bold red")
 
@@ -171,7 +160,7 @@ def _float_lines(operators):
 
 
 def _layer_table(layers):
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = plain_table()
     for name, justify in (
         ("layer", "left"),
         ("operator", "left"),

@@ -1,19 +1,23 @@
 """`summarize`: the layers of a Keras model, float or quantized, with bits and sizes."""
 
 import dataclasses
-import io
 import math
 
 import keras
 import numpy as np
-from rich.console import Console, Group
-from rich.table import Table
 from rich.text import Text
 
 from tfquant.lowbit.layers import PackedEmbedding, PackedLayer
-from tfquant.numerics import PerTensor
+from tfquant.numerics import PerGroup, PerTensor
 from tfquant.quantizers import Float16
-from tfquant.wrappers import IntegerKernel, OperationLayer, Quantize, QuantizeWrapper
+from tfquant.report.printable import Printable, plain_table
+from tfquant.wrappers import (
+    DynamicKernel,
+    IntegerKernel,
+    OperationLayer,
+    Quantize,
+    QuantizeWrapper,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,7 @@ class LayerSummary:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelSummary:
+class ModelSummary(Printable):
     """The layers of a model.
 
     Attributes:
@@ -71,20 +75,9 @@ class ModelSummary:
             return "quantized" if all(outputs) else "quantized, not calibrated"
         return "quantized" if any(layer.granularity for layer in self.layers) else "float"
 
-    def to_dict(self) -> dict:
-        """Returns the summary as plain values."""
-        return dataclasses.asdict(self)
-
-    def __rich__(self):
-        return Group(*self._parts())
-
-    def __str__(self) -> str:
-        console = Console(width=110, file=io.StringIO())
-        console.print(self)
-        return console.file.getvalue().rstrip("\n")
-
-    def _parts(self):
-        table = Table(box=None, header_style="bold", pad_edge=False)
+    def parts(self):
+        """Yields tables and lines."""
+        table = plain_table()
         for name in ("layer", "type"):
             table.add_column(name, no_wrap=True, overflow="ellipsis")
         for name in ("bits w/a", "parameters", "bytes"):
@@ -139,7 +132,7 @@ def _summary(layer) -> LayerSummary:
         return LayerSummary(layer.name, "Quantize", 0, 0, None, bits, calibrated=calibrated)
     if isinstance(layer, QuantizeWrapper):
         return _wrapped(layer)
-    if isinstance(layer, (IntegerKernel, PackedLayer, PackedEmbedding)):
+    if isinstance(layer, (DynamicKernel, IntegerKernel, PackedLayer, PackedEmbedding)):
         return _packed(layer)
     count = sum(_size(v) for v in _values(layer))
     bits = 32 if count else None
@@ -176,9 +169,12 @@ def _packed(layer) -> LayerSummary:
     if isinstance(layer, IntegerKernel):
         inner, widths = layer.layer, [s.output_spec.num_bits for s in layer.sites if s.output_spec]
         bits = max(widths, default=None)
+    if isinstance(layer, DynamicKernel):
+        inner = layer.layer
     if isinstance(inner, PackedEmbedding):
         count = inner.input_dim * inner.output_dim
-        granularity = "per tensor" if inner.shared_scale else f"per row ({inner.input_dim})"
+        kind, scales = "channel" if inner.shared_scale else "row", _size(inner.scale)
+        granularity = "per tensor" if scales == 1 else f"per {kind} ({scales})"
     elif isinstance(inner, PackedLayer):
         count = inner.depth * inner.units
         granularity = f"per channel ({inner.units})"
@@ -209,7 +205,9 @@ def _granularity(variable, quantizer):
     if isinstance(quantizer, Float16):
         return "half precision"
     granularity = quantizer.spec.granularity
-    if not hasattr(granularity, "axes"):
-        return "per tensor" if isinstance(granularity, PerTensor) else "per group"
+    if isinstance(granularity, PerTensor):
+        return "per tensor"
+    if isinstance(granularity, PerGroup):
+        return f"per group of {granularity.group_size}"
     channels = math.prod(variable.shape[axis] for axis in granularity.axes)
     return f"per channel ({channels})"

@@ -1,12 +1,10 @@
 """The report of `to_packed`: what was packed, what stayed float, and the bytes of both."""
 
 import dataclasses
-import io
-import json
 
-from rich.console import Console, Group
-from rich.table import Table
 from rich.text import Text
+
+from tfquant.report.printable import Printable, notes, plain_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +19,8 @@ class PackedLayerReport:
         weight_bits: Width of its packed weights; `None` where they are float.
         activation_bits: Width of the integers that it multiplies with; `None` where they are float.
         reason: Why its weights stayed float; empty if they did not.
+        group_size: Number of packed weights that share a scale; 0 for one scale per channel.
+        note: Why it has a scale per channel under a scheme of groups; empty where it is not so.
     """
 
     name: str
@@ -30,16 +30,20 @@ class PackedLayerReport:
     weight_bits: int | None = None
     activation_bits: int | None = None
     reason: str = ""
+    group_size: int = 0
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
-class PackingReport:
+class PackingReport(Printable):
     """What `to_packed` did.
 
     Attributes:
         name: Name of the model.
         layers: One `PackedLayerReport` for each layer with weights, in order.
     """
+
+    width = 160
 
     name: str
     layers: list[PackedLayerReport]
@@ -59,33 +63,21 @@ class PackingReport:
         """The layers whose weights stayed float."""
         return [layer for layer in self.layers if layer.reason]
 
-    def to_dict(self) -> dict:
-        """Returns the report as plain values."""
-        return dataclasses.asdict(self)
-
-    def to_json(self) -> str:
-        """Returns the report as JSON."""
-        return json.dumps(self.to_dict(), indent=2)
-
-    def __rich__(self):
-        return Group(*self._parts())
-
-    def __str__(self) -> str:
-        console = Console(width=160, file=io.StringIO())
-        console.print(self)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
-
-    def _parts(self):
-        table = Table(box=None, header_style="bold", pad_edge=False)
+    def parts(self):
+        """Yields tables and lines."""
+        table = plain_table()
         for name in ("layer", "type"):
             table.add_column(name, no_wrap=True)
-        for name in ("bits w/a", "float bytes", "packed bytes"):
+        table.add_column("bits w/a", justify="right", no_wrap=True)
+        table.add_column("scales", no_wrap=True)
+        for name in ("float bytes", "packed bytes"):
             table.add_column(name, justify="right", no_wrap=True)
         for layer in self.layers:
             table.add_row(
                 layer.name,
                 layer.kind,
                 f"{layer.weight_bits or 32}/{layer.activation_bits or '-'}",
+                _scales(layer),
                 f"{layer.float_bytes:,}",
                 f"{layer.packed_bytes:,}",
             )
@@ -97,3 +89,10 @@ class PackingReport:
         )
         for layer in self.float_layers:
             yield Text(f"float: {layer.kind} {layer.name}: {layer.reason}")
+        yield from notes(self.layers, "kind")
+
+
+def _scales(layer):
+    if layer.weight_bits is None:
+        return ""
+    return f"groups of {layer.group_size}" if layer.group_size else "per channel"

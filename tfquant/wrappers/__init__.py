@@ -1,6 +1,7 @@
 """Keras layers around Keras layers: they quantize weights and outputs and change nothing else."""
 
 from tfquant.wrappers.config import QuantizeConfig
+from tfquant.wrappers.dynamic_kernel import DynamicKernel
 from tfquant.wrappers.hook import CallHook
 from tfquant.wrappers.integer_kernel import IntegerKernel, KernelSite
 from tfquant.wrappers.lowering import Barrier, LoweredKernel, Lowering
@@ -12,6 +13,7 @@ __all__ = [
     "Barrier",
     "CallHook",
     "CallSite",
+    "DynamicKernel",
     "IntegerKernel",
     "KernelSite",
     "LoweredKernel",

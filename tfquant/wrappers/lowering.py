@@ -15,14 +15,19 @@ class LoweredKernel:
 
     Attributes:
         values: Float32 values, `q * scale`, as the lowered layer holds them.
-        scale: Float32 step, one for each output channel or one in all, flat; `None` for values
-            in half precision.
+        scale: Float32 step, one for each output channel or one in all, flat; those of groups as
+            `[groups, channels]`; `None` for values in half precision.
         spec: `QuantSpec`; `None` for values in half precision.
     """
 
     values: np.ndarray
     scale: np.ndarray | None = None
     spec: QuantSpec | None = None
+
+    @property
+    def group_size(self) -> int:
+        """Number of values that share a step along the inputs; 0 without groups."""
+        return getattr(self.spec and self.spec.granularity, "group_size", 0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

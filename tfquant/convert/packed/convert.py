@@ -11,22 +11,28 @@ from tfquant import lowbit
 from tfquant.convert.files import check_file, check_new_folder, new_folder, replacing
 from tfquant.convert.packed.layers import make, store, why_not
 from tfquant.lowbit.layers import PackedEmbedding, PackedLayer
-from tfquant.numerics import QuantParams, QuantSpec
+from tfquant.numerics import QuantSpec
 from tfquant.quantizers import Dynamic, Static, grid_of
 from tfquant.registry.linear import LinearConfig, clamp_layer
 from tfquant.report import PackedLayerReport, PackingReport
 from tfquant.rewrite.graph import UniqueNames, clone_graph
 from tfquant.rewrite.lower import lower
 from tfquant.rewrite.validate import check_is_model
-from tfquant.wrappers import IntegerKernel, KernelSite, Quantize, QuantizeWrapper
+from tfquant.wrappers import (
+    DynamicKernel,
+    IntegerKernel,
+    KernelSite,
+    Quantize,
+    QuantizeWrapper,
+)
 from tfquant.wrappers.config import copy_layer, transfer_weights
 
 # Static activations enter the packed matmul as integers of step 1, and its sums leave it as they
 # are: what they mean is the business of the `IntegerKernel` around it.
 INTEGERS = {"activations": "static", "x_scale": 1.0, "group_size": 0, "dtype": "float32"}
 
-# Real activations, which integer weights multiply as they are.
-REAL = {"activations": "float", "group_size": 0, "dtype": "float32"}
+# Layers of packed models.
+PACKED = (DynamicKernel, IntegerKernel, PackedLayer, PackedEmbedding)
 
 
 def to_packed(model, path=None) -> keras.Model:
@@ -40,8 +46,16 @@ def to_packed(model, path=None) -> keras.Model:
 
     * static activations (`w8a8`, `w4a8`, `w2a8`, `w8a16`): the same, to the last bit. Integers are
       multiplied by integers, summed exactly up to 2**24, and scaled by the same operations.
-    * real activations (`w8`, `w4`) and `w8a8_dynamic`: the same products, summed in another order.
-      A layer of K inputs is off by at most `(K + 4) * 2**-24` of the sum of its terms' magnitudes.
+    * real activations (`w8`, `w4`, `w4_g32`): the same products, summed in another order. A layer
+      of K inputs is off by at most `(K + 4) * 2**-24` of the sum of its terms' magnitudes.
+    * activations quantized at run time (`w8a8_dynamic`, `w4a8_g32`): likewise, of integers in dense
+      layers; off by at most `(K + 8) * 2**-24` of the range of the layer's input (at least from 0)
+      times the sum of the weights' magnitudes.
+    * static activations and weights in groups (a `Scheme` of your own): likewise, then rounded to
+      the output's grid: one step apart where a sum lies between two.
+
+    Weights of which groups share a scale stay so. Layers that groups do not divide have a scale for
+    each channel; the report names them.
 
     Args:
         model: Model from `quantize_model` or `quantize_apply`, calibrated if its scheme quantizes
@@ -73,7 +87,7 @@ def to_packed(model, path=None) -> keras.Model:
     if path is not None:
         _check(path)
     check_is_model(model)
-    if any(isinstance(x, (IntegerKernel, PackedLayer, PackedEmbedding)) for x in model.layers):
+    if any(isinstance(x, PACKED) for x in model.layers):
         raise ValueError(
             f"A model from tfq.quantize_model is expected. Received: '{model.name}', which is "
             "packed already."
@@ -119,10 +133,14 @@ class _Packer:
             if _grid(unit.outputs).spec.num_bits <= 8:
                 return self._embedding(unit, *args)
             return self._copy(wrapper, args, kwargs, "its integers have more than 8 bits")
+        if type(inner) is layers.Embedding and any(kernel.spec for kernel in unit.kernels):
+            return self._real_embedding(unit, *args)
         if type(config) is not LinearConfig:
             return self._copy(wrapper, args, kwargs, why_not(inner))
         if not isinstance(config.weights, QuantSpec):
             return self._real(unit, *args, "its weights are no integers")
+        if unit.kernels[0].group_size:
+            return self._real(unit, *args, why_not(inner))
         if all(_grid(u.inputs) for u in units):
             return self._integer(unit, *args)
         if not any(_grid(u.inputs) or _grid(u.outputs) for u in units):
@@ -206,6 +224,7 @@ class _Packer:
             weight_bits=width,
             activation_bits=_grid(unit.inputs).spec.num_bits,
             reason=reason,
+            note="" if reason else wrapper.quantize_config.why_not_grouped(inner),
         )
         return kernel, numbers
 
@@ -219,28 +238,56 @@ class _Packer:
         y = kernel(x if rounded is None else rounded(x))
         if new and reason:
             transfer_weights(self.model.get_layer(unit.name), kernel)
-        return clamp_layer(y, wrapper.call_sites[unit.kwargs.get("call_site", 0)].clamp)
+        y = clamp_layer(y, wrapper.call_sites[unit.kwargs.get("call_site", 0)].clamp)
+        return y if _grid(unit.outputs) is None else self._point(unit)(y)
 
     def _real_kernel(self, unit, reason):
         """Returns a layer on real activations, and one that rounds them at run time or `None`."""
-        wrapper, name = unit.layer, self.unique(unit.name)
+        inner, config, name = unit.layer.layer, unit.layer.quantize_config, self.unique(unit.name)
         lowered = self.model.get_layer(unit.name)
-        size, width = _num_bytes(lowered.weights), None
+        rounded = config.input_quantizer(inner)
+        size, fields = _num_bytes(lowered.weights), {"reason": reason}
         if reason:
             kernel, packed_size = copy_layer(lowered, name=name), size
         else:
-            bits = unit.kernels[0].spec.num_bits
-            q, width, _ = store(_integers(unit), bits, negate=False)
-            scale = np.broadcast_to(unit.kernels[0].scale, unit.bias.shape)
-            settings = {**REAL, "num_bits": width, "name": name}
-            kernel = make(wrapper.layer, q, scale, unit.bias, **settings)
+            kernel, fields["activation_bits"] = self._packed_kernel(unit, name, rounded)
             packed_size = _num_bytes(kernel.weights)
-        sizes = size, packed_size
-        self._report(unit.name, wrapper.layer, *sizes, weight_bits=width, reason=reason)
-        if not unit.dynamic:
+            packed = kernel.layer if isinstance(kernel, DynamicKernel) else kernel
+            fields |= {"weight_bits": packed.num_bits, "group_size": packed.group_size}
+            fields["note"] = config.why_not_grouped(inner)
+        self._report(unit.name, inner, size, packed_size, **fields)
+        if rounded is None or isinstance(kernel, DynamicKernel):
             return kernel, None
-        spec = wrapper.quantize_config.input_quantizer.spec
-        return kernel, Dynamic(spec, name=self.unique(f"{unit.name}_input"))
+        return kernel, Dynamic(rounded.spec, rounded.by_vector, name=self.unique(f"{name}_input"))
+
+    def _packed_kernel(self, unit, name, rounded):
+        """Returns a layer on packed weights, and the width of the integers that it multiplies.
+
+        Args:
+            unit: `LoweredUnit`.
+            name: Name for the layer.
+            rounded: `Dynamic` of its input, or `None`.
+        """
+        inner, lowered = unit.layer.layer, unit.kernels[0]
+        q, width, _ = store(_integers(unit), lowered.spec.num_bits, negate=False)
+        scale = lowered.scale
+        if not lowered.group_size:
+            scale = np.broadcast_to(scale, unit.bias.shape)
+        settings = {"num_bits": width, "group_size": lowered.group_size, "dtype": "float32"}
+        if rounded is not None and rounded.by_vector:
+            settings |= {"activations": "static", "x_scale": 1.0}
+            packed = make(inner, q, scale, name=inner.name, **settings)
+            kernel = DynamicKernel(packed, rounded, name=name)
+            real = lowered.values.astype(np.float64)
+            kernel.set_parameters(real.sum(axis=tuple(range(real.ndim - 1))), unit.bias)
+            return kernel, rounded.spec.num_bits
+        grids = [_grid(u.inputs) for u in self.units_of[id(unit.layer)]]
+        grid, settings["activations"] = grids[0], "float"
+        if all(_is_grid_of_bytes(g) and g.params == grid.params for g in grids):
+            settings |= {"activations": "static", "x_scale": float(grid.params.scale)}
+            settings["zero_point"] = int(grid.params.zero_point)
+        kernel = make(inner, q, scale, unit.bias, name=name, **settings)
+        return kernel, None if kernel.activations == "float" else grid.spec.num_bits
 
     def _embedding(self, unit, x):
         """Calls a table of integers."""
@@ -266,12 +313,36 @@ class _Packer:
             dtype="float32",
             name=self.unique(unit.name),
         )
-        quantizer = Static(spec, group=unit.output_quantizers[0].group)
-        point = Quantize(quantizer, name=self.unique(f"{unit.name}_grid"))
-        quantizer.set_params(QuantParams(scale, zero_point))
         size = _num_bytes(table.weights)
         self._report(unit.name, inner, 4 * real.size, size, weight_bits=8)
-        return table, point
+        return table, self._point(unit)
+
+    def _real_embedding(self, unit, x):
+        """Calls a table of integers with a scale for each column, which returns real values."""
+        inner, key = unit.layer.layer, id(unit.layer)
+        if key not in self.made:
+            (kernel,) = unit.kernels
+            self.made[key] = PackedEmbedding.from_integers(
+                _integers(unit),
+                kernel.scale[None],
+                num_bits=8,
+                group_size=1,
+                shared_scale=True,
+                mask_zero=inner.mask_zero,
+                dtype="float32",
+                name=self.unique(unit.name),
+            )
+            sizes = 4 * kernel.values.size, _num_bytes(self.made[key].weights)
+            self._report(unit.name, inner, *sizes, weight_bits=8)
+        return self.made[key](x)
+
+    def _point(self, unit):
+        """Returns a layer that rounds to the grid of a unit's output."""
+        grid = _grid(unit.outputs)
+        quantizer = Static(grid.spec, group=unit.output_quantizers[0].group)
+        point = Quantize(quantizer, name=self.unique(f"{unit.name}_grid"))
+        quantizer.set_params(grid.params)
+        return point
 
     def _report(self, name, layer, float_bytes, packed_bytes, **fields):
         kind = type(layer).__name__
@@ -298,7 +369,13 @@ def _integers(unit) -> np.ndarray:
     """Returns the integers of a unit's kernel, in its shape."""
     kernel = unit.kernels[0]
     ((_, quantizer),) = unit.layer.weight_quantizers
-    return np.rint(kernel.values / kernel.scale.reshape(quantizer.scale_shape)).astype(np.int16)
+    scale = quantizer.spread(kernel.scale.reshape(quantizer.scale_shape))
+    return np.rint(kernel.values / keras.ops.convert_to_numpy(scale)).astype(np.int16)
+
+
+def _is_grid_of_bytes(grid) -> bool:
+    """Whether values lie on a grid of at most 8 bits, signed, as the packed matmul reads them."""
+    return grid is not None and grid.spec.signed and grid.spec.num_bits <= 8
 
 
 def _float_weights(layer):

@@ -27,11 +27,12 @@ class TensorParams:
 
     Attributes:
         num_bits: Width; 16 with `scale` `None` means half-precision floats.
-        scale: Float32 array, one for each channel or one in all.
-        zero_point: Integers of the same length.
-        axis: Axis that numbers the channels, or `None`.
+        scale: Float32 array, one for each channel or one in all; `[channels, groups]` with groups.
+        zero_point: Integers of the same shape.
+        axis: Axis that numbers the channels, or that is cut into groups, or `None`.
         data: Integers (or half-precision floats) of a stored tensor.
         dequantize: Whether the file turns a stored tensor back to float before it is read.
+        group_size: Values along `axis` that share a scale; 0 without groups.
     """
 
     num_bits: int
@@ -40,6 +41,7 @@ class TensorParams:
     axis: int | None = None
     data: np.ndarray | None = None
     dequantize: bool = False
+    group_size: int = 0
 
 
 @dataclasses.dataclass
@@ -330,12 +332,16 @@ def _store_constants(file, op, kernel, others, result):
 def _weights(file, op, index, kernel, dequantize=False):
     """Recovers the integers of a stored kernel from its values, which lie on the grid."""
     values, axis = file.constant(index), rules.KERNELS[op.name]
-    scale, spec = kernel.scale, kernel.spec
-    shape = [1] * values.ndim
-    if len(scale) > 1:
-        shape[axis] = -1
-    q = np.rint(values.astype(np.float64) / scale.astype(np.float64).reshape(shape))
-    off = np.abs(values - q * scale.reshape(shape)) / scale.reshape(shape)
+    scale, spec, group_size = kernel.scale, kernel.spec, kernel.group_size
+    if group_size:  # Of FULLY_CONNECTED alone, whose weights are `[outputs, inputs]`.
+        scale, axis = np.ascontiguousarray(scale.T), 1
+        spread = np.repeat(scale, group_size, axis=1)
+    elif len(scale) > 1:
+        spread = scale.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
+    else:
+        spread, axis = scale[0], None
+    q = np.rint(values.astype(np.float64) / spread.astype(np.float64))
+    off = np.abs(values - q * spread) / spread
     if off.max(initial=0.0) > OFF_GRID or np.abs(q).max(initial=0) > max(spec.qmax, -spec.qmin):
         raise RuntimeError(
             f"The converter changed weights of {op.name} '{file.name(index)}': they are off their "
@@ -344,10 +350,11 @@ def _weights(file, op, index, kernel, dequantize=False):
     return TensorParams(
         4 if spec.num_bits <= 4 else 8,  # The widths that the file stores.
         scale,
-        np.zeros(len(scale), np.int64),
-        axis if len(scale) > 1 else None,
+        np.zeros(scale.shape, np.int64),
+        axis,
         q.astype(np.int8),
         dequantize=dequantize,
+        group_size=group_size,
     )
 
 

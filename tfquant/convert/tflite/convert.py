@@ -17,6 +17,7 @@ from tfquant.convert.tflite.float_file import convert_float, probe
 from tfquant.convert.tflite.interpreter import run_inner
 from tfquant.convert.tflite.verify import Verifier, point_tensors, saturated_biases, sqnr
 from tfquant.convert.tflite.write import write
+from tfquant.registry import LinearConfig
 from tfquant.report import ConversionReport, FloatOperator, LayerReport
 from tfquant.rewrite.front import split_front
 from tfquant.rewrite.lower import lower
@@ -61,8 +62,8 @@ def to_tflite(
 
     Raises:
         TypeError: If `model` is not a Keras model.
-        ValueError: If the model is not quantized or not calibrated, a type does not fit, or the
-            samples do not.
+        ValueError: If the model is not quantized or not calibrated, has weights in groups that
+            LiteRT does not multiply, a type does not fit, or the samples do not.
         OSError: If `path` cannot be written.
     """
     path = os.fspath(path)
@@ -74,6 +75,7 @@ def to_tflite(
     check_is_model(model)
     whole, (front, model) = model, split_front(model)
     lowered = lower(model)
+    _check_groups(lowered)
     input_type, output_type = _io_types(lowered, input_type, output_type)
     columns = SpinnerColumn(), TextColumn("{task.description}")
     with Progress(*columns, transient=True, disable=not progress) as bar:
@@ -113,6 +115,26 @@ def to_tflite(
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(content)
     return report
+
+
+def _check_groups(lowered):
+    """Raises if groups of weights share a scale where LiteRT's kernels do not have it.
+
+    LiteRT 2.3 multiplies such weights in 4 bits, by inputs that it quantizes when it runs. It takes
+    files with others and computes something else: DEQUANTIZE reads scales as zeros.
+    """
+    found = {}
+    for unit in lowered.units:
+        for kernel in unit.kernels:
+            if kernel.group_size and not (unit.dynamic and kernel.spec.num_bits <= 4):
+                found.setdefault((kernel.spec.num_bits, kernel.group_size), []).append(unit.name)
+    for (num_bits, group_size), names in found.items():
+        raise ValueError(
+            "LiteRT multiplies weights in groups where they have 4 bits and activations are "
+            "quantized at run time: scheme 'w4a8_g32'. Received: layers "
+            f"{names} of {num_bits}-bit weights in groups of {group_size}. Use that scheme, one "
+            "with a scale for each channel such as 'w4', or tfq.to_packed."
+        )
 
 
 def _as_tensors(rows):
@@ -197,10 +219,9 @@ def _layer(unit, file, anchors, assignment, verifier) -> LayerReport:
         kernel = unit.kernels[0]
         fields = {"weight_bits": 16, "weight_sqnr": _weight_sqnr(unit)}
         if kernel.spec is not None:
-            one = len(kernel.scale) == 1
             fields |= {
                 "weight_bits": kernel.spec.num_bits,
-                "granularity": "tensor" if one else f"{len(kernel.scale)} channels",
+                "granularity": _granularity(kernel),
                 "scale": (float(kernel.scale.min()), float(kernel.scale.max())),
             }
     name = op.name if op else ("QUANTIZE" if isinstance(unit.layer, Quantize) else "-")
@@ -211,8 +232,20 @@ def _layer(unit, file, anchors, assignment, verifier) -> LayerReport:
         output_sqnr=verifier.output_sqnr(unit) if verifier else None,
         parity=verifier.unit(unit) if verifier else None,
         arithmetic=rules.TABLE_OR_FIXED_POINT.get(name, "exact"),
+        note=_note(unit),
         **fields,
     )
+
+
+def _granularity(kernel):
+    if kernel.group_size:
+        return f"{kernel.scale.size} groups of {kernel.group_size}"
+    return "tensor" if len(kernel.scale) == 1 else f"{len(kernel.scale)} channels"
+
+
+def _note(unit):
+    config = getattr(unit.layer, "quantize_config", None)
+    return config.why_not_grouped(unit.layer.layer) if isinstance(config, LinearConfig) else ""
 
 
 def _operator(unit, file, anchors, assignment):

@@ -127,6 +127,12 @@ class File:
             return np.zeros(0, np.float32)
         return np.asarray(quantization.scale, np.float32)
 
+    def group_size(self, index: int) -> int:
+        """Returns how many weights share a scale of a tensor of scales, 0 if none do."""
+        quantization = self.subgraph.tensors[index].quantization
+        details = None if quantization is None else quantization.details
+        return details.blockSize if isinstance(details, schema.BlockwiseQuantizationT) else 0
+
     def zero_point(self, index: int) -> np.ndarray:
         """Returns the zero points of a tensor, empty when it is not quantized."""
         quantization = self.subgraph.tensors[index].quantization

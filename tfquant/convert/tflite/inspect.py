@@ -2,15 +2,13 @@
 
 import collections
 import dataclasses
-import io
 import os
 
 from ai_edge_litert.interpreter import Interpreter
-from rich.console import Console, Group
-from rich.table import Table
 from rich.text import Text
 
 from tfquant.convert.tflite.flatbuffer import File
+from tfquant.report import Printable, plain_table
 
 _FLOAT = ("FLOAT32", "FLOAT16", "FLOAT64", "BFLOAT16")
 
@@ -48,7 +46,7 @@ class OperatorSummary:
 
 
 @dataclasses.dataclass(frozen=True)
-class FileSummary:
+class FileSummary(Printable):
     """What is in a `.tflite` file.
 
     Attributes:
@@ -72,20 +70,9 @@ class FileSummary:
         """The operators that compute in float."""
         return [operator for operator in self.operators if operator.is_float]
 
-    def to_dict(self) -> dict:
-        """Returns the summary as plain values."""
-        return dataclasses.asdict(self)
-
-    def __rich__(self):
-        return Group(*self._parts())
-
-    def __str__(self) -> str:
-        console = Console(width=110, file=io.StringIO())
-        console.print(self)
-        return console.file.getvalue().rstrip("\n")
-
-    def _parts(self):
-        table = Table(box=None, header_style="bold", pad_edge=False)
+    def parts(self):
+        """Yields tables and lines."""
+        table = plain_table()
         for name in ("operator", "output", "in", "out", "weights", "scales"):
             table.add_column(name, overflow="ellipsis", no_wrap=True)
         table.add_column("bytes", justify="right")
@@ -176,8 +163,9 @@ def _operator(file, op) -> OperatorSummary:
     constants = [i for i in op.inputs if file.is_constant(i)]
     weights = max(constants, key=file.num_bytes, default=None)
     # The weights of a weight-only file pass through a DEQUANTIZE.
-    is_weights = weights is not None and (file.scale(weights).size or file.type(weights) in _FLOAT)
-    scales = file.scale(weights).size if is_weights else 0
+    is_weights = weights is not None and (
+        file.scale(weights).size or file.group_size(weights) or file.type(weights) in _FLOAT
+    )
     output = op.outputs[0] if op.outputs else None
     return OperatorSummary(
         operator=op.name,
@@ -186,11 +174,14 @@ def _operator(file, op) -> OperatorSummary:
         output_type="" if output is None else file.type(output),
         weight_type=file.type(weights) if is_weights else None,
         weight_bytes=sum(file.num_bytes(i) for i in constants),
-        granularity=_granularity(scales),
+        granularity=_granularity(file, weights) if is_weights else None,
     )
 
 
-def _granularity(scales):
+def _granularity(file, weights):
+    group_size, scales = file.group_size(weights), file.scale(weights).size
+    if group_size:
+        return f"per group of {group_size}"
     if not scales:
         return None
     return "per tensor" if scales == 1 else f"per channel ({scales})"

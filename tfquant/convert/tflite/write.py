@@ -87,6 +87,7 @@ def _to_qtyping(params: TensorParams):
         zero_point=params.zero_point,
         symmetric=not params.zero_point.any(),
         quantized_data=params.data,
+        block_size=params.group_size,
     )
 
 
