@@ -12,12 +12,8 @@ from tfquant.registry import coverage
 ROWS = 8
 VECTOR, SEQUENCE, IMAGE, VOLUME = (6,), (4, 4), (8, 8, 3), (4, 4, 4, 2)
 
-pytestmark = [
-    # Minutes in all; and LiteRT aborted once in a run of the whole suite, at a row not yet found.
-    pytest.mark.long,
-    # Of augmentation layers and lookups, whose gradients stop.
-    pytest.mark.filterwarnings("ignore:Gradients do not exist:UserWarning"),
-]
+# Of augmentation layers and lookups, whose gradients stop.
+pytestmark = pytest.mark.filterwarnings("ignore:Gradients do not exist:UserWarning")
 
 
 class Own(layers.Layer):
@@ -333,7 +329,7 @@ def test_what_the_table_says_of_a_layer_is_so(kind, rng, tmp_path):
     inexact = any(layer.arithmetic != "exact" for layer in report.layers)
     assert report.end_to_end.largest <= (4 if inexact or claim is coverage.FLOAT else 1)
 
-    quantized.compile("sgd", "mse")
+    quantized.compile("sgd", "mse", run_eagerly=True)  # A graph takes longer to trace.
     before = [v.numpy() for v in quantized.trainable_variables]
     quantized.fit(feed, expected, batch_size=ROWS, verbose=0)
     after = [v.numpy() for v in quantized.trainable_variables]
