@@ -50,7 +50,8 @@ def to_tflite(
             `"int16"` (with 16-bit ones) or `"float32"`. The default is the width of the
             activations, or `"float32"` where they are float.
         output_type: Type of its outputs; the default is `input_type`.
-        batch_size: Fixed batch dimension, `None` for a free one. A fixed one is faster.
+        batch_size: Fixed batch dimension, `None` for a free one. With a fixed one, which is faster,
+            other free dimensions (lengths) become those of the samples.
         samples: Inputs for the comparison, in any form that `calibrate` takes. The default is what
             `calibrate` saw; a model loaded from a file has forgotten it, and random inputs within
             the calibrated range are used.
@@ -83,7 +84,7 @@ def to_tflite(
         rows, origin = _sample_rows(whole, samples)
         if front is not None:
             rows = [np.asarray(x) for x in tree.flatten(front(_as_tensors(rows)))]
-        float_file = convert_float(lowered, batch_size)
+        float_file = convert_float(lowered, batch_size, rows)
         float_bytes = len(float_file.to_bytes())
         bar.update(task, description="Finding the activations")
         sample = [array[:1] for array in rows]

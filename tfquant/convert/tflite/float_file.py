@@ -14,14 +14,15 @@ from tfquant.wrappers import Barrier
 LIMIT = np.float32(Barrier.LIMIT)
 
 
-def convert_float(lowered: Lowered, batch_size: int | None) -> File:
+def convert_float(lowered: Lowered, batch_size: int | None, rows: list[np.ndarray]) -> File:
     """Converts the float model of `lowered`.
 
     The weights enter the graph as constants, so that the converter has no variables to freeze.
 
     Args:
         lowered: From `tfquant.rewrite.lower`.
-        batch_size: Fixed batch dimension, `None` for a free one.
+        batch_size: Fixed batch dimension, `None` to leave free dimensions free.
+        rows: One array for each input: what free dimensions become beside a fixed batch.
 
     Returns:
         `File` whose inputs and outputs have the order of the model's.
@@ -32,8 +33,8 @@ def convert_float(lowered: Lowered, batch_size: int | None) -> File:
     model = lowered.model
     constants = [(v, v.numpy()) for v in model.variables]
     specs = [
-        tf.TensorSpec((batch_size, *x.shape[1:]), x.dtype, name=_identifier(x.name))
-        for x in model.inputs
+        tf.TensorSpec(_shape(x, batch_size, array), x.dtype, name=_identifier(x.name))
+        for x, array in zip(model.inputs, rows, strict=True)
     ]
 
     @tf.function(input_signature=specs, autograph=False)
@@ -48,6 +49,17 @@ def convert_float(lowered: Lowered, batch_size: int | None) -> File:
     file = File(_converted(converter, concrete, model))
     file.remove(_is_barrier)
     return file
+
+
+def _shape(x, batch_size, array):
+    """Returns the shape of an input of the file.
+
+    With a free length the converter leaves the bias of a dense layer behind a reshape, where no
+    kernel applies it.
+    """
+    if batch_size is None:
+        return x.shape
+    return batch_size, *(n or size for n, size in zip(x.shape[1:], array.shape[1:], strict=True))
 
 
 def _is_barrier(file, op):
