@@ -337,6 +337,7 @@ def _weights(file, op, index, kernel, dequantize=False):
         scale, axis = np.ascontiguousarray(scale.T), 1
         spread = np.repeat(scale, group_size, axis=1)
     elif len(scale) > 1:
+        scale = _scale_along(scale, values.shape[axis])
         spread = scale.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
     else:
         spread, axis = scale[0], None
@@ -356,6 +357,15 @@ def _weights(file, op, index, kernel, dequantize=False):
         dequantize=dequantize,
         group_size=group_size,
     )
+
+
+def _scale_along(scale, channels):
+    """Returns the scale of each channel of the operator.
+
+    A kernel `(dim, heads, size)` with a scale for each of `size` is stored as a matrix that numbers
+    `heads * size` channels.
+    """
+    return np.tile(scale, channels // len(scale))
 
 
 def _constant(file, op, index, result):
