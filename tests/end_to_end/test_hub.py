@@ -10,13 +10,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationW
 
 keras_hub = pytest.importorskip("keras_hub", reason="needs keras-hub: pip install '.[hub]'")
 
-STEPS, WORDS = 6, 20
+STEPS, WORDS, LAYERS = 6, 20, 2
 
 
 def bert():
     return keras_hub.models.BertBackbone(
         vocabulary_size=WORDS,
-        num_layers=2,
+        num_layers=LAYERS,
         num_heads=2,
         hidden_dim=16,
         intermediate_dim=32,
@@ -27,7 +27,7 @@ def bert():
 def gpt2():
     return keras_hub.models.GPT2Backbone(
         vocabulary_size=WORDS,
-        num_layers=2,
+        num_layers=LAYERS,
         num_heads=2,
         hidden_dim=16,
         intermediate_dim=32,
@@ -38,7 +38,7 @@ def gpt2():
 def llama():
     return keras_hub.models.LlamaBackbone(
         vocabulary_size=WORDS,
-        num_layers=2,
+        num_layers=LAYERS,
         num_query_heads=2,
         num_key_value_heads=1,
         hidden_dim=16,
@@ -50,7 +50,7 @@ def vit():
     return keras_hub.models.ViTBackbone(
         image_shape=(16, 16, 3),
         patch_size=8,
-        num_layers=2,
+        num_layers=LAYERS,
         num_heads=2,
         hidden_dim=16,
         mlp_dim=32,
@@ -87,3 +87,8 @@ def test_a_backbone_is_quantized_and_converts(make, rng, tmp_path):
     report = tfq.to_tflite(quantized, tmp_path / "model.tflite", progress=False)
     kernels = [layer for layer in report.layers if layer.operator == "FULLY_CONNECTED"]
     assert kernels and all(layer.weight_bits == 8 for layer in kernels)
+    products = [layer for layer in report.layers if layer.operator == "BATCH_MATMUL"]
+    assert len(products) == 2 * LAYERS
+    multiply = {"BATCH_MATMUL", "FULLY_CONNECTED", "SOFTMAX"}
+    assert not multiply & {operator.operator for operator in report.float_operators}
+    assert max(layer.parity.largest for layer in [*kernels, *products]) <= 1

@@ -161,6 +161,88 @@ def test_inner_layers_of_a_marked_layer_are_quantized(rng):
     assert sum(isinstance(layer, layers.Conv2D) for layer in wrapped(q)) == 2
 
 
+class Tokens(layers.Layer):
+    """Patches behind a class token, with positions, as a vision transformer starts."""
+
+    def build(self, input_shape):
+        self.token = self.add_weight(shape=(1, 1, 4), initializer="random_normal")
+        self.gain = self.add_weight(shape=(4,), initializer="random_uniform")
+        self.positions = layers.Embedding(37, 4)
+        self.built = True
+
+    def call(self, x):
+        batch, height, width, channels = ops.shape(x)
+        y = self.gain * ops.reshape(x, (batch, height * width, channels))
+        y = ops.concatenate([ops.tile(self.token, (batch, 1, 1)), y], axis=1)
+        return y + self.positions(ops.arange(37)[None])
+
+
+def test_a_batch_size_in_a_call_stands_for_any(rng, tmp_path):
+    x = keras.Input(SHAPE)
+    model, rows = keras.Model(x, layers.Dense(3)(Tokens()(layers.Conv2D(4, 1)(x)))), data(rng)
+    q, report = converted(model, rows, tmp_path)
+    assert not report.float_operators
+    assert report.end_to_end.differing == 0
+    assert_close(q, model, rows)
+    assert_close(q, model, rows[:7])
+    token = next(x for x in wrapped(q) if x.trainable_variables and x.name.endswith("_0"))
+    np.testing.assert_array_equal(token.get_weights()[0], model.layers[2].token)
+
+
+class Past(layers.Layer):
+    """The mean of the steps up to each one."""
+
+    def build(self, input_shape):
+        self.dense = layers.Dense(4)
+        self.built = True
+
+    def call(self, x):
+        time = ops.arange(ops.shape(x)[1], dtype="float32")
+        past = ops.cast(time[:, None] >= time[None], "float32") / (time[:, None] + 1.0)
+        rows = ops.broadcast_to(past[None], (ops.shape(x)[0], *ops.shape(past)))
+        return ops.matmul(rows, self.dense(x))
+
+
+def test_a_free_length_in_a_call_stands_for_any(rng, tmp_path):
+    x = keras.Input((None, 4))
+    model, rows = keras.Model(x, Past()(x)), rng.normal(size=(32, 6, 4)).astype(np.float32)
+    q, report = converted(model, rows, tmp_path)
+    assert not report.float_operators
+    assert report.end_to_end.largest <= 1
+    assert_close(q, model, rows)
+    assert_close(q, model, rows[:, :3])
+
+
+def test_a_length_around_a_model_of_free_length_is_the_length_inside(rng):
+    x, y = keras.Input((None, 4)), keras.Input((6, 4))
+    q = tfq.quantize_model(keras.Model(y, keras.Model(x, Past()(x))(y)))
+    constant = next(x for x in wrapped(q) if "constant" in x.name)
+    assert constant.shape == (1, 6, 6)
+
+
+class Forgetful(layers.Layer):
+    """A layer whose settings are not those of its constructor."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.dense = layers.Dense(units)
+
+    def call(self, x):
+        return self.dense(x)
+
+    def get_config(self):
+        return {**super().get_config(), "size": self.units}
+
+
+def test_a_layer_with_a_wrong_config_is_copied_by_its_attributes(rng):
+    x = keras.Input((3,))
+    model = keras.Model(x, layers.Dense(2)(Forgetful(4, name="forgetful")(x)))
+    q, rows = tfq.quantize_model(model, skip=["forgetful"]), rng.normal(size=(8, 3))
+    tfq.calibrate(q, rows.astype(np.float32), progress=False)
+    assert_close(q, model, rows)
+
+
 class Unreadable(keras.Model):
     def __init__(self):
         super().__init__(name="unreadable")

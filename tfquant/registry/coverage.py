@@ -23,6 +23,7 @@ COVERAGE = {
         layers.AdaptiveMaxPooling2D,
         layers.AdaptiveMaxPooling3D,
         layers.Add,
+        layers.AdditiveAttention,
         layers.Attention,
         layers.Average,
         layers.AveragePooling1D,
@@ -143,7 +144,6 @@ COVERAGE = {
         layers.StackedRNNCells,
     ),
     FLOAT: (
-        layers.AdditiveAttention,
         layers.AutoContrast,
         layers.CategoryEncoding,
         layers.ContrastLimitedAdaptiveHistogramEqualization,

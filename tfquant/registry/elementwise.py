@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras import ops, tree
 
 from tfquant.numerics import QuantSpec
-from tfquant.numerics.fixed_point import hard_swish, requantize_sum
+from tfquant.numerics.fixed_point import hard_swish, requantize_fixed_point, requantize_sum
 from tfquant.quantizers import AbsMax, Fixed, Grid, Static, from_steps, grid_of, on_grid, steps_of
 from tfquant.registry.linear import clamp_layer
 from tfquant.wrappers import Lowering, QuantizeConfig
@@ -169,6 +169,21 @@ class MeanConfig(OutputConfig):
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
+class AbsConfig(OutputConfig):
+    """Magnitudes: LiteRT's built-in kernel scales them in fixed point."""
+
+    def device_call(self, wrapper, call_site, args, kwargs):
+        """Computes `|q - z| * (s / so)`."""
+        grid = grid_of(args[0])
+        output = next(iter(wrapper.output_quantizers[call_site]), None)
+        if grid is None or output is None or not output.calibrated:
+            return None
+        s, so = (ops.cast(g.scale, "float64") for g in (grid.params, output.params()))
+        steps = requantize_fixed_point(ops.abs(steps_of(args[0])), s / so)
+        return from_steps(ops.cast(steps, "float32"), output)
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
 class SwishConfig(OutputConfig):
     """`x * sigmoid(x)`: the device computes a LOGISTIC of fixed grid, then a product."""
 
@@ -227,7 +242,7 @@ class SameGridConfig(QuantizeConfig):
     def device_call(self, wrapper, call_site, args, kwargs):
         """Runs the layer and passes the grid on."""
         del call_site
-        grids = [grid_of(x) for x in tree.flatten(args) if hasattr(x, "shape")]
+        grids = [grid_of(x) for x in tree.flatten(args) if _is_real(x)]
         if not grids or None in grids:
             return None
         if len(grids) > 1 and (grids[0].group is None or len({g.group for g in grids}) > 1):
@@ -297,5 +312,9 @@ def _half_away(mean):
     return ops.sign(mean) * ops.floor(ops.abs(mean) + (0.5 + 1e-5))
 
 
+def _is_real(x):
+    return hasattr(x, "shape") and keras.backend.is_float_dtype(x.dtype)
+
+
 def _steps(x):
-    return steps_of(x) if hasattr(x, "shape") else x
+    return steps_of(x) if _is_real(x) else x

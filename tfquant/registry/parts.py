@@ -3,9 +3,11 @@
 import keras
 from keras import ops
 
+from tfquant.numerics import QuantParams, QuantSpec
 from tfquant.numerics.fixed_point import requantize_fixed_point
-from tfquant.quantizers import SoftmaxInput, from_steps, grid_of, steps_of
+from tfquant.quantizers import AbsMax, Grid, SoftmaxInput, from_steps, grid_of, on_grid, steps_of
 from tfquant.registry.elementwise import OutputConfig, SumConfig
+from tfquant.wrappers import QuantizeConfig
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -61,6 +63,15 @@ class MatMul(keras.layers.Layer):
     def call(self, a, b):
         """Returns the product."""
         return ops.matmul(a, b)
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class Select(keras.layers.Layer):
+    """Takes values of one tensor where a condition holds, and of another elsewhere."""
+
+    def call(self, condition, a, b):
+        """Returns `a` where `condition`, else `b`."""
+        return ops.where(condition, a, b)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -142,6 +153,53 @@ class Scale(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
+class Constant(keras.layers.Layer):
+    """Returns a weight for every row of its input, of which only the shape is read.
+
+    Args:
+        shape: Shape of the weight, `(1, ...)`.
+        value_dtype: Its dtype.
+        free_axes: Axes that are cut to the length of the input's second axis.
+    """
+
+    def __init__(self, shape, value_dtype: str = "float32", free_axes=(), **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.shape, self.value_dtype = tuple(shape), value_dtype
+        self.free_axes = tuple(free_axes)
+        self.values = self.add_weight(
+            shape=self.shape, dtype=value_dtype, initializer="zeros", name="values"
+        )
+        self.built = True
+
+    @classmethod
+    def of(cls, values, trainable: bool, name: str, free_axes=()):
+        """Returns the layer that holds the array `values`."""
+        layer = cls(values.shape, values.dtype.name, free_axes, trainable=trainable, name=name)
+        layer.set_weights([values])
+        return layer
+
+    def call(self, x):
+        """Returns `(batch, ...)`."""
+        values = ops.convert_to_tensor(self.values)
+        if self.free_axes:
+            length = ops.shape(x)[1]
+            cut = [slice(length if i in self.free_axes else None) for i in range(len(self.shape))]
+            values = values[tuple(cut)]
+        return ops.broadcast_to(values, (ops.shape(x)[0], *ops.shape(values)[1:]))
+
+    def compute_output_spec(self, x):
+        """Returns a KerasTensor of the batch, and the length, of `x`."""
+        shape = [x.shape[1] if i in self.free_axes else n for i, n in enumerate(self.shape)]
+        return keras.KerasTensor((x.shape[0], *shape[1:]), self.value_dtype)
+
+    def get_config(self):
+        config = super().get_config()
+        config.pop("autocast", None)
+        settings = {"shape": self.shape, "value_dtype": self.value_dtype}
+        return {**config, **settings, "free_axes": self.free_axes}
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
 class Unmask(keras.layers.Layer):
     """Takes the mask off a tensor whose mask travels as a tensor of its own."""
 
@@ -198,6 +256,40 @@ class ChannelAffine(keras.layers.BatchNormalization):
         """Returns the sums."""
         del training
         return super().call(inputs, training=False, mask=mask)
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class ConstantConfig(QuantizeConfig):
+    """A constant operand, which the file stores with a scale of its own.
+
+    Args:
+        activations: `QuantSpec` of what it is combined with.
+    """
+
+    def __init__(self, activations):
+        as_spec = QuantSpec.from_dict(activations) if isinstance(activations, dict) else activations
+        self.activations = as_spec
+
+    def get_weights_and_quantizers(self, layer):
+        """Returns the values with one scale."""
+        spec = QuantSpec(self.activations.stored_bits, symmetric=True, narrow_range=True)
+        return [(layer.values, AbsMax(spec))]
+
+    def get_output_quantizers(self, layer):
+        """Returns nothing: the values lie on their own grid."""
+        del layer
+        return []
+
+    def device_call(self, wrapper, call_site, args, kwargs):
+        """Returns the values on their grid."""
+        del call_site
+        ((variable, quantizer),) = wrapper.weight_quantizers
+        scale = ops.reshape(quantizer.params(variable.value).scale, ())
+        values = wrapper.float_call(*args, training=False, **kwargs)
+        return on_grid(values, Grid(QuantParams(scale, 0.0), quantizer.spec))
+
+    def get_config(self):
+        return {"activations": self.activations.to_dict()}
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

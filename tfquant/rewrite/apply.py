@@ -13,16 +13,19 @@ from tfquant.quantizers.families import activation_quantizer
 from tfquant.registry import QuantizeRegistry, schemes
 from tfquant.registry.elementwise import OutputConfig, SameGridConfig
 from tfquant.registry.keras_layers import FLOAT, LINEAR
+from tfquant.registry.parts import Constant, ConstantConfig
 from tfquant.registry.registry import KERAS_LAYERS
 from tfquant.registry.weights import WeightsConfig, matrices
+from tfquant.rewrite.affine import merge_affine
 from tfquant.rewrite.annotate import QuantizeAnnotate, all_layers, skip_predicate
-from tfquant.rewrite.composite import is_composite, readable
+from tfquant.rewrite.composite import readable
 from tfquant.rewrite.decompose import decompose, standalone_batch_norm
-from tfquant.rewrite.fold import fold_forward, merge_affine
-from tfquant.rewrite.graph import UniqueNames, tensors, trace
+from tfquant.rewrite.fold import fold_forward
+from tfquant.rewrite.graph import UniqueNames, real, tensors, trace
 from tfquant.rewrite.layout import cancel_permutes, delay_permutes
 from tfquant.rewrite.merge import merge_clamps
-from tfquant.rewrite.operations import moves
+from tfquant.rewrite.operations import operation_config
+from tfquant.rewrite.read import is_composite
 from tfquant.rewrite.unfold import becomes_others, unfold
 from tfquant.rewrite.units import Unit, fuse
 from tfquant.rewrite.validate import check_model
@@ -30,6 +33,9 @@ from tfquant.wrappers import CallSite, OperationLayer, Quantize, QuantizeWrapper
 from tfquant.wrappers.config import copy_layer, transfer_weights
 
 _logger = logging.getLogger("tfquant")
+
+# Layers with weights that nobody needs to be told about.
+_KNOWN = (layers.BatchNormalization, Constant, *FLOAT)
 
 
 def quantize_model(
@@ -48,7 +54,8 @@ def quantize_model(
     when `calibrate` has seen data, and pass through unchanged until then.
 
     Args:
-        model: Built functional or sequential model. It is not changed.
+        model: Built Keras model: functional, sequential, or subclassed with a `call` that consists
+            of layers and `keras.ops`. It is not changed.
         scheme: Name of a scheme (`"w8a8"`, `"w4a8"`, ...; see `tfq.SCHEMES`) or a `Scheme`.
         skip: Layers to leave float: names, layer classes, or layers.
         registry: `QuantizeRegistry`; the default knows Keras's own layers.
@@ -186,6 +193,7 @@ class _Builder:
             self.graph.inputs,
         )
         self._bind(self.graph.inputs, inputs)
+        self._quantize_inputs()
         for unit in self.units:
             self._bind(unit.outputs, self._call(unit))
         outputs = tree.map_structure(self._output, self.graph.outputs)
@@ -210,7 +218,8 @@ class _Builder:
         own = is_composite(inner) and self.registry.supports(inner)
         unfolded = None if own else unfold(inner, self.scheme)
         if unfolded is not None:
-            return self._opening(unfolded) if is_composite(inner) else unfolded
+            opens = is_composite(inner) or isinstance(inner, (layers.RNN, layers.Bidirectional))
+            return self._opening(unfolded) if opens else unfolded
         parts = decompose(inner)
         if parts is None or not marked:
             return parts
@@ -285,11 +294,9 @@ class _Builder:
                 return WeightsConfig.for_scheme(scheme)
             return config
         # What an operation computes from values on grids is rounded to a grid in its turn.
-        real = [*node.inputs, *tree.flatten(node.outputs)]
-        if self.scheme.static and all(keras.backend.is_float_dtype(x.dtype) for x in real):
-            if moves(node.layer):
-                return SameGridConfig()
-            return OutputConfig(self.scheme.activations, outputs=len(real) - len(node.inputs))
+        outputs = tree.flatten(node.outputs)
+        if self.scheme.static and len(real([*node.inputs, *outputs])) == len(node.inputs + outputs):
+            return operation_config(node.layer, self.scheme.activations, len(outputs))
         return None
 
     def _keep_residuals_float(self):
@@ -318,7 +325,7 @@ class _Builder:
         """Whether `layer` has matrices of weights, and nothing is known of its type."""
         return not (
             self.registry.supports(layer)
-            or isinstance(layer, (layers.BatchNormalization, layers.TFSMLayer, *FLOAT))
+            or isinstance(layer, (*_KNOWN, layers.TFSMLayer))
             or not matrices(layer)
         )
 
@@ -335,7 +342,7 @@ class _Builder:
                 config is None
                 and layer.weights
                 and not self.registry.supports(layer)
-                and not isinstance(layer, (layers.BatchNormalization, *FLOAT))
+                and not isinstance(layer, _KNOWN)
             ):
                 whole[layer.name] = type(layer).__name__
         for found, what in (
@@ -373,9 +380,10 @@ class _Builder:
     def _group_concatenations(self):
         """Gives the branches of each concatenation one grid: it moves integers as they are."""
         for number, unit in enumerate(self.units):
-            if not self._keeps_grid(unit) or len(unit.node.inputs) < 2:
+            branches = real(unit.node.inputs)
+            if not self._keeps_grid(unit) or len(branches) < 2:
                 continue
-            sources = [id(self._source(x)) for x in unit.node.inputs]
+            sources = [id(self._source(x)) for x in branches]
             names = {self.groups[key] for key in sources if key in self.groups}
             group = min(names, default=f"{unit.node.layer.name}#{number}")
             for key, name in list(self.groups.items()):
@@ -389,8 +397,8 @@ class _Builder:
     def _source(self, tensor):
         """Returns the tensor that `tensor`'s grid comes from."""
         unit = self.unit_of.get(id(tensor))
-        while unit is not None and self._keeps_grid(unit):
-            tensor = unit.node.inputs[0]
+        while unit is not None and self._keeps_grid(unit) and real(unit.node.inputs):
+            tensor = real(unit.node.inputs)[0]
             unit = self.unit_of.get(id(tensor))
         return tensor
 
@@ -417,14 +425,12 @@ class _Builder:
         """Calls what stands for `unit` in the quantized model."""
         lone = self._is_lone_batch_norm(unit.node)
         config = self.configs[id(unit.node)]
+        args, kwargs = self._arguments(unit)
         if config is None and not lone:
-            args, kwargs = self._arguments(unit, quantized=False)
             layer = self._plain(unit.node)
             if isinstance(layer, OperationLayer):
                 args, kwargs = tensors((args, kwargs)), {}
             return layer(*args, **kwargs)
-        reads_floats = config is not None and config.reads_floats
-        args, kwargs = self._arguments(unit, quantized=not reads_floats)
         make = self._convolution_of_ones if lone else self._wrapper
         (before, wrapper, after), site = self._made_once(unit, make)
         if isinstance(wrapper.layer, OperationLayer):
@@ -444,28 +450,46 @@ class _Builder:
             if quantizer is not None:
                 self.on_grid[id(x)] = quantizer.spec.stored_bits
             elif isinstance(config, SameGridConfig):
-                self.on_grid[id(x)] = self.on_grid.get(id(inputs[0]))
+                self.on_grid[id(x)] = self.on_grid.get(id(next(iter(real(inputs)), None)))
+            elif isinstance(config, ConstantConfig):
+                self.on_grid[id(x)] = config.activations.stored_bits
 
-    def _arguments(self, unit, quantized):
-        """Returns the arguments of a call, on grids if the call is quantized."""
-        several = self._keeps_grid(unit) and len(unit.node.inputs) > 1
-        spec = getattr(self.configs[id(unit.node)], "activations", None)
+    def _quantize_inputs(self):
+        """Quantizes the model's inputs, if any call reads their integers, for whoever reads them.
 
-        def value(x):
-            if not isinstance(x, keras.KerasTensor):
-                return x
-            y = self.values[id(x)]
-            if not (quantized and self.scheme.static and keras.backend.is_float_dtype(y.dtype)):
-                return y
-            if several and self._grid_is_fixed(x):
-                return self._quantize(x, self.groups[id(self._source(x))])
-            stored = self.on_grid.get(id(y))
-            # A kernel reads and writes integers of one width.
-            if stored is None or (spec is not None and stored != spec.stored_bits):
-                return self._quantize(x, self.groups.get(id(x)), spec)
-            return y
+        Also for a call of a float layer that comes first.
+        """
+        inputs = {id(x) for x in tree.flatten(self.graph.inputs)}
+        for unit in self.units:
+            if self._reads_grids(unit):
+                for x in unit.node.inputs:
+                    if id(x) in inputs:
+                        self._argument(unit, x)
 
+    def _reads_grids(self, unit):
+        """Whether a call takes its inputs on grids."""
+        config = self.configs[id(unit.node)]
+        quantized = self._is_lone_batch_norm(unit.node) if config is None else True
+        return self.scheme.static and quantized and not getattr(config, "reads_floats", False)
+
+    def _arguments(self, unit):
+        """Returns the arguments of a call, on grids if the call takes them so."""
+        value = lambda x: self._argument(unit, x) if isinstance(x, keras.KerasTensor) else x  # noqa: E731
         return tree.map_structure(value, (unit.node.args, unit.node.kwargs))
+
+    def _argument(self, unit, x):
+        y = self.values[id(x)]
+        if not (self._reads_grids(unit) and keras.backend.is_float_dtype(y.dtype)):
+            return y
+        several = self._keeps_grid(unit) and len(real(unit.node.inputs)) > 1
+        if several and self._grid_is_fixed(x):
+            return self._quantize(x, self.groups[id(self._source(x))])
+        spec = getattr(self.configs[id(unit.node)], "activations", None)
+        stored = self.on_grid.get(id(y))
+        # A kernel reads and writes integers of one width.
+        if stored is None or (spec is not None and stored != spec.stored_bits):
+            return self._quantize(x, self.groups.get(id(x)), spec)
+        return y
 
     def _quantize(self, x, group, spec=None):
         """Puts a tensor on a grid of its own: an input, what a float layer computed, or integers

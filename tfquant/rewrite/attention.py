@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import numpy as np
 from keras import activations, layers
 
@@ -9,12 +10,15 @@ from tfquant.registry.elementwise import OutputConfig, SameGridConfig
 from tfquant.registry.parts import (
     Affine,
     CausalMask,
+    Constant,
+    ConstantConfig,
     MaskedScoresConfig,
     MatMul,
     MatMulConfig,
     RepeatHeads,
     ScoresConfig,
 )
+from tfquant.rewrite.affine import channel_affine
 from tfquant.rewrite.annotate import QuantizeAnnotate
 
 # Added to scores that a mask hides. Large against scores, and small enough for the 8-bit grid of a
@@ -29,7 +33,7 @@ def unfold_attention(layer, scheme):
 
     `1 / sqrt(d)` is folded into `Wq`. Attention over several axes stays whole.
     """
-    parts = _Parts(layer, scheme)
+    parts = _Layer(layer, scheme)
     if parts.axes not in (None, 1):
         return None
 
@@ -49,8 +53,9 @@ def unfold_attention(layer, scheme):
         if len(query.shape) != 3 or len(value.shape) != 3:
             return None
         q = parts.heads("query", query, (2, 1, 3))
-        k = parts.repeat("key", parts.heads("key", value if key is None else key, (2, 3, 1)))
-        v = parts.repeat("value", parts.heads("value", value, (2, 1, 3)))
+        k = parts.heads("key", value if key is None else key, (2, 3, 1))
+        k = parts.repeat("key", k, parts.query_heads)
+        v = parts.repeat("value", parts.heads("value", value, (2, 1, 3)), parts.query_heads)
         masks = [
             parts.mask("query", query_mask, (-1, 1)),
             parts.mask("value", value_mask, (1, -1)),
@@ -69,22 +74,15 @@ def unfold_attention(layer, scheme):
 
 
 class _Parts:
-    """Makes the layers of one attention layer, each marked.
+    """Makes the layers that attention consists of, each marked.
 
     Args:
-        layer: Built attention layer.
+        layer: What is unfolded; its name is their prefix.
         scheme: `Scheme`.
     """
 
     def __init__(self, layer, scheme):
         self.layer, self.scheme = layer, scheme
-        # The projections by name, `(kernel, bias or None)`; paths end with ".../query/kernel".
-        self.weights = {}
-        for variable in layer.weights:
-            *_, projection, name = variable.path.split("/")
-            self.weights.setdefault(projection, {})[name] = variable.numpy()
-        axes = layer.get_config().get("attention_axes")
-        self.axes = axes[0] if isinstance(axes, (list, tuple)) and len(axes) == 1 else axes
         self.made = {}
 
     def make(self, name, make, *args, config=None, **kwargs):
@@ -93,6 +91,50 @@ class _Parts:
             part = make(*args, name=f"{self.layer.name}_{name}", **kwargs)
             self.made[name] = QuantizeAnnotate(part, config if self.scheme.static else None)
         return self.made[name]
+
+    def repeat(self, name, x, heads):
+        """Repeats the heads of keys and values for each head of their group of queries."""
+        times = heads // x.shape[1]
+        if times == 1:
+            return x
+        return self.make(f"{name}_repeat", RepeatHeads, times, config=SameGridConfig())(x)
+
+    def hidden(self, name, mask):
+        """Returns `HIDDEN` where a mask is 0 and 0 where it is 1."""
+        # Two operators with one constant each: both results have exact integers.
+        config = OutputConfig(self.scheme.activations)
+        shifted = self.make(f"{name}_mask_shifted", Affine, 1.0, -1.0, config=config)(mask)
+        return self.make(f"{name}_mask_hidden", Affine, -HIDDEN, config=config)(shifted)
+
+    def scores(self, q, k, masks, causal):
+        """Multiplies queries and keys and adds the masks."""
+        x = self.make("scores", MatMul, config=ScoresConfig(self.scheme.activations))(q, k)
+        config = MaskedScoresConfig(self.scheme.activations)
+        for number, mask in enumerate(masks):
+            x = self.make(f"masked{number}", layers.Add, config=config)([x, mask])
+        if causal:
+            x = self.make("causal", CausalMask, HIDDEN, config=config)(x)
+        return x
+
+
+class _Layer(_Parts):
+    """Makes the layers that an attention layer consists of.
+
+    Args:
+        layer: Built attention layer.
+        scheme: `Scheme`.
+    """
+
+    def __init__(self, layer, scheme):
+        super().__init__(layer, scheme)
+        # The projections by name, `(kernel, bias or None)`; paths end with ".../query/kernel".
+        self.weights = {}
+        for variable in layer.weights:
+            *_, projection, name = variable.path.split("/")
+            self.weights.setdefault(projection, {})[name] = variable.numpy()
+        axes = layer.get_config().get("attention_axes")
+        self.axes = axes[0] if isinstance(axes, (list, tuple)) and len(axes) == 1 else axes
+        self.query_heads = self.weights["query"]["kernel"].shape[1]
 
     def heads(self, name, x, order):
         """Projects `(batch, time, dim)` to heads, in the order of axes that a product reads."""
@@ -127,21 +169,11 @@ class _Parts:
             dense.set_weights([kernel] if bias is None else [kernel, bias.reshape(-1)])
         return self.made[name](x)
 
-    def repeat(self, name, x):
-        """Repeats the heads of keys and values for each head of their group of queries."""
-        times = self.weights["query"]["kernel"].shape[1] // x.shape[1]
-        if times == 1:
-            return x
-        return self.make(f"{name}_repeat", RepeatHeads, times, config=SameGridConfig())(x)
-
     def mask(self, name, mask, shape=None):
-        """Returns `HIDDEN` where a mask is 0 and 0 where it is 1, to be added to the scores."""
+        """Returns a mask as it is added to the scores."""
         if mask is None:
             return None
-        # Two operators with one constant each: both results have exact integers.
-        config = OutputConfig(self.scheme.activations)
-        shifted = self.make(f"{name}_mask_shifted", Affine, 1.0, -1.0, config=config)(mask)
-        hidden = self.make(f"{name}_mask_hidden", Affine, -HIDDEN, config=config)(shifted)
+        hidden = self.hidden(name, mask)
         if shape is not None:
             length = mask.shape[1] or -1
             shape = (1, *(length if n == -1 else n for n in shape))
@@ -151,20 +183,96 @@ class _Parts:
             return hidden
         return self.make(f"{name}_mask_shape", layers.Reshape, shape)(hidden)
 
-    def scores(self, q, k, masks, causal):
-        """Multiplies queries and keys and adds the masks."""
-        x = self.make("scores", MatMul, config=ScoresConfig(self.scheme.activations))(q, k)
-        config = MaskedScoresConfig(self.scheme.activations)
-        for number, mask in enumerate(masks):
-            x = self.make(f"masked{number}", layers.Add, config=config)([x, mask])
-        if causal:
-            x = self.make("causal", CausalMask, HIDDEN, config=config)(x)
-        return x
-
     def drop(self, x):
         """Applies dropout, where the layer does."""
         rate = getattr(self.layer, "dropout", 0)
         return self.make("dropout", layers.Dropout, rate)(x) if rate else x
+
+
+def unfold_dot_product_attention(operation, scheme):
+    """Unfolds `keras.ops.dot_product_attention`; see `tfquant.rewrite.unfold`."""
+
+    def call(query, key, value, bias=None, mask=None, scale=None):
+        if operation.attn_logits_soft_cap is not None or bias is not None or not scheme.static:
+            return None
+        parts = _Parts(operation, scheme)
+        order = lambda name, x, axes: parts.make(f"{name}_order", layers.Permute, axes)(x)  # noqa: E731
+        heads = query.shape[2]
+        scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+        scaled = channel_affine(query, scale, 0.0, False, f"{operation.name}_query_scaled")
+        q = order("query", scaled, (2, 1, 3))
+        k = parts.repeat("key", order("key", key, (2, 3, 1)), heads)
+        v = parts.repeat("value", order("value", value, (2, 1, 3)), heads)
+        masks = [] if mask is None else [_added(parts, mask, query)]
+        scores = parts.scores(q, k, masks, operation.is_causal)
+        probabilities = parts.make("softmax", layers.Softmax)(scores)
+        mixed = parts.make("mix", MatMul, config=MatMulConfig(scheme.activations))(probabilities, v)
+        return order("mix", mixed, (2, 1, 3))
+
+    return call
+
+
+def unfold_softmax(layer, scheme):
+    """Adds the mask of a softmax to what it reads; see `tfquant.rewrite.unfold`."""
+    axes = tuple(layer.axis) if isinstance(layer.axis, (tuple, list)) else (layer.axis,)
+
+    def call(x, mask=None):
+        if mask is None or not scheme.static or axes not in ((-1,), (len(x.shape) - 1,)):
+            return None
+        parts = _Parts(layer, scheme)
+        config = MaskedScoresConfig(scheme.activations)
+        x = parts.make("masked", layers.Add, config=config)([x, _added(parts, mask, x)])
+        return QuantizeAnnotate(layers.Softmax(name=layer.name))(x)
+
+    return call
+
+
+def _added(parts, mask, like):
+    """Returns a mask, constant or not, as it is added to the scores."""
+    if isinstance(mask, keras.KerasTensor):
+        return parts.hidden("added", mask)
+    values = np.where(keras.ops.convert_to_numpy(mask), 0.0, HIDDEN).astype(np.float32)
+    config = ConstantConfig(parts.scheme.activations)
+    layer = QuantizeAnnotate(Constant.of(values[:1], False, f"{parts.layer.name}_mask"), config)
+    return layer(like)
+
+
+def contract(equation, a, b, name, scheme):
+    """Sums products of two KerasTensors as a product of matrices.
+
+    Args:
+        equation: As of `keras.ops.einsum`; all axes of the inputs are summed over or kept.
+        a: KerasTensor `(batch, ...)`.
+        b: Likewise.
+        name: Prefix of the layers' names.
+        scheme: `Scheme`.
+
+    Returns:
+        KerasTensor, or `None` where no product of matrices computes it.
+    """
+    *terms, out = _axes(equation)
+    in_a, in_b = terms
+    if "..." in out or not scheme.static or not in_a[0] == in_b[0] == out[0]:
+        return None
+    both = [axis for axis in out if axis in in_a and axis in in_b]
+    summed = [axis for axis in in_a if axis in in_b and axis not in out]
+    rows = [axis for axis in out if axis not in in_b]
+    columns = [axis for axis in out if axis not in in_a]
+    groups = summed, rows, columns
+    if {*in_a, *in_b} != {*both, *summed, *rows, *columns} or any(len(g) != 1 for g in groups):
+        return None
+    mark = lambda layer, config=None: QuantizeAnnotate(layer, config)  # noqa: E731
+
+    def order(x, axes, wanted, side):
+        if axes == wanted:
+            return x
+        axes = [axes.index(axis) for axis in wanted]
+        return mark(layers.Permute(axes[1:], name=f"{name}_{side}"))(x)
+
+    a = order(a, in_a, [*both, *rows, *summed], "left")
+    b = order(b, in_b, [*both, *summed, *columns], "right")
+    y = mark(MatMul(name=name), MatMulConfig(scheme.activations))(a, b)
+    return order(y, [*both, *rows, *columns], out, "order")
 
 
 def unfold_einsum(layer, scheme):

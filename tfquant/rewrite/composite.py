@@ -5,27 +5,15 @@ import logging
 import keras
 from keras import tree
 
+from tfquant.registry.elementwise import OutputConfig
+from tfquant.rewrite.annotate import QuantizeAnnotate
 from tfquant.rewrite.graph import is_readable
+from tfquant.rewrite.read import OPEN, read
 
 _logger = logging.getLogger("tfquant")
 
-_KERAS_LAYERS = frozenset(x for x in vars(keras.layers).values() if isinstance(x, type))
-
-# Of Keras's own layers, those whose `call` is made of operations that a device has.
-_OPEN = (keras.layers.Attention, keras.layers.AdditiveAttention, keras.layers.Lambda)
-
 # Parts of norms. In 8 bits they lose what they measure: a layer made of them alone stays whole.
 _FLOAT_OPERATIONS = frozenset({"Log", "Norm", "Power", "Rsqrt", "Sqrt", "Square", "Std", "Var"})
-
-
-def is_composite(layer) -> bool:
-    """Whether `layer` is of a type that only its author knows."""
-    if not isinstance(layer, keras.layers.Layer):
-        return False
-    if isinstance(layer, keras.Model):
-        return not is_readable(layer)
-    own = type(layer).__module__.partition(".")[0] == "tfquant"
-    return type(layer) in _OPEN or not (own or type(layer) in _KERAS_LAYERS)
 
 
 def unfold_composite(layer, scheme):
@@ -35,20 +23,18 @@ def unfold_composite(layer, scheme):
     A layer stays whole if its `call` needs real tensors, or contains no layer with a kernel and
     computes a norm.
     """
-    del scheme
+    config = OutputConfig(scheme.activations) if scheme.static else None
+    mark = lambda constant: QuantizeAnnotate(constant, config)  # noqa: E731
 
     def call(*args, training=None, **kwargs):
         del training
         kwargs = {name: x for name, x in kwargs.items() if x is not None}
-        if type(layer) in _OPEN and kwargs:
+        if type(layer) in OPEN and kwargs:
             return None  # Masks are large numbers in scores: they would ruin the range.
         try:
-            outputs = layer.call(*args, **kwargs)
+            outputs = read(layer, args, kwargs, mark)
         except Exception as error:  # Whatever the user's code raises on symbolic tensors.
-            _logger.debug("Layer '%s' cannot be read: %s", layer.name, error)
-            return None
-        found = tree.flatten(outputs)
-        if not found or not all(isinstance(x, keras.KerasTensor) for x in found):
+            _logger.debug("Layer '%s' cannot be read: %s (%s)", layer.name, error, error.__cause__)
             return None
         given = [x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
         return outputs if _is_worthwhile(keras.Model(given, outputs)) else None
@@ -82,7 +68,7 @@ def readable(model):
         )
     inputs = _inputs(config["input_shape"])
     try:
-        outputs = model.call(inputs)
+        outputs = read(model, (inputs,), {})
         return keras.Model(inputs, outputs, name=model.name)
     except Exception as error:
         raise ValueError(

@@ -109,11 +109,11 @@ class _Tracer:
         self.unfolded = []
         self.unique = UniqueNames()
 
-    def trace(self, model):
-        """Returns the `Graph` of `model`."""
+    def trace(self, model, shapes=None):
+        """Returns the `Graph` of `model`, whose free dimensions are those of `shapes`."""
         nodes = []
         call = lambda layer, *args, **kwargs: self._call(nodes, layer, args, kwargs)  # noqa: E731
-        copy = clone_graph(model, self._clone, call)
+        copy = clone_graph(model, self._clone, call, shapes)
         return Graph(copy.input, copy.output, nodes, model.name, self.unfolded)
 
     def _clone(self, layer):
@@ -132,9 +132,13 @@ class _Tracer:
 
     def _call(self, nodes, original, args, kwargs):
         if is_readable(original):
-            if id(original) not in self.graphs:
-                self.graphs[id(original)] = self.trace(original)
-            return _replay(self.graphs[id(original)], tensors((args, kwargs)), nodes)
+            inputs = tensors((args, kwargs))
+            # A fixed length around a model of free length is the length inside.
+            shapes = tuple(x.shape for x in inputs)
+            key = id(original), shapes
+            if key not in self.graphs:
+                self.graphs[key] = self.trace(original, shapes)
+            return _replay(self.graphs[key], inputs, nodes)
         args, kwargs = _positional(original, args, kwargs)
         parts = self.parts[id(original)]
         if callable(parts):
@@ -244,21 +248,29 @@ class UniqueNames:
         return candidate
 
 
-def clone_graph(model, clone_function, call_function=None):
+def clone_graph(model, clone_function, call_function=None, shapes=None):
     """Copies a functional or sequential model, compiled or not, as a functional one.
 
     Args:
         model: Built functional or sequential model.
         clone_function: As of `keras.models.clone_model`.
         call_function: Likewise.
+        shapes: Shapes of the copy's inputs, where they are to be others than the model's.
     """
     if isinstance(model, keras.Sequential):
         view = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     else:
         # A view without compilation: `clone_model` would compile the copy as well.
         view = keras.Model(model.input, model.output, name=model.name)
+    inputs = None
+    if shapes is not None:
+        flat = [
+            keras.Input(batch_shape=shape, dtype=x.dtype, name=x.name)
+            for x, shape in zip(tree.flatten(view.input), shapes, strict=True)
+        ]
+        inputs = tree.pack_sequence_as(view.input, flat)
     return keras.models.clone_model(
-        view, clone_function=clone_function, call_function=call_function
+        view, inputs, clone_function=clone_function, call_function=call_function
     )
 
 
@@ -277,3 +289,8 @@ def _replay(graph, inputs, nodes):
 def tensors(structure) -> list:
     """Returns the KerasTensors in `structure`."""
     return [x for x in tree.flatten(structure) if isinstance(x, keras.KerasTensor)]
+
+
+def real(xs) -> list:
+    """Returns the tensors among `xs` that hold real numbers."""
+    return [x for x in xs if keras.backend.is_float_dtype(x.dtype)]

@@ -11,7 +11,8 @@ from tfquant.numerics import QuantParams
 from tfquant.quantizers import Grid, Quantizer, grid_of, on_grid
 from tfquant.registry.elementwise import SameGridConfig
 from tfquant.registry.linear import LinearConfig
-from tfquant.rewrite.graph import UniqueNames, clone_graph
+from tfquant.registry.parts import Constant
+from tfquant.rewrite.graph import UniqueNames, clone_graph, real
 from tfquant.rewrite.validate import check_finite, check_is_model
 from tfquant.wrappers import Barrier, LoweredKernel, Quantize, QuantizeWrapper
 from tfquant.wrappers.config import copy_layer, transfer_weights
@@ -159,10 +160,12 @@ class _Bare:
     """Tensors behind which no converter would stop: of kernels without a clamp, of float layers."""
 
     def __init__(self):
-        self.ids = set()
+        self.ids, self.constants = set(), set()
 
     def note(self, unit, call_site):
         """Notes the outputs of a call, if they are bare."""
+        if isinstance(unit.layer.layer, Constant):
+            self.constants.update(map(id, unit.outputs))
         config = unit.layer.quantize_config
         kernel = isinstance(config, LinearConfig) and not unit.layer.call_sites[call_site].clamp
         if kernel or config.reads_floats:
@@ -180,6 +183,11 @@ class _Bare:
         floats = [x for x in tree.flatten(outputs) if keras.backend.is_float_dtype(x.dtype)]
         self.ids.update(map(id, floats))
 
+    def draws_in(self, layer, args):
+        """Whether a converter moves what stands in front of `layer` into its constants."""
+        constant = any(id(x) in self.constants for x in tree.flatten(args))
+        return constant or type(layer) is keras.layers.Dense
+
     def shut(self, args):
         """Returns `args` with a `Barrier` behind each bare tensor among them."""
         return tree.map_structure(lambda x: Barrier()(x) if id(x) in self.ids else x, args)
@@ -195,7 +203,7 @@ def _lower_wrapper(layer, args, kwargs, unique, bare):
     tensors = [x for x in tree.flatten(args) if isinstance(x, keras.KerasTensor)]
     grids = [grid_of(x) for x in tensors]
     name = unique(layer.layer.name + (f"_call{call_site}" if call_site else ""))
-    apart = bare.shut(args) if type(layer.layer) is keras.layers.Dense else args
+    apart = bare.shut(args) if bare.draws_in(layer.layer, args) else args
     result = layer.quantize_config.lower(layer, call_site, apart, kwargs, grids, name)
     # A layer that does nothing at inference returns its input; its output may lie on another grid.
     outputs = tree.map_structure(
@@ -227,7 +235,7 @@ def _lower_wrapper(layer, args, kwargs, unique, bare):
 def _output_grids(layer, unit):
     """Returns the grid of each output of a wrapper, `None` where it is float."""
     if isinstance(layer.quantize_config, SameGridConfig):
-        grids = [grid_of(x) for x in unit.inputs]
+        grids = [grid_of(x) for x in real(unit.inputs)]
         same = grids[0] if grids and None not in grids else None
         return [same] * len(unit.outputs)
     return [None if q is None else _numbers(q) for q in unit.output_quantizers]

@@ -7,8 +7,11 @@ import keras
 import numpy as np
 from keras import layers
 
-from tfquant.registry.parts import ChannelAffine, MatMul, MatMulConfig
+from tfquant.registry.elementwise import AbsConfig, OutputConfig, SameGridConfig
+from tfquant.registry.parts import Constant, ConstantConfig, MatMul, MatMulConfig, Select
+from tfquant.rewrite.affine import channel_affine, constants
 from tfquant.rewrite.annotate import QuantizeAnnotate
+from tfquant.rewrite.attention import contract, unfold_dot_product_attention
 
 
 def unfold_operation(operation, scheme):
@@ -58,8 +61,14 @@ def _binary(merge, affine=None):
                     return None
                 return QuantizeAnnotate(merge(name=operation.name))([a, b])
             x, constant = (a, b) if tensors[0] else (b, a)
-            if affine is None or not scheme.static or not _is_per_channel(x, constant):
+            if not scheme.static:
                 return None
+            if affine is None or not _is_per_channel(x, constant):
+                shares_grid = merge in (layers.Maximum, layers.Minimum)
+                config = (OutputConfig if shares_grid else ConstantConfig)(scheme.activations)
+                held = _held(x, constant, operation.name, config)
+                pair = [x, held] if tensors[0] else [held, x]
+                return None if held is None else QuantizeAnnotate(merge(name=operation.name))(pair)
             factor, shift = affine(constants(constant), not tensors[0])
             trainable = isinstance(constant, keras.Variable) and constant.trainable
             return channel_affine(x, factor, shift, trainable, operation.name)
@@ -69,29 +78,14 @@ def _binary(merge, affine=None):
     return row
 
 
-def channel_affine(x, factor, shift, trainable, name):
-    """Returns `x * factor + shift`, or `None` if the channels of `x` are not known.
-
-    Args:
-        x: KerasTensor `(batch, ..., channels)`.
-        factor: Number, or one for each channel.
-        shift: Likewise.
-        trainable: Whether both train.
-        name: Name of the layer.
-    """
-    channels = x.shape[-1]
-    if channels is None or not 2 <= len(x.shape) <= 4 or "float" not in x.dtype:
+def _held(x, constant, name, config):
+    """Returns a constant of the rank of `x`, `None` if it depends on the row of the batch."""
+    values = keras.ops.convert_to_numpy(constant).astype(np.float32)
+    values = values.reshape((1,) * (len(x.shape) - values.ndim) + values.shape)
+    if values.ndim != len(x.shape) or len(values) != 1 or "float" not in x.dtype:
         return None
-    layer = ChannelAffine(trainable=trainable, name=name)
-    layer.build(x.shape)
-    factor, shift = (np.broadcast_to(v, channels).astype(np.float32) for v in (factor, shift))
-    layer.set_weights([factor, shift, np.zeros(channels), np.ones(channels)])
-    return QuantizeAnnotate(layer)(x)
-
-
-def constants(x) -> np.ndarray:
-    """Returns a constant or the value of a variable, as float64 without axes of length 1."""
-    return np.asarray(keras.ops.convert_to_numpy(x), np.float64).reshape(-1)
+    layer = Constant.of(values, _trains(constant), f"{name}_constant")
+    return QuantizeAnnotate(layer, config)(x)
 
 
 def _is_per_channel(x, constant):
@@ -123,15 +117,16 @@ def _matmul(operation, scheme):
 
 
 def _einsum(operation, scheme):
-    """A product of a tensor and weights, as einsum layers compute it."""
-    del scheme
+    """A product of a tensor and weights, as einsum layers compute it, or of two tensors."""
 
     def call(*operands):
         if len(operands) != 2 or not isinstance(operands[0], keras.KerasTensor):
             return None
         x, weights = operands
-        if isinstance(weights, keras.KerasTensor) or "->" not in operation.subscripts:
+        if "->" not in operation.subscripts:
             return None
+        if isinstance(weights, keras.KerasTensor):
+            return contract(operation.subscripts, x, weights, operation.name, scheme)
         y = operation(x, weights)
         layer = layers.EinsumDense(
             operation.subscripts, y.shape[1:], trainable=_trains(weights), name=operation.name
@@ -149,6 +144,76 @@ def _filled(layer, x, kernel):
 
 def _trains(x):
     return isinstance(x, keras.Variable) and x.trainable
+
+
+def _where(operation, scheme):
+    """A choice between two tensors, or a tensor and constants, on one grid."""
+
+    def call(condition, a, b):
+        found = [x for x in (a, b) if isinstance(x, keras.KerasTensor)]
+        if not scheme.static or not found or not isinstance(condition, keras.KerasTensor):
+            return None
+        config = OutputConfig(scheme.activations)
+        names = f"{operation.name}_then", f"{operation.name}_else"
+        a, b = (
+            x if isinstance(x, keras.KerasTensor) else _held(found[0], x, name, config)
+            for x, name in zip((a, b), names, strict=True)
+        )
+        if a is None or b is None or condition.dtype != "bool":
+            return None
+        return QuantizeAnnotate(Select(name=operation.name), SameGridConfig())(condition, a, b)
+
+    return call
+
+
+def _power(exponent_of):
+    """Returns the row of a power: small whole exponents are products.
+
+    Args:
+        exponent_of: Function of what follows the tensor in the call.
+    """
+
+    def row(operation, scheme):
+        def call(x, *args):
+            exponent = exponent_of(*args)
+            if exponent not in (2, 3) or not scheme.static:
+                return None
+            y = x
+            for number in range(exponent - 1):
+                name = operation.name if number == exponent - 2 else f"{operation.name}_square"
+                y = QuantizeAnnotate(layers.Multiply(name=name))([y, x])
+            return y
+
+        return call
+
+    return row
+
+
+def _exponent(x):
+    """Returns a constant exponent as an integer, `None` where it is none."""
+    if isinstance(x, keras.KerasTensor) or np.size(x) != 1:
+        return None
+    value = float(constants(x)[0])
+    return int(value) if value.is_integer() else None
+
+
+def _cast(operation, x):
+    return layers.Identity(name=operation.name) if operation.dtype == x.dtype else None
+
+
+def _move(operation, x):
+    rank = len(x.shape)
+    as_axes = lambda v: [a % rank for a in ([v] if isinstance(v, int) else v)]  # noqa: E731
+    source, destination = as_axes(operation.source), as_axes(operation.destination)
+    axes = [axis for axis in range(rank) if axis not in source]
+    for target, axis in sorted(zip(destination, source, strict=True)):
+        axes.insert(target, axis)
+    return layers.Permute(axes[1:], name=operation.name) if axes[0] == 0 else None
+
+
+def _negative(operation, scheme):
+    call = lambda x: channel_affine(x, -1.0, 0.0, False, operation.name)  # noqa: E731
+    return call if scheme.static else None
 
 
 def _concatenate(operation, scheme):
@@ -236,12 +301,18 @@ MOVING = frozenset(
 )
 
 
-def moves(operation) -> bool:
-    """Whether `operation` moves values, or picks some, and computes none."""
+def operation_config(operation, spec, outputs: int):
+    """Returns the config of an operation of real tensors that no layer stands for.
+
+    Args:
+        operation: `keras.Operation`.
+        spec: `QuantSpec` of its outputs.
+        outputs: Number of its outputs.
+    """
     name = type(operation).__name__
-    if name == "Pad":
-        return operation.mode == "constant"
-    return name in MOVING
+    if name in MOVING or (name == "Pad" and operation.mode == "constant"):
+        return SameGridConfig()
+    return AbsConfig(spec) if name in ("Abs", "Absolute") else OutputConfig(spec, outputs)
 
 
 OPERATIONS = {
@@ -255,11 +326,18 @@ OPERATIONS = {
     "Matmul": _matmul,
     "Dot": _matmul,
     "Einsum": _einsum,
+    "DotProductAttention": unfold_dot_product_attention,
+    "Negative": _negative,
+    "Where": _where,
+    "Square": _power(lambda: 2),
+    "Power": _power(_exponent),
     "Concatenate": _concatenate,
     "Reshape": _layer(_reshape),
     "Squeeze": _layer(_reshape),
     "ExpandDims": _layer(_reshape),
+    "Cast": _layer(_cast),
     "Transpose": _layer(_permute),
+    "Moveaxis": _layer(_move),
     "Swapaxes": _layer(_swap),
     "Clip": _layer(_clip),
     "Mean": _layer(_pool(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D)),

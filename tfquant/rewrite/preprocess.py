@@ -3,8 +3,8 @@
 import numpy as np
 
 from tfquant.registry.parts import CountTokens
+from tfquant.rewrite.affine import channel_affine, constants
 from tfquant.rewrite.annotate import QuantizeAnnotate
-from tfquant.rewrite.operations import channel_affine, constants
 
 
 def unfold_rescaling(layer, scheme):

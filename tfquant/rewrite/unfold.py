@@ -5,9 +5,10 @@ from keras import layers
 
 from tfquant.registry.elementwise import SameGridConfig
 from tfquant.registry.parts import MatMul, MatMulConfig, Unmask
+from tfquant.rewrite.affine import channel_affine
 from tfquant.rewrite.annotate import QuantizeAnnotate
-from tfquant.rewrite.attention import unfold_attention, unfold_einsum
-from tfquant.rewrite.composite import is_composite, unfold_composite
+from tfquant.rewrite.attention import unfold_attention, unfold_einsum, unfold_softmax
+from tfquant.rewrite.composite import unfold_composite
 from tfquant.rewrite.graph import tensors
 from tfquant.rewrite.layout import (
     POOLING_3D,
@@ -16,12 +17,13 @@ from tfquant.rewrite.layout import (
     unfold_channels_first,
     unfold_pooling_3d,
 )
-from tfquant.rewrite.operations import channel_affine, unfold_operation
+from tfquant.rewrite.operations import unfold_operation
 from tfquant.rewrite.preprocess import (
     unfold_category_encoding,
     unfold_normalization,
     unfold_rescaling,
 )
+from tfquant.rewrite.read import is_composite
 from tfquant.rewrite.recurrent import (
     unfold_bidirectional,
     unfold_recurrent,
@@ -168,6 +170,7 @@ UNFOLDED = {
     layers.RNN: unfold_recurrent,
     layers.Rescaling: unfold_rescaling,
     layers.SimpleRNN: unfold_recurrent,
+    layers.Softmax: unfold_softmax,
     layers.TimeDistributed: unfold_time_distributed,
     layers.MultiHeadAttention: unfold_attention,
     layers.GroupQueryAttention: unfold_attention,

@@ -1,6 +1,7 @@
 """Which weights and outputs of a layer are quantized, and how the device computes it."""
 
 import abc
+import inspect
 
 import keras
 
@@ -142,11 +143,28 @@ def copy_layer(layer, **changes):
         if isinstance(layer, keras.layers.Lambda):
             copy.function = layer.function  # What was loaded does not know the names around it.
         return copy
-    except (TypeError, ValueError, KeyError, NotImplementedError) as error:
-        raise ValueError(
-            f"Layer '{layer.name}' ({type(layer).__name__}) cannot be copied: its `get_config` "
-            f"must return the arguments of its constructor. It raised: {error}"
-        ) from error
+    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        settings = _settings(layer)
+        if settings is None:
+            raise ValueError(
+                f"Layer '{layer.name}' ({type(layer).__name__}) cannot be copied: its `get_config` "
+                f"must return the arguments of its constructor. It raised: {error}"
+            ) from error
+        return type(layer)(**{**settings, **changes})
+
+
+def _settings(layer):
+    """Returns the arguments of a constructor that kept each as an attribute, or `None`.
+
+    Layers whose `get_config` is wrong are made again so; Keras cannot load them either.
+    """
+    parameters = inspect.signature(type(layer)).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_base = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    if not takes_base or not all(hasattr(layer, name) for name in names):
+        return None
+    base = {"name": layer.name, "dtype": layer.dtype_policy, "trainable": layer.trainable}
+    return {**base, **{name: getattr(layer, name) for name in names}}
 
 
 def _own_types(layer):

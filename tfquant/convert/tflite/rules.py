@@ -40,6 +40,8 @@ SAME_GRID = frozenset(
         "RESIZE_BILINEAR",
         "RESIZE_NEAREST_NEIGHBOR",
         "REVERSE_V2",
+        "SELECT",
+        "SELECT_V2",
         "SLICE",
         "SPACE_TO_BATCH_ND",
         "SPACE_TO_DEPTH",
@@ -63,18 +65,22 @@ FIXED_RANGE = {"LOGISTIC": (0.0, 1.0), "SOFTMAX": (0.0, 1.0), "TANH": (-1.0, 1.0
 # Kernels with a grid of their own at the output.
 OWN_GRID = frozenset(
     {
+        "ABS",
         "ADD",
         "BATCH_MATMUL",
         "ELU",
+        "EXP",
         "GELU",
         "HARD_SWISH",
         "LEAKY_RELU",
+        "LOG",
         "MEAN",
         "MUL",
         "PRELU",
         "RELU",
         "RELU6",
         "RELU_N1_TO_1",
+        "RSQRT",
         "SUB",
         "SUM",
     }
@@ -89,12 +95,15 @@ INTEGER = frozenset(KERNELS) | SAME_GRID | frozenset(FIXED_RANGE) | OWN_GRID | A
 # differ from the simulation's by one step.
 TABLE_OR_FIXED_POINT = {
     "ELU": "table",
+    "EXP": "table",
     "GELU": "table",
     "LEAKY_RELU": "fixed point",
+    "LOG": "table",
     "LOGISTIC": "table",
     "PRELU": "fixed point",
     "RELU": "fixed point",
     "RESIZE_BILINEAR": "fixed point",
+    "RSQRT": "fixed point",
     "SOFTMAX": "table",
     "TANH": "table",
 }

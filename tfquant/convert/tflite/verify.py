@@ -12,6 +12,7 @@ from tfquant.convert.tflite.assign import Assignment
 from tfquant.convert.tflite.flatbuffer import File
 from tfquant.convert.tflite.interpreter import dequantize, quantize, run, run_inner, to_file_inputs
 from tfquant.quantizers import RecordingScope, on_grid
+from tfquant.registry.parts import Constant
 from tfquant.report import Parity
 from tfquant.rewrite.lower import Lowered, Point
 from tfquant.wrappers import Quantize
@@ -157,7 +158,7 @@ class Verifier:
         for unit in self.lowered.units:
             if not any(y is x for y in unit.outputs) or any(y is x for y in unit.inputs):
                 continue
-            if isinstance(unit.layer, Quantize) or not any(unit.output_quantizers):
+            if _is_computed_away(unit):
                 if any(self._device_value(y) is None for y in unit.inputs):
                     return None
                 outputs = self._run(unit)
@@ -187,6 +188,13 @@ class Verifier:
                     recorded = of_quantizer[id(quantizer)].popleft()
                     values[id(x)] = keras.ops.convert_to_numpy(recorded)
         return values
+
+
+def _is_computed_away(unit):
+    """Whether a converter may leave no tensor of what `unit` computes."""
+    if isinstance(unit.layer, Quantize) or not any(unit.output_quantizers):
+        return True
+    return isinstance(unit.layer.layer, Constant)
 
 
 def saturated_biases(file: File, assignment: Assignment) -> int:
