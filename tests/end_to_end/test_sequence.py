@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 import tfquant as tfq
 
@@ -13,6 +13,29 @@ STEPS = 4
 def recurrent(layer):
     x = keras.Input((STEPS, 3))
     return keras.Model(x, layers.Dense(2)(layer(x)))
+
+
+@keras.saving.register_keras_serializable(package="tfquant_tests")
+class OwnCell(layers.Layer):
+    """Keras's example of a cell."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = self.state_size = units
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(shape=(input_shape[-1], self.units))
+        self.recurrent_kernel = self.add_weight(shape=(self.units, self.units))
+        self.gain = self.add_weight(shape=(self.units,), initializer="ones")
+        self.built = True
+
+    def call(self, x, states):
+        h = ops.matmul(x, self.kernel) + ops.matmul(states[0], self.recurrent_kernel)
+        h = ops.tanh(self.gain * h)
+        return h, [h]
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
 
 
 def encoder():
@@ -30,6 +53,8 @@ MODELS = {
     "simple": lambda: recurrent(layers.SimpleRNN(3)),
     "bidirectional": lambda: recurrent(layers.Bidirectional(layers.LSTM(2))),
     "stacked cells": lambda: recurrent(layers.RNN([layers.LSTMCell(3), layers.GRUCell(3)])),
+    "own cell": lambda: recurrent(layers.RNN(OwnCell(3))),
+    "own cell, both ways": lambda: recurrent(layers.Bidirectional(layers.RNN(OwnCell(2)))),
     "every step": lambda: recurrent(
         lambda x: layers.Flatten()(
             layers.TimeDistributed(layers.Conv1D(4, 2, activation="relu"))(

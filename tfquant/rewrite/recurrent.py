@@ -19,8 +19,9 @@ from tfquant.registry import schemes
 from tfquant.registry.elementwise import OutputConfig, SameGridConfig, SumConfig
 from tfquant.registry.keras_layers import activation_config
 from tfquant.registry.linear import LinearConfig
-from tfquant.registry.parts import Affine, Scale, Split, Stack, Unstack
+from tfquant.registry.parts import Affine, Constant, Scale, Split, Stack, Unstack
 from tfquant.rewrite.annotate import QuantizeAnnotate
+from tfquant.rewrite.read import read
 from tfquant.wrappers.config import copy_layer, transfer_weights
 
 _logger = logging.getLogger("tfquant")
@@ -32,12 +33,13 @@ MAX_STEPS = 256
 def unfold_recurrent(layer, scheme):
     """Unrolls an LSTM, GRU or SimpleRNN, or an RNN of their cells; see `tfquant.rewrite.unfold`.
 
-    `recurrent_dropout` is not applied in training. A layer with cells of your own, or with more
-    than `MAX_STEPS` or an unknown number of steps, stays whole. A stateful layer starts from zeros
-    at every call, and a warning says so.
+    `recurrent_dropout` is not applied in training. A cell of your own is read as a composite layer
+    is. A layer with more than `MAX_STEPS` or an unknown number of steps stays whole. A stateful
+    layer starts from zeros at every call, and a warning says so.
     """
     cells = getattr(layer.cell, "cells", [layer.cell])
-    if any(type(cell) not in _CELLS for cell in cells):
+    own = any(type(cell) not in _CELLS for cell in cells)
+    if own and len(cells) > 1:
         return None
     if layer.stateful:
         _logger.warning(
@@ -45,6 +47,8 @@ def unfold_recurrent(layer, scheme):
             "state on, make it an input and an output (initial_state, return_state).",
             layer.name,
         )
+    if own:
+        return _unfold_own_cell(layer, scheme)
     names = [layer.name] if len(cells) == 1 else [f"{layer.name}_{cell.name}" for cell in cells]
     cells = [
         _CELLS[type(cell)](cell, name, scheme, layer.trainable)
@@ -73,6 +77,42 @@ def unfold_recurrent(layer, scheme):
         return [y, *state] if layer.return_state else y
 
     return call
+
+
+def _unfold_own_cell(layer, scheme):
+    """Calls what the cell consists of at every step, which shares its weights."""
+    parts, config = _Parts(layer.name, scheme), OutputConfig(scheme.activations)
+
+    def zeros(size, number, like):
+        values = np.zeros((1, *(size if isinstance(size, (list, tuple)) else [size])), np.float32)
+        start = Constant.of(values, False, f"{layer.name}_start_{number}")
+        return QuantizeAnnotate(start, config)(like)
+
+    def call(sequences, initial_state=None, mask=None, training=None):
+        del training
+        if mask is not None or sequences.shape[1] is None or sequences.shape[1] > MAX_STEPS:
+            return None
+        steps = parts.unstack("steps", sequences)[:: -1 if layer.go_backwards else 1]
+        if initial_state is None:
+            sizes = enumerate(_list(layer.cell.state_size))
+            state = [zeros(size, number, steps[0]) for number, size in sizes]
+        else:
+            state = _list(initial_state)
+        inputs = [keras.Input(batch_shape=x.shape) for x in (steps[0], *state)]
+        try:
+            y, new = read(layer.cell, (inputs[0], inputs[1:]), {})
+        except Exception as error:  # Whatever the user's code raises on symbolic tensors.
+            _logger.debug("The cell of '%s' cannot be read: %s", layer.name, error)
+            return None
+        cell = keras.Model(inputs, [y, *_list(new)], name=f"{layer.name}_cell")
+        outputs = []
+        for x in steps:
+            y, *state = cell([x, *state])
+            outputs.append(y)
+        y = parts.stack(outputs) if layer.return_sequences else outputs[-1]
+        return [y, *state] if layer.return_state else y
+
+    return call if scheme.static else None
 
 
 def unfold_time_distributed(layer, scheme):
