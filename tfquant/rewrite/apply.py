@@ -1,41 +1,27 @@
 """`quantize_apply`: from a marked float model to a model of quantized layers."""
 
-import collections
 import dataclasses
 import itertools
-import logging
 
 import keras
-from keras import layers, tree
+from keras import tree
 
 from tfquant.quantizers import Static, WeightQuantizer
 from tfquant.quantizers.families import activation_quantizer
 from tfquant.registry import QuantizeRegistry, schemes
-from tfquant.registry.elementwise import OutputConfig, SameGridConfig
-from tfquant.registry.keras_layers import FLOAT, LINEAR
-from tfquant.registry.parts import Constant, ConstantConfig
+from tfquant.registry.elementwise import SameGridConfig
+from tfquant.registry.parts import ConstantConfig
 from tfquant.registry.registry import KERAS_LAYERS
-from tfquant.registry.weights import WeightsConfig, matrices
-from tfquant.rewrite.affine import merge_affine
-from tfquant.rewrite.annotate import QuantizeAnnotate, all_layers, skip_predicate
+from tfquant.rewrite.agree import Agreement
+from tfquant.rewrite.annotate import skip_predicate
+from tfquant.rewrite.choose import Choices
 from tfquant.rewrite.composite import readable
-from tfquant.rewrite.decompose import decompose, standalone_batch_norm
-from tfquant.rewrite.fold import fold_forward
-from tfquant.rewrite.graph import UniqueNames, real, tensors, trace
-from tfquant.rewrite.layout import cancel_permutes, delay_permutes
-from tfquant.rewrite.merge import merge_clamps
-from tfquant.rewrite.operations import operation_config
-from tfquant.rewrite.read import is_composite
-from tfquant.rewrite.unfold import becomes_others, unfold
-from tfquant.rewrite.units import Unit, fuse
+from tfquant.rewrite.decompose import standalone_batch_norm
+from tfquant.rewrite.graph import UniqueNames, real, tensors
+from tfquant.rewrite.units import Unit
 from tfquant.rewrite.validate import check_model
 from tfquant.wrappers import CallSite, OperationLayer, Quantize, QuantizeWrapper
 from tfquant.wrappers.config import copy_layer, transfer_weights
-
-_logger = logging.getLogger("tfquant")
-
-# Layers with weights that nobody needs to be told about.
-_KNOWN = (layers.BatchNormalization, Constant, *FLOAT)
 
 
 def quantize_model(
@@ -89,7 +75,8 @@ def quantize_model(
     check_model(model)
     skipped = skip_predicate(model, skip)
     chosen = lambda layer: not skipped(layer)  # noqa: E731
-    return _Builder(model, scheme, registry or KERAS_LAYERS, chosen, unknown_layers).build()
+    registry = registry or KERAS_LAYERS
+    return _Builder(Choices(model, scheme, registry, chosen, unknown_layers)).build()
 
 
 def quantize_apply(
@@ -122,13 +109,13 @@ def quantize_apply(
     scheme = _with_families(scheme, weight_quantizer, activation_quantizer)
     check_model(model)
     chosen = lambda layer: False  # noqa: E731
-    builder = _Builder(model, scheme, registry or KERAS_LAYERS, chosen, unknown_layers)
-    if not builder.marked:
+    choices = Choices(model, scheme, registry or KERAS_LAYERS, chosen, unknown_layers)
+    if not choices.marked:
         raise ValueError(
             f"No layer of '{model.name}' is marked. Mark layers with quantize_annotate_layer, or "
             "all of them with quantize_annotate_model."
         )
-    return builder.build()
+    return _Builder(choices).build()
 
 
 def _with_families(scheme, weights, activations):
@@ -139,55 +126,22 @@ def _with_families(scheme, weights, activations):
 
 
 class _Builder:
-    """Reads a model, decides what becomes of each call, and builds the quantized model."""
+    """Builds the quantized model.
 
-    def __init__(self, model, scheme, registry, chosen, unknown_layers):
-        if unknown_layers not in ("weights", "float"):
-            raise ValueError(
-                f"`unknown_layers` must be 'weights' or 'float'. Received: {unknown_layers!r}."
-            )
-        self.scheme, self.registry, self.unknown_layers = scheme, registry, unknown_layers
-        self.opened = []  # What composite layers consist of is quantized as they are.
-        chosen = lambda layer, chosen=chosen: any(x is layer for x in self.opened) or chosen(layer)  # noqa: E731
-        self.graph = trace(model, lambda layer: self._take_apart(layer, chosen))
-        self.marked, self.own_configs = set(), {}
-        for node in self.graph.nodes:
-            self._unwrap(node, chosen)
-        for moved, original in delay_permutes(self.graph):
-            if id(original) in self.marked:
-                self.marked.add(id(moved))
-        cancel_permutes(self.graph)
-        merge_affine(self.graph)
-        merge_clamps(
-            self.graph,
-            lambda node: id(node) in self.marked and id(node.layer) not in self.own_configs,
-        )
-        fold_forward(self.graph, self._may_fold)
-        edges = self._edges()
-        self.configs = {
-            id(node): self._config(node, scheme.edge if id(node.layer) in edges else scheme)
-            for node in self.graph.nodes
-        }
-        self._keep_residuals_float()
-        self._warn_of_unknown_layers()
-        self.units = fuse(
-            self.graph,
-            lambda node: (
-                (self.configs[id(node)] is not None or self._is_lone_batch_norm(node))
-                and id(node.layer) not in self.own_configs
-            ),
-            lambda node: id(node) in self.marked,
-        )
-        self.unit_of = {id(x): u for u in self.units for x in tree.flatten(u.outputs)}
-        self.groups = {}
+    Args:
+        choices: `Choices`.
+    """
+
+    def __init__(self, choices: Choices):
+        self.choices, self.agreement = choices, Agreement(choices)
+        self.scheme, self.registry = choices.scheme, choices.registry
+        self.graph, self.units, self.configs = choices.graph, choices.units, choices.configs
         self.unique = UniqueNames()
+        self.values, self.on_grid, self.quantized, self.made = {}, {}, {}, {}
+        self.points = {}
 
     def build(self):
         """Returns the quantized model."""
-        self._group_steps()
-        self._group_concatenations()
-        self.values, self.on_grid, self.quantized, self.made = {}, {}, {}, {}
-        self.points = {}
         inputs = tree.map_structure(
             lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=self.unique(x.name)),
             self.graph.inputs,
@@ -206,224 +160,13 @@ class _Builder:
             return self.values[id(x)]
         return self._quantize(x, None)
 
-    # What becomes of each call.
-
-    def _take_apart(self, layer, chosen):
-        marked = isinstance(layer, QuantizeAnnotate)
-        if marked and layer.quantize_config is not None:
-            return None
-        inner = layer.layer if marked else layer
-        if not (marked or chosen(inner)) or not self._is_or_becomes_quantized(inner):
-            return None
-        own = is_composite(inner) and self.registry.supports(inner)
-        unfolded = None if own else unfold(inner, self.scheme)
-        if unfolded is not None:
-            opens = is_composite(inner) or isinstance(inner, (layers.RNN, layers.Bidirectional))
-            return self._opening(unfolded) if opens else unfolded
-        parts = decompose(inner)
-        if parts is None or not marked:
-            return parts
-        return [(QuantizeAnnotate(part), weights) for part, weights in parts]
-
-    def _opening(self, unfolded):
-        def build(args, kwargs):
-            model = unfolded(args, kwargs)
-            if model is not None:
-                self.opened += all_layers(model)
-            return model
-
-        return build
-
-    def _is_or_becomes_quantized(self, layer):
-        separable = type(layer) in (layers.SeparableConv1D, layers.SeparableConv2D)
-        return (
-            separable
-            or becomes_others(layer)
-            or (is_composite(layer) and not self.registry.supports(layer))
-            or self.registry.get_quantize_config(layer, self.scheme) is not None
-        )
-
-    def _unwrap(self, node, chosen):
-        """Takes the mark off a layer and notes it."""
-        if isinstance(node.layer, QuantizeAnnotate):
-            self.marked.add(id(node))
-            if node.layer.quantize_config is not None:
-                self.own_configs[id(node.layer.layer)] = node.layer.quantize_config
-            node.layer, node.clone = node.layer.layer, node.clone.layer
-        elif chosen(node.layer):
-            self.marked.add(id(node))
-
-    def _may_fold(self, norm, dense):
-        """Whether a batch norm is to be folded into the dense layer behind it.
-
-        Not where a linear layer before it takes it, nor where either is called twice.
-        """
-        before = self.graph.producer(norm.inputs[0])
-        taken = (
-            before is not None
-            and type(before.layer) in LINEAR
-            and id(before) in self.marked
-            and len(self.graph.consumers(norm.inputs[0])) == 1
-        )
-        calls = [node.layer for node in self.graph.nodes]
-        once = all(sum(layer is node.layer for layer in calls) == 1 for node in (norm, dense))
-        return (
-            once
-            and not taken
-            and {id(norm), id(dense)} <= self.marked
-            and not {id(norm.layer), id(dense.layer)} & set(self.own_configs)
-            and norm.layer.axis in (-1, 1)
-            and self.registry.get_quantize_config(dense.layer, self.scheme) is not None
-        )
-
-    def _edges(self):
-        """Returns the first and the last layer with a kernel, in the order of calls."""
-        linear = [id(node.layer) for node in self.graph.nodes if type(node.layer) in LINEAR]
-        return {*linear[:1], *linear[-1:]}
-
-    def _config(self, node, scheme):
-        """Returns the config of a call; `None` for one that stays float."""
-        if id(node) not in self.marked:
-            return None
-        own = self.own_configs.get(id(node.layer))
-        if own is not None:
-            return own
-        if isinstance(node.layer, keras.layers.Layer):
-            config = self.registry.get_quantize_config(node.layer, scheme)
-            if config is None and self.unknown_layers == "weights" and self._is_unknown(node.layer):
-                return WeightsConfig.for_scheme(scheme)
-            return config
-        # What an operation computes from values on grids is rounded to a grid in its turn.
-        outputs = tree.flatten(node.outputs)
-        if self.scheme.static and len(real([*node.inputs, *outputs])) == len(node.inputs + outputs):
-            return operation_config(node.layer, self.scheme.activations, len(outputs))
-        return None
-
-    def _keep_residuals_float(self):
-        """Leaves sums float that only norms read, directly or through further such sums.
-
-        The norm is float and reads the sum as it is. The residual stream of a transformer, with its
-        few huge channels, is then never rounded: only what matrices multiply is.
-        """
-        for node in reversed(self.graph.nodes):
-            outputs = tree.flatten(node.outputs)
-            readers = [reader for x in outputs for reader in self.graph.consumers(x)]
-            if (
-                type(node.layer) is layers.Add
-                and id(node.layer) not in self.own_configs
-                and readers
-                and not any(self.graph.is_output(x) for x in outputs)
-                and all(self._is_float_residual(reader) for reader in readers)
-            ):
-                self.configs[id(node)] = None
-
-    def _is_float_residual(self, node):
-        is_sum = type(node.layer) is layers.Add and self.configs[id(node)] is None
-        return is_sum or type(node.layer) in FLOAT
-
-    def _is_unknown(self, layer):
-        """Whether `layer` has matrices of weights, and nothing is known of its type."""
-        return not (
-            self.registry.supports(layer)
-            or isinstance(layer, (*_KNOWN, layers.TFSMLayer))
-            or not matrices(layer)
-        )
-
-    def _warn_of_unknown_layers(self):
-        """Names the layers that the registry has no config for."""
-        weights_only, whole = {}, {}
-        for node in self.graph.nodes:
-            layer, config = node.layer, self.configs[id(node)]
-            if id(node) not in self.marked or not isinstance(layer, keras.layers.Layer):
-                continue
-            if isinstance(config, WeightsConfig):
-                weights_only[layer.name] = type(layer).__name__
-            elif (
-                config is None
-                and layer.weights
-                and not self.registry.supports(layer)
-                and not isinstance(layer, _KNOWN)
-            ):
-                whole[layer.name] = type(layer).__name__
-        for found, what in (
-            (
-                weights_only,
-                "Layers of unknown type have their weights quantized, and compute in float",
-            ),
-            (whole, "Layers of unknown type stay float"),
-        ):
-            if found:
-                named = ", ".join(f"'{name}' ({kind})" for name, kind in found.items())
-                _logger.warning(
-                    "%s: %s. Register a QuantizeConfig for the type to say how they are quantized.",
-                    what,
-                    named,
-                )
-
-    # Grids that agree.
-
-    def _group_steps(self):
-        """Gives what an unrolled layer computes again and again one grid."""
-        parts = {
-            id(x.layer): x
-            for model in self.graph.unfolded
-            for x in model.layers
-            if isinstance(x, QuantizeAnnotate)
-        }
-        units = [u for u in self.units if id(u.node.layer) in parts and not self._keeps_grid(u)]
-        count = collections.Counter(id(unit.node.layer) for unit in units)
-        for unit in units:
-            if count[id(unit.node.layer)] > 1:
-                for x in tree.flatten(unit.outputs):
-                    self.groups[id(x)] = unit.node.clone.name
-
-    def _group_concatenations(self):
-        """Gives the branches of each concatenation one grid: it moves integers as they are."""
-        for number, unit in enumerate(self.units):
-            branches = real(unit.node.inputs)
-            if not self._keeps_grid(unit) or len(branches) < 2:
-                continue
-            sources = [id(self._source(x)) for x in branches]
-            names = {self.groups[key] for key in sources if key in self.groups}
-            group = min(names, default=f"{unit.node.layer.name}#{number}")
-            for key, name in list(self.groups.items()):
-                if name in names:
-                    self.groups[key] = group
-            self.groups.update(dict.fromkeys(sources, group))
-
-    def _keeps_grid(self, unit):
-        return isinstance(self.configs[id(unit.node)], SameGridConfig)
-
-    def _source(self, tensor):
-        """Returns the tensor that `tensor`'s grid comes from."""
-        unit = self.unit_of.get(id(tensor))
-        while unit is not None and self._keeps_grid(unit) and real(unit.node.inputs):
-            tensor = real(unit.node.inputs)[0]
-            unit = self.unit_of.get(id(tensor))
-        return tensor
-
-    def _grid_is_fixed(self, tensor):
-        """Whether the device dictates the grid of `tensor`, so that no group can change it."""
-        unit = self.unit_of.get(id(self._source(tensor)))
-        config = self.configs[id(unit.node)] if unit else None
-        return isinstance(config, OutputConfig) and config.fixed is not None
-
-    def _site(self, unit):
-        return CallSite(unit.clamp, self.groups.get(id(tree.flatten(unit.outputs)[0])))
-
-    def _sites(self, unit):
-        """Returns the call sites of the unit's layer."""
-        return [self._site(u) for u in self.units if u.node.layer is unit.node.layer]
-
-    # Building.
-
     def _bind(self, old, new):
         for x, y in zip(tree.flatten(old), tree.flatten(new), strict=True):
             self.values[id(x)] = y
 
     def _call(self, unit: Unit):
         """Calls what stands for `unit` in the quantized model."""
-        lone = self._is_lone_batch_norm(unit.node)
+        lone = self.choices.is_lone_batch_norm(unit.node)
         config = self.configs[id(unit.node)]
         args, kwargs = self._arguments(unit)
         if config is None and not lone:
@@ -469,7 +212,7 @@ class _Builder:
     def _reads_grids(self, unit):
         """Whether a call takes its inputs on grids."""
         config = self.configs[id(unit.node)]
-        quantized = self._is_lone_batch_norm(unit.node) if config is None else True
+        quantized = self.choices.is_lone_batch_norm(unit.node) if config is None else True
         return self.scheme.static and quantized and not getattr(config, "reads_floats", False)
 
     def _arguments(self, unit):
@@ -481,14 +224,14 @@ class _Builder:
         y = self.values[id(x)]
         if not (self._reads_grids(unit) and keras.backend.is_float_dtype(y.dtype)):
             return y
-        several = self._keeps_grid(unit) and len(real(unit.node.inputs)) > 1
-        if several and self._grid_is_fixed(x):
-            return self._quantize(x, self.groups[id(self._source(x))])
+        several = self.agreement.keeps_grid(unit) and len(real(unit.node.inputs)) > 1
+        if several and self.agreement.is_fixed(x):
+            return self._quantize(x, self.agreement.groups[id(self.agreement.source(x))])
         spec = getattr(self.configs[id(unit.node)], "activations", None)
         stored = self.on_grid.get(id(y))
         # A kernel reads and writes integers of one width.
         if stored is None or (spec is not None and stored != spec.stored_bits):
-            return self._quantize(x, self.groups.get(id(x)), spec)
+            return self._quantize(x, self.agreement.groups.get(id(x)), spec)
         return y
 
     def _quantize(self, x, group, spec=None):
@@ -551,19 +294,6 @@ class _Builder:
                 quantizer.fit(variable.value)
         return None, wrapper, None
 
-    def _is_lone_batch_norm(self, node):
-        layer = node.layer
-        if not (
-            self.scheme.static
-            and id(node) in self.marked
-            and id(layer) not in self.own_configs
-            and isinstance(layer, layers.BatchNormalization)
-        ):
-            return False
-        rank = len(node.inputs[0].shape)
-        free = sum(n is None for n in node.inputs[0].shape[1:])
-        return layer.axis in (-1, rank - 1) and (rank < 5 or (rank == 5 and free < 2))
-
     def _convolution_of_ones(self, unit):
         """Returns the quantized layers that compute a batch norm of its own."""
         shape = unit.node.inputs[0].shape
@@ -606,3 +336,10 @@ class _Builder:
         if node.clone is not node.layer:
             transfer_weights(node.layer, node.clone)
         return node.clone
+
+    def _site(self, unit):
+        return CallSite(unit.clamp, self.agreement.groups.get(id(tree.flatten(unit.outputs)[0])))
+
+    def _sites(self, unit):
+        """Returns the call sites of the unit's layer."""
+        return [self._site(u) for u in self.units if u.node.layer is unit.node.layer]
