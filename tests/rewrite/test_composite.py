@@ -190,7 +190,7 @@ def test_a_batch_size_in_a_call_stands_for_any(rng, tmp_path):
 
 
 class Past(layers.Layer):
-    """The mean of the steps up to each one."""
+    """The mean of the steps up to each one, and positions."""
 
     def build(self, input_shape):
         self.dense = layers.Dense(4)
@@ -200,7 +200,7 @@ class Past(layers.Layer):
         time = ops.arange(ops.shape(x)[1], dtype="float32")
         past = ops.cast(time[:, None] >= time[None], "float32") / (time[:, None] + 1.0)
         rows = ops.broadcast_to(past[None], (ops.shape(x)[0], *ops.shape(past)))
-        return ops.matmul(rows, self.dense(x))
+        return ops.matmul(rows, self.dense(x)) + 0.1 * time[:, None]
 
 
 def test_a_free_length_in_a_call_stands_for_any(rng, tmp_path):

@@ -185,3 +185,14 @@ def test_all_steps_share_weights_and_grids(rng):
     wrapper = quantized.get_layer("quant_lstm_recurrent")
     assert len(wrapper.call_sites) == SEQUENCE[0] - 1
     assert len({id(q) for q in keras.tree.flatten(wrapper.output_quantizers)}) == 1
+
+
+def test_attention_over_two_axes_stays_whole_with_integer_weights(rng, tmp_path):
+    x = keras.Input((3, 3, 4))
+    y = layers.MultiHeadAttention(2, 3, attention_axes=(1, 2), name="attention")(x, x)
+    quantized = tfq.quantize_model(keras.Model(x, y))
+    tfq.calibrate(quantized, rng.normal(size=(8, 3, 3, 4)).astype(np.float32), progress=False)
+    report = tfq.to_tflite(quantized, tmp_path / "q.tflite", progress=False)
+    (layer,) = (layer for layer in report.layers if layer.name == "attention")
+    assert layer.weight_bits == 8
+    assert report.end_to_end.largest < 1e-5  # Relative: both compute in float.

@@ -324,6 +324,9 @@ class _Replay:
 
     def _constant(self, operation, parts, trains):
         arrays = [keras.ops.convert_to_numpy(x) for x in parts]
+        broadcasts = operation is not None and type(operation).__name__ in _BROADCASTING
+        if broadcasts and self._starts_with_length(arrays):
+            arrays = [x[None] for x in arrays]
         shapes = [x.shape for x in arrays]
         differing = [i for i, sizes in enumerate(zip(*shapes, strict=True)) if len({*sizes}) > 1]
         values, free_axes = arrays[-1], [axis for axis in differing if axis]
@@ -333,10 +336,13 @@ class _Replay:
             cut = values[tuple(slice(n) for n in (None, *x.shape[1:])[: x.ndim])]
             if not np.allclose(np.broadcast_to(cut, x.shape), x, rtol=1e-5, atol=1e-6):
                 raise ValueError("A constant depends on the size.")
-        broadcasts = operation is not None and type(operation).__name__ in _BROADCASTING
-        if trains or free_axes or (differing and not broadcasts):
+        if free_axes or (differing and (trains or not broadcasts)):
             return self._held(values, trains, free_axes)
         return values if differing else parts[0]
+
+    def _starts_with_length(self, arrays):
+        lengths = [size.length for size in self.sizes]
+        return None not in lengths and [len(x) if x.ndim else 0 for x in arrays] == lengths
 
     def _symbolic(self, x):
         """Returns an output as a KerasTensor."""
