@@ -211,6 +211,8 @@ def test_a_free_length_in_a_call_stands_for_any(rng, tmp_path):
     assert report.end_to_end.largest <= 1
     assert_close(q, model, rows)
     assert_close(q, model, rows[:, :3])
+    with pytest.raises(ValueError, match=r"read for up to 512 steps\. Received: 513 steps"):
+        q(np.zeros((1, 513, 4), np.float32))
 
 
 def test_a_length_around_a_model_of_free_length_is_the_length_inside(rng):

@@ -160,6 +160,9 @@ class Constant(keras.layers.Layer):
         shape: Shape of the weight, `(1, ...)`.
         value_dtype: Its dtype.
         free_axes: Axes that are cut to the length of the input's second axis.
+
+    Raises:
+        ValueError: If the layer is called on a longer input than the weight is for.
     """
 
     def __init__(self, shape, value_dtype: str = "float32", free_axes=(), **kwargs):
@@ -182,7 +185,11 @@ class Constant(keras.layers.Layer):
         """Returns `(batch, ...)`."""
         values = ops.convert_to_tensor(self.values)
         if self.free_axes:
-            length = ops.shape(x)[1]
+            length, longest = ops.shape(x)[1], self.shape[self.free_axes[0]]
+            if isinstance(length, int) and length > longest:
+                raise ValueError(
+                    f"'{self.name}' was read for up to {longest} steps. Received: {length} steps."
+                )
             cut = [slice(length if i in self.free_axes else None) for i in range(len(self.shape))]
             values = values[tuple(cut)]
         return ops.broadcast_to(values, (ops.shape(x)[0], *ops.shape(values)[1:]))
