@@ -441,11 +441,11 @@ void Finish(const FinishArgs& a) {
       const float* const column_scale = a.column_scale + at;
       if (a.integer) {
         const int32_t* const sum = static_cast<const int32_t*>(a.sum) + m * a.stride + at;
-        if (a.column_sum) {  // exact: per-channel sums of integers fit a float
+        if (a.column_sum) {  // exact: a float holds a column's sum, and a double the difference
+          const double zero = a.zero_point;
           for (int64_t c = 0; c < count; ++c) {
-            const int32_t zero = a.zero_point * static_cast<int32_t>(a.column_sum[at + c]);
-            line[c] = static_cast<float>(
-                static_cast<int32_t>(static_cast<uint32_t>(sum[c]) - static_cast<uint32_t>(zero)));
+            const double offset = zero * static_cast<double>(a.column_sum[at + c]);
+            line[c] = static_cast<float>(static_cast<double>(sum[c]) - offset);
           }
         } else {
           for (int64_t c = 0; c < count; ++c) line[c] = static_cast<float>(sum[c]);

@@ -119,13 +119,16 @@ def test_extremes_never_saturate(core, path, kind, value):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_the_deepest_channel_fits_the_accumulator(core, path):
+@pytest.mark.parametrize(("value", "zero_point"), [(-128, 0), (127, -128), (-128, 127)])
+def test_the_deepest_channel_fits_the_accumulator(core, path, value, zero_point):
+    """With a zero point the result does not fit 32 bits, only what is summed up does."""
     need(core, path)
     k = packing.MAX_DEPTH
     packed = packing.pack_matmul(np.full((k, 1), -128), np.ones(1), num_bits=8)
-    x = np.full((1, k), -128, np.float32)
-    y = core.matmul(x, packed, units=1, num_bits=8, activations="static", path=path)
-    assert y == np.float32(128 * 128 * k)
+    x = np.full((1, k), value - zero_point, np.float32)
+    form = {"num_bits": 8, "activations": "static", "zero_point": zero_point}
+    y = core.matmul(x, packed, units=1, path=path, **form)
+    assert y == np.float32((value - zero_point) * -128 * k)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -184,6 +187,19 @@ def test_bfloat16_is_the_float_result_rounded(core, path, activations, rng):
             expected = core.matmul(brain.astype(np.float32), packed, **form)
             rounded = expected.astype(ml_dtypes.bfloat16).view(np.uint16)
             np.testing.assert_array_equal(y, rounded)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+def test_depths_agree_on_both_sides_of_a_stretch(core, path, activations, rng):
+    """Tiles go through 2048 values of k, unpacked before from some tens of rows on."""
+    need(core, path)
+    for num_bits, group_size in FORMATS:
+        if activations == "per_group" and not group_size:
+            continue
+        for m, k in ((1, 2049), (13, 2047), (40, 2049), (40, 4097)):
+            x = rng.normal(size=(m, k)).astype(np.float32)
+            check(core, path, x, num_bits, group_size, 17, activations)
 
 
 @pytest.mark.parametrize("path", PATHS)
