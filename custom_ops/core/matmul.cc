@@ -18,7 +18,7 @@ namespace {
 
 constexpr int64_t kPassRows = 1024;     // rows of x that are quantized at a time
 constexpr int64_t kStripeRows = 128;    // rows whose quantized x stays in the second-level cache
-constexpr int64_t kIntegerBlocks = 16;  // stretch of K of a tile: 512 values, staged in 16 KB
+constexpr int64_t kIntegerBlocks = 64;  // stretch of K of a tile: 2048 values, staged in 32 KB
 constexpr int64_t kRealBlocks = 4;      // 128 values, staged in 16 KB of floats
 constexpr int64_t kDirectRealRows = 8;  // up to these, float tiles read the packed weights
 constexpr size_t kStagedTiles = 3;      // unpacking to the cache first pays from so many tiles on

@@ -96,8 +96,8 @@ int Run(int argc, char** argv) {
                                   const std::function<void(int64_t, int64_t)>& body) {
     pool.For(count, cost + 100000, body);
   };
-  const int64_t sizes[] = {1,  2,  3,  7,  8,  9,   15,  16,  17, 31,
-                           32, 33, 63, 64, 65, 127, 128, 129, 521};
+  const int64_t sizes[] = {1,  2,  3,  7,  8,  9,   15,  16,  17,  31,
+                           32, 33, 63, 64, 65, 127, 128, 129, 521, 2049};
   for (int i = 0; i < kPaths; ++i) {
     const Path path = static_cast<Path>(i);
     if (!PathSupported(path)) {

@@ -135,6 +135,9 @@ struct Avx2 : Pairs {
       for (int64_t b = 0; b < group_blocks; ++b) {
 #pragma GCC unroll 4
         for (int p = 0; p < kPanels; ++p) {
+          // Of the next tile, which lies behind this one's x.
+          if (!kPacked && p == 0)
+            Prefetch(x + args.blocks * kBlockDepth * kRows, kBlockDepth * kRows);
           __m256i chain[kRows][2];
 #pragma GCC unroll 4
           for (int m = 0; m < kRows; ++m) {
