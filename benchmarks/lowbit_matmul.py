@@ -151,21 +151,22 @@ def main():
     for shape in args.shapes.split(","):
         k, n = map(int, shape.split("x"))
         contestants = make_contestants(k, n, args.threads, args.only)
-        for m in map(int, args.rows.split(",")):
-            calls, held = prepare(contestants, m, k)
-            with alone(args.alone):
-                floor.measure()
+        ready = {m: prepare(contestants, m, k) for m in map(int, args.rows.split(","))}
+        made = []
+        with alone(args.alone):
+            floor.measure()
+            for m, (calls, _) in ready.items():
                 for cold in (False, True) if m == 1 else (False,):
                     seconds = race(calls, cold, args)
                     floors = {name: floor.seconds(name, m, k, n, cold) for name in seconds}
                     floors = {name: t for name, t in floors.items() if t}
                     form = (args.threads, [k, n], m, cold, machine(floor), seconds, floors)
-                    pieces.append(Piece(*form))
-            del calls, held
-            for piece in pieces[-2 if m == 1 else -1 :]:
-                print("\n".join(times_table(piece)), flush=True)
-                if args.save:
-                    piece.save(args.save)
+                    made.append(Piece(*form))
+        for piece in made:
+            print("\n".join(times_table(piece)), flush=True)
+            if args.save:
+                piece.save(args.save)
+        pieces += made
     print("\n".join(targets_table(pieces)))
 
 
@@ -177,7 +178,8 @@ def alone(command):
         return
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, shell=True, **pipes) as process:
-        process.stdout.readline()
+        if not process.stdout.readline():
+            raise SystemExit(f"The command of --alone ended without a line: {command}")
         try:
             yield
         finally:
