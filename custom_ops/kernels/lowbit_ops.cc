@@ -1,8 +1,9 @@
 // The CPU kernels of the ops: core on TensorFlow's own threads.
-#include <optional>
+#include <memory>
 #include <string>
 
 #include "../core/path.h"
+#include "../core/thread_pool.h"
 #include "op_kernels.h"
 
 namespace tfquant {
@@ -15,17 +16,19 @@ using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
 using tensorflow::TensorShape;
 
+// TensorFlow's own threads. Its ParallelFor would hand even the first item to a thread that has to
+// wake up; here the calling thread is one of them and begins at once.
 ParallelFor ThreadsOf(OpKernelContext* ctx) {
   const auto* const threads = ctx->device()->tensorflow_cpu_worker_threads();
-  if (threads->num_threads == 1) return SerialFor;
+  const int count = threads->num_threads;
+  if (count == 1) return SerialFor;
   tensorflow::thread::ThreadPool* const pool = threads->workers;
-  return [pool](int64_t count, int64_t cost, const std::function<void(int64_t, int64_t)>& body) {
-    if (count == 0) return;
-    using Pool = tensorflow::thread::ThreadPool;
-    constexpr int64_t kCyclesPerNanosecond = 3;
-    const Pool::SchedulingParams params(Pool::SchedulingStrategy::kAdaptive,
-                                        cost * kCyclesPerNanosecond, std::nullopt);
-    pool->ParallelFor(count, params, body);
+  return [pool, count](int64_t items, int64_t cost,
+                       const std::function<void(int64_t, int64_t)>& body) {
+    if (!WorthSharing(items, cost)) return SerialFor(items, cost, body);
+    const auto work = std::make_shared<SharedWork>(items, count, body);
+    for (int i = 1; i < count && i < items; ++i) pool->Schedule([work] { work->Help(); });
+    work->Finish();
   };
 }
 
