@@ -92,7 +92,10 @@ def fuzz(folder, args):
     if shutil.which("clang++"):
         copts = ("-fsanitize=fuzzer,address,undefined", *SANITIZERS[1:])
         build("unpack_fuzz", out, copts=copts, CXX="clang++")
-        run(out, f"-max_total_time={args.seconds}", "-max_len=600", "-print_final_stats=1")
+        # What it finds outlives this folder.
+        kept = f"-artifact_prefix={tempfile.gettempdir()}/tfquant-fuzz-"
+        limits = (f"-max_total_time={args.seconds}", "-max_len=600", "-report_slow_units=1000")
+        run(out, *limits, kept, "-print_final_stats=1")
     else:
         build("unpack_fuzz", out, copts=("-DTFQUANT_FUZZ_MAIN", *SANITIZERS))
         run(out, args.seconds)
