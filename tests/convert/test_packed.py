@@ -183,6 +183,24 @@ def test_a_batch_norm_folded_into_groups_leaves_scales_of_16_bits(rng):
     assert np.abs(off)[np.abs(integers) < 7].max() <= 0.5 + 1e-4
 
 
+@pytest.mark.parametrize("scheme", ["w4_g32", "w4a8_g32"])
+def test_models_of_mixed_precision_have_groups_and_train(rng, scheme):
+    dense = lambda units: layers.Dense(units, dtype="mixed_bfloat16")  # noqa: E731
+    model = keras.Sequential([keras.Input((64,)), dense(32), dense(8)])
+    x = rng.normal(size=(16, 64)).astype(np.float32)
+    q = tfq.quantize_model(model, scheme)
+    ((_, quantizer),) = q.layers[-1].weight_quantizers
+    assert quantizer.grouped and quantizer.steps().dtype == "float32"
+    q.compile("sgd", "mse")
+    q.fit(x, np.zeros((16, 8)), verbose=0)
+    packed = tfq.to_packed(q)
+    assert inner_layers(packed, PackedDense)[0].group_size == 32
+    # The layers multiply in bfloat16, of 8 bits; the packed ones in integers or float32.
+    expected = q.predict(x, verbose=0)
+    largest = np.abs(expected).max()
+    np.testing.assert_allclose(packed.predict(x, verbose=0), expected, atol=largest / 64)
+
+
 def test_a_layer_that_groups_do_not_divide_is_named(rng):
     model = keras.Sequential(
         [keras.Input((64,)), layers.Dense(40, name="even"), layers.Dense(3, name="odd")]

@@ -98,10 +98,10 @@ def group_scale(scale):
     The gradient passes straight through.
 
     Args:
-        scale: Positive float32 tensor.
+        scale: Positive float tensor.
 
     Returns:
-        Tensor of the shape of `scale`, from 2**-14 to 65280, rounded to nearest, ties to even.
+        Float32 tensor of the shape of `scale`, from 2**-14 to 65280; ties go to even.
 
     Example:
 
@@ -120,4 +120,4 @@ def group_scale(scale):
             bits, "float32"
         ), lambda *args, upstream=None: args[0] if upstream is None else upstream
 
-    return rounded(scale)
+    return rounded(ops.cast(scale, "float32"))

@@ -34,6 +34,7 @@ class Dynamic(Quantizer):
     def params(self, x=None) -> QuantParams:
         """Returns a `scale` and `zero_point` for each row or vector, with length 1 along it."""
         axes = (-1,) if self.by_vector else tuple(range(1, len(x.shape)))
+        x = ops.cast(x, "float32")
         low = ops.minimum(ops.min(x, axis=axes, keepdims=True), 0.0)
         high = ops.maximum(ops.max(x, axis=axes, keepdims=True), 0.0)
         span = high - low
