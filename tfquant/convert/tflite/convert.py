@@ -51,7 +51,7 @@ def to_tflite(
             activations, or `"float32"` where they are float.
         output_type: Type of its outputs; the default is `input_type`.
         batch_size: Fixed batch dimension, `None` for a free one. With a fixed one, which is faster,
-            other free dimensions (lengths) become those of the samples.
+            free lengths of sequences become those of the samples.
         samples: Inputs for the comparison, in any form that `calibrate` takes. The default is what
             `calibrate` saw; a model loaded from a file has forgotten it, and random inputs within
             the calibrated range are used.

@@ -22,7 +22,7 @@ def convert_float(lowered: Lowered, batch_size: int | None, rows: list[np.ndarra
     Args:
         lowered: From `tfquant.rewrite.lower`.
         batch_size: Fixed batch dimension, `None` to leave free dimensions free.
-        rows: One array for each input: what free dimensions become beside a fixed batch.
+        rows: One array for each input: what free lengths become beside a fixed batch.
 
     Returns:
         `File` whose inputs and outputs have the order of the model's.
@@ -54,11 +54,13 @@ def convert_float(lowered: Lowered, batch_size: int | None, rows: list[np.ndarra
 def _shape(x, batch_size, array):
     """Returns the shape of an input of the file.
 
-    With a free length the converter leaves the bias of a dense layer behind a reshape, where no
-    kernel applies it.
+    With a free length of a sequence the converter leaves the bias of a dense layer behind a
+    reshape, where no kernel applies it. The sizes of images do no harm.
     """
     if batch_size is None:
         return x.shape
+    if len(x.shape) > 3:
+        return batch_size, *x.shape[1:]
     return batch_size, *(n or size for n, size in zip(x.shape[1:], array.shape[1:], strict=True))
 
 
