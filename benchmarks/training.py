@@ -39,27 +39,22 @@ class Recipe:
         epochs: Epochs.
         learning_rate: First learning rate of a cosine.
         bar: Points that it may lose against float.
-        teacher: Share of the float model's answers in the loss.
-        temperature: Softness of those answers.
+        teacher: Share of the float model's answers in the loss, at temperature 4.
         freeze: Epoch from which batch norms stand still; `None` for never.
-        mixed: Whether images are mixed with others, of which only the teacher knows what they are
-            (Beyer et al. 2022, arXiv:2106.05237).
     """
 
     epochs: int
     learning_rate: float
     bar: float
     teacher: float = 0.0
-    temperature: float = 4.0
     freeze: int | None = None
-    mixed: bool = False
 
 
 RECIPES = {
     "w8a8": Recipe(2, 1e-5, 0.002, teacher=1.0, freeze=0),
     "w8a8 alone": Recipe(2, 1e-5, 0.002),
     "w4a8": Recipe(5, 3e-4, 0.007),
-    "w2a8": Recipe(32, 2e-3, 0.05, teacher=1.0, temperature=2.0, freeze=28, mixed=True),
+    "w2a8": Recipe(24, 1e-3, 0.05, teacher=0.9, freeze=20),
 }
 
 
@@ -111,7 +106,7 @@ def resnet8():
             q = tfq.quantize_model(model, scheme.split()[0])
             tfq.calibrate(q, x[:200], progress=False)
             before = score(q)
-            train(q, model, cifar_batches(x, y, seed, recipe.mixed), recipe, len(x))
+            train(q, model, cifar_batches(x, y, seed), recipe, len(x))
             found.append(score(q))
             console.print(f"{scheme} seed {seed}: PTQ {before:.4f}, QAT {found[-1]:.4f}")
         file = check_file(q, test_x, test_y)
@@ -125,27 +120,22 @@ def resnet8():
     console.print(table)
 
 
-def cifar_batches(x, y, seed, mixed):
-    """Returns batches of flipped and shifted (and mixed) images, shuffled by `seed`."""
+def cifar_batches(x, y, seed):
+    """Returns batches of flipped and shifted images, shuffled by `seed`."""
 
     def vary(image, label):
         image = tf.pad(tf.image.random_flip_left_right(image), [[4, 4], [4, 4], [0, 0]])
         return tf.image.random_crop(image, [32, 32, 3]), label
 
-    def mix(images, labels):
-        share = tf.random.uniform([BATCH_SIZE, 1, 1, 1], 0.5, 1)
-        return share * images + (1 - share) * images[::-1], labels
-
     data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=seed)
-    data = data.map(vary).batch(BATCH_SIZE, drop_remainder=True)
-    return (data.map(mix) if mixed else data).prefetch(2)
+    return data.map(vary).batch(BATCH_SIZE, drop_remainder=True).prefetch(2)
 
 
 def train(model, teacher, data, recipe, rows):
     """Compiles and fits by a recipe."""
     callbacks = [] if recipe.freeze is None else [tfq.FreezeBatchNorm(recipe.freeze)]
     if recipe.teacher:
-        model = tfq.distill(model, teacher, temperature=recipe.temperature, weight=recipe.teacher)
+        model = tfq.distill(model, teacher, temperature=4.0, weight=recipe.teacher)
     steps = rows // BATCH_SIZE * recipe.epochs
     rate = keras.optimizers.schedules.CosineDecay(recipe.learning_rate, steps)
     model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")

@@ -71,7 +71,7 @@ def test_dequantize_quantize_and_unpack_are_exact_when_emulated(check):
     assert check.failures == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_cases_of_the_matmul_kernels_agree_when_emulated(check):
     check.matmuls(large=False)
     assert check.failures == []
@@ -186,7 +186,7 @@ def test_nvrtc_compiles_one_kernel_of_each_kind(core, architecture):
     assert "compiled and not run" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nvrtc_compiles_every_kernel(core, architecture):
     done = compile_kernels(core, architecture, [], nvrtc())

@@ -104,8 +104,13 @@ def _unsigned(params):
 
 
 def _separate_constants(file, assignment):
-    """Copies stored tensors (and buffers) that are read with different parameters."""
-    first: dict[int, tuple] = {}
+    """Copies stored tensors (and buffers) that are read with different parameters, or with none."""
+    first: dict[int, tuple] = {
+        file.subgraph.tensors[index].buffer: (index, None)
+        for op in file.ops
+        for index in op.inputs
+        if file.is_constant(index) and (op.index, index) not in assignment.stored
+    }
     for key in list(assignment.stored):
         op_index, index = key
         params = assignment.stored[key]
@@ -114,7 +119,7 @@ def _separate_constants(file, assignment):
             first[buffer] = index, params
             continue
         first_index, first_params = first[buffer]
-        if _same(params, first_params):
+        if first_params is not None and _same(params, first_params):
             assignment.stored[key] = first_params
             continue
         if index == first_index:
