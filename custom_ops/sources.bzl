@@ -70,6 +70,7 @@ COPTS = [
     "-Wall",
     "-Wextra",
     "-Wno-unknown-pragmas",
+    "-Wno-unknown-warning-option",  # Of clang, which does not know the next one.
     "-Wno-maybe-uninitialized",
 ]
 

@@ -89,7 +89,7 @@ struct Pairs {
 
   template <int kBits>
   static __m256i Part(__m256i row, int part) {
-    const __m256i mask = _mm256_set1_epi8((1 << kBits) - 1);
+    const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << kBits) - 1));
     if (kBits == 8) return row;
     if (part == 0) return _mm256_and_si256(row, mask);
     return _mm256_and_si256(_mm256_srli_epi16(row, part * kBits), mask);
