@@ -178,7 +178,7 @@ def compile_kernels(core, architecture, options, nvrtc_file):
 
 @pytest.mark.parametrize(
     "architecture",
-    [80, *(pytest.param(a, marks=pytest.mark.slow) for a in ARCHITECTURES if a != 80)],
+    [80, *(pytest.param(a, marks=pytest.mark.long) for a in ARCHITECTURES if a != 80)],
 )
 def test_nvrtc_compiles_one_kernel_of_each_kind(core, architecture):
     done = compile_kernels(core, architecture, ["--kernels", *SOME_KERNELS], nvrtc())
