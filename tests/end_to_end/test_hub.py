@@ -11,39 +11,24 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationW
 keras_hub = pytest.importorskip("keras_hub", reason="needs keras-hub: pip install '.[hub]'")
 
 STEPS, WORDS, LAYERS = 6, 20, 2
+TEXT = {
+    "vocabulary_size": WORDS,
+    "num_layers": LAYERS,
+    "hidden_dim": 16,
+    "intermediate_dim": 32,
+}
 
 
 def bert():
-    return keras_hub.models.BertBackbone(
-        vocabulary_size=WORDS,
-        num_layers=LAYERS,
-        num_heads=2,
-        hidden_dim=16,
-        intermediate_dim=32,
-        max_sequence_length=STEPS,
-    )
+    return keras_hub.models.BertBackbone(**TEXT, num_heads=2, max_sequence_length=STEPS)
 
 
 def gpt2():
-    return keras_hub.models.GPT2Backbone(
-        vocabulary_size=WORDS,
-        num_layers=LAYERS,
-        num_heads=2,
-        hidden_dim=16,
-        intermediate_dim=32,
-        max_sequence_length=STEPS,
-    )
+    return keras_hub.models.GPT2Backbone(**TEXT, num_heads=2, max_sequence_length=STEPS)
 
 
 def llama():
-    return keras_hub.models.LlamaBackbone(
-        vocabulary_size=WORDS,
-        num_layers=LAYERS,
-        num_query_heads=2,
-        num_key_value_heads=1,
-        hidden_dim=16,
-        intermediate_dim=32,
-    )
+    return keras_hub.models.LlamaBackbone(**TEXT, num_query_heads=2, num_key_value_heads=1)
 
 
 def vit():

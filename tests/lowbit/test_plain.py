@@ -183,6 +183,17 @@ def test_an_unknown_type_is_refused(core):
     assert code == -1 and "`type` must be 0 (float32) or 1" in c.tfquant_error().decode()
 
 
+def refuse_alike(call, words):
+    """The kernel and, where values do not matter, the shape function refuse in the same words."""
+    errors = (ValueError, tf.errors.InvalidArgumentError)
+    with pytest.raises(errors, match=words):
+        call()
+    if "finite" in words or "lie in" in words:
+        return  # a shape function knows no values
+    with pytest.raises(errors, match=words):
+        tf.function(call).get_concrete_function()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -205,13 +216,7 @@ def test_an_unknown_type_is_refused(core):
 def test_the_shape_function_and_the_kernel_refuse_in_the_same_words(core, rng, change, words):
     packed, scale, _, form = case(rng, 4, 40, "row")
     given = {"packed": packed, "scale": scale, "columns": 40} | form | change
-    errors = (ValueError, tf.errors.InvalidArgumentError)
-    with pytest.raises(errors, match=words):
-        lowbit.dequantize(**given)
-    if "finite" in words or "lie in" in words:
-        return  # a shape function knows no values
-    with pytest.raises(errors, match=words):
-        tf.function(lambda: lowbit.dequantize(**given)).get_concrete_function()
+    refuse_alike(lambda: lowbit.dequantize(**given), words)
 
 
 @pytest.mark.parametrize(
@@ -230,13 +235,7 @@ def test_the_shape_function_and_the_kernel_refuse_in_the_same_words(core, rng, c
 def test_quantize_pack_refuses_what_is_wrong(core, rng, change, words):
     _, scale, _, form = case(rng, 4, 40, "row")
     back = {"x": np.zeros((9, 40), np.float32), "scale": scale} | form | change
-    errors = (ValueError, tf.errors.InvalidArgumentError)
-    with pytest.raises(errors, match=words):
-        lowbit.quantize_pack(**back)
-    if "finite" in words or "lie in" in words:
-        return  # a shape function knows no values
-    with pytest.raises(errors, match=words):
-        tf.function(lambda: lowbit.quantize_pack(**back)).get_concrete_function()
+    refuse_alike(lambda: lowbit.quantize_pack(**back), words)
 
 
 def test_columns_that_end_in_the_same_byte_fit(core, rng):
