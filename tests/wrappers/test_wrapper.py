@@ -8,6 +8,7 @@ from keras import layers, ops
 
 import tfquant as tfq
 from tfquant import PerAxis, QuantSpec
+from tfquant.numerics import QuantParams
 from tfquant.quantizers import AbsMax, Static, grid_of
 from tfquant.registry import KERAS_LAYERS, SCHEMES
 from tfquant.wrappers import CallSite, Quantize
@@ -519,3 +520,37 @@ def test_a_quantization_point_rounds(rng):
     point.quantizer.set_params(tfq.QuantParams(0.25, 0))
     np.testing.assert_array_equal(point(x), np.rint(x * 4) / 4)
     assert point.compute_output_shape((None, 4)) == (None, 4)
+
+
+def trained_once(clamp, grid, skips, rng):
+    """Returns the output, the gradient to the input and the range after a step of training."""
+    layer = built(lambda: layers.Dense(64), (7,), rng)
+    config = KERAS_LAYERS.get_quantize_config(layer, SCHEMES["w8a8"])
+    sites = (CallSite(clamp),)
+    wrapper = tfq.QuantizeWrapper(
+        layer, config, call_sites=sites, activation_quantizer="moving_average"
+    )
+    ((quantizer,),) = wrapper.output_quantizers
+    quantizer.set_params(grid)
+    assert quantizer.clamps(clamp) == skips
+    x = tf.Variable(batch(rng, (7,)) * 5)
+    with tf.GradientTape() as tape:
+        y = wrapper(x, training=True)
+        loss = ops.sum(y * rng.normal(size=y.shape).astype(np.float32))
+    return y, tape.gradient(loss, x), quantizer.bounds
+
+
+@pytest.mark.parametrize("clamp", [(0, None), (0, 6)])
+def test_a_grid_that_ends_with_the_activation_takes_its_place(clamp):
+    ends_there, reaches_below = QuantParams(5 / 255, -128), QuantParams(5 / 254, -127)
+    found, expected = (
+        trained_once(clamp, grid, skips, np.random.default_rng(0))
+        for grid, skips in ((ends_there, True), (reaches_below, False))
+    )
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_allclose(x, y, atol=0.05)
+    assert np.min(found[0]) == 0 and np.max(found[0]) <= (clamp[1] or 100)
+
+
+def test_without_an_activation_nothing_is_clamped_twice(rng):
+    trained_once(None, QuantParams(5 / 255, -128), False, rng)

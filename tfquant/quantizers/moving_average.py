@@ -26,8 +26,8 @@ class MovingAverage(Static):
 
     Attributes:
         frozen: Whether the range stands still. It shapes the graph, as `active` does.
-        non_negative: Whether values are known to be so, as behind a ReLU: nobody looks for their
-            least.
+        clamp: `(low, high)` of the activation in front of it, `None` for no bound: a ReLU is
+            `(0, None)`. The range stays inside.
     """
 
     def __init__(self, spec, group: str | None = None, momentum: float = 0.99, **kwargs):
@@ -36,7 +36,7 @@ class MovingAverage(Static):
             raise ValueError(f"`momentum` must be in [0, 1). Received: momentum={momentum}.")
         self.momentum = momentum
         self.frozen = False
-        self.non_negative = False
+        self.clamp = (None, None)
 
     def build(self, input_shape=None):
         """Creates what `Static` has, and `bounds`: the lowest and the highest value."""
@@ -48,6 +48,18 @@ class MovingAverage(Static):
         scale, zero_point = float(params.scale), float(params.zero_point)
         self.bounds.assign([scale * (q - zero_point) for q in (self.spec.qmin, self.spec.qmax)])
 
+    def clamps(self, bounds) -> bool:
+        """Whether `bounds` are `clamp` and the grid does not reach beyond. It shapes the graph."""
+        if bounds is None or bounds != self.clamp or self.spec.num_bits > 8 or not self.calibrated:
+            return False
+        with tf.init_scope():
+            scale, zero_point = float(self.scale.numpy()), float(self.zero_point.numpy())
+        low, high = (scale * (q - zero_point) for q in (self.spec.qmin, self.spec.qmax))
+        rounding = 1 + 2.0**-20
+        return (bounds[0] is None or low >= bounds[0] * rounding) and (
+            bounds[1] is None or high <= bounds[1] * rounding
+        )
+
     def train(self, x):
         if not self.frozen:
             self._follow(x)
@@ -55,8 +67,7 @@ class MovingAverage(Static):
 
     def _follow(self, x):
         x = ops.stop_gradient(x)
-        lowest = ops.zeros(()) if self.non_negative else ops.minimum(ops.min(x), 0.0)
-        extremes = ops.stack([lowest, -ops.maximum(ops.max(x), 0.0)])
+        extremes = ops.stack([self._lowest(x), -self._highest(x)])
         extremes = _smallest_of_replicas(extremes)
         kept = self.momentum
         bounds = self.bounds.value * kept + extremes * [1 - kept, kept - 1]
@@ -64,6 +75,18 @@ class MovingAverage(Static):
         self.bounds.assign(bounds)
         self.scale.assign(params.scale)
         self.zero_point.assign(params.zero_point)
+
+    def _lowest(self, x):
+        bound = self.clamp[0]
+        if bound is not None and bound >= 0:
+            return ops.zeros(())
+        lowest = ops.minimum(ops.min(x), 0.0)
+        return lowest if bound is None else ops.maximum(lowest, bound)
+
+    def _highest(self, x):
+        bound = self.clamp[1]
+        highest = ops.maximum(ops.max(x), 0.0)
+        return highest if bound is None else ops.minimum(highest, bound)
 
     def get_config(self):
         return {**super().get_config(), "momentum": self.momentum}

@@ -104,8 +104,8 @@ class QuantizeWrapper(keras.layers.Layer):
             for quantizer in quantizers:
                 if quantizer is not None and not quantizer.built:
                     quantizer.build(())
-                if isinstance(quantizer, MovingAverage):
-                    quantizer.non_negative = site.clamp is not None and site.clamp[0] == 0
+                if isinstance(quantizer, MovingAverage) and site.clamp is not None:
+                    quantizer.clamp = site.clamp
         self.supports_masking = layer.supports_masking
         parameters = inspect.signature(layer.call).parameters
         self._layer_takes_training = "training" in parameters
@@ -152,7 +152,9 @@ class QuantizeWrapper(keras.layers.Layer):
                     return computed
             if outputs is None:
                 outputs = self.quantize_config.real_call(self, args, kwargs)
-        outputs = clamp(outputs, self.call_sites[call_site].clamp)
+        bounds = self.call_sites[call_site].clamp
+        if not (training and quantizers and all(q and q.clamps(bounds) for q in quantizers)):
+            outputs = clamp(outputs, bounds)
         if not quantizers:
             return outputs
         flat = self._checked(outputs, quantizers)
