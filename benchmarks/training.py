@@ -41,6 +41,7 @@ class Recipe:
         bar: Points that it may lose against float.
         teacher: Share of the float model's answers in the loss, at temperature 4.
         freeze: Epoch from which batch norms stand still; `None` for never.
+        jit_compile: Whether XLA compiles the step, as a long training is worth.
     """
 
     epochs: int
@@ -48,13 +49,14 @@ class Recipe:
     bar: float
     teacher: float = 0.0
     freeze: int | None = None
+    jit_compile: bool = False
 
 
 RECIPES = {
     "w8a8": Recipe(2, 1e-5, 0.002, teacher=1.0, freeze=0),
     "w8a8 alone": Recipe(2, 1e-5, 0.002),
     "w4a8": Recipe(5, 3e-4, 0.007),
-    "w2a8": Recipe(24, 1e-3, 0.05, teacher=0.9, freeze=20),
+    "w2a8": Recipe(48, 6e-4, 0.05, teacher=0.9, freeze=36, jit_compile=True),
 }
 
 
@@ -138,7 +140,11 @@ def train(model, teacher, data, recipe, rows):
         model = tfq.distill(model, teacher, temperature=4.0, weight=recipe.teacher)
     steps = rows // BATCH_SIZE * recipe.epochs
     rate = keras.optimizers.schedules.CosineDecay(recipe.learning_rate, steps)
-    model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
+    model.compile(
+        keras.optimizers.Adam(rate),
+        "sparse_categorical_crossentropy",
+        jit_compile=recipe.jit_compile,
+    )
     model.fit(data, epochs=recipe.epochs, verbose=0, callbacks=callbacks)
 
 

@@ -33,10 +33,13 @@ def correct_biases(model, arrays) -> None:
         return y
 
     def correct(wrapper, args, kwargs):
-        if id(wrapper) in float_means:
-            y = wrapper.quantize_config.real_call(wrapper, args, kwargs)
-            shift = float_means[id(wrapper)] - _means(y)
-            wrapper.quantize_config.shift_bias(wrapper, shift)
+        if id(wrapper) not in float_means:
+            return None
+        y = wrapper.quantize_config.real_call(wrapper, args, kwargs)
+        shift = float_means[id(wrapper)] - _means(y)
+        if wrapper.quantize_config.shift_bias(wrapper, shift):
+            y = y + ops.cast(shift, y.dtype)
+        return y
 
     with RecordingScope(quantize_weights=False), CallHook(note):
         model(inputs, training=False)

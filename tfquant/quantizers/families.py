@@ -38,7 +38,8 @@ def check(table: dict, argument: str, name: str) -> str:
 
 def weight_quantizer(name: str, quantizer):
     """Returns the quantizer of family `name` in the place of an `AbsMax`; others stay."""
-    return WEIGHT_QUANTIZERS[name](quantizer.spec) if type(quantizer) is AbsMax else quantizer
+    family = WEIGHT_QUANTIZERS[name]
+    return family(quantizer.spec) if type(quantizer) is AbsMax is not family else quantizer
 
 
 def activation_quantizer(name: str, quantizer, group: str | None = None):
@@ -50,4 +51,5 @@ def activation_quantizer(name: str, quantizer, group: str | None = None):
         return quantizer
     if group is not None:
         return Static(quantizer.spec, group=group)
-    return ACTIVATION_QUANTIZERS[name](quantizer.spec)
+    family = ACTIVATION_QUANTIZERS[name]
+    return family(quantizer.spec) if family is not Static else quantizer

@@ -10,7 +10,8 @@ class CallHook:
 
     Args:
         function: Function of the wrapper, the positional and the keyword arguments of the call. It
-            may return what the config's `real_call` gave it, so that nobody computes it again.
+            may return real outputs, which are then bounded and rounded as the config's `real_call`
+            would be: nobody computes them again, nor what a device does.
     """
 
     def __init__(self, function):

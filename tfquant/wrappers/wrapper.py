@@ -146,7 +146,7 @@ class QuantizeWrapper(keras.layers.Layer):
         else:
             hook = CallHook.current()
             outputs = None if hook is None else hook.function(self, args, kwargs)
-            if RecordingScope.current() is None:
+            if outputs is None and RecordingScope.current() is None:
                 computed = self.quantize_config.device_call(self, call_site, args, kwargs)
                 if computed is not None:
                     return computed
