@@ -109,7 +109,7 @@ def _figures(report, content, rows):
         "exact": exact,
         "table": table,
         "check": dataclasses.asdict(check.total),
-        "check_met": check.met,
+        "check_exact": check.exact,
         "saturated": report.saturated_biases,
         "int4": len(check.int4),
         "end_to_end": dataclasses.asdict(report.end_to_end),
@@ -133,7 +133,7 @@ def missed(found: dict) -> list[str]:
         bars = {
             "a value differs op by op": not f["exact"]["differing"],
             "a table is off by two steps": f["table"]["largest"] <= 1,
-            "the file recomputed differs": f["check_met"],
+            "the file recomputed differs": f["check_exact"],
             "a bias saturates": not f["saturated"],
             "no weight has 4 bits": scheme != "w4a8" or f["int4"],
         }

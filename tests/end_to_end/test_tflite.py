@@ -400,3 +400,39 @@ def test_report_is_json_and_text(rng, tmp_path):
     text = str(report)
     assert "0 of" in text
     assert "CONV_2D" in text
+
+
+def attention_and_recurrence():
+    inputs = keras.Input((6, 8))
+    x = layers.MultiHeadAttention(2, 4)(inputs, inputs)
+    x = layers.LSTM(5)(layers.Add()([x, inputs]))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+@pytest.mark.parametrize(
+    ("policy", "make"),
+    [
+        ("mixed_bfloat16", plain_cnn),
+        ("mixed_bfloat16", attention_and_recurrence),
+        ("mixed_float16", plain_cnn),
+        ("bfloat16", depthwise),
+    ],
+)
+def test_a_model_of_half_precision_becomes_an_integer_file(policy, make, rng, tmp_path):
+    outer = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = _randomize(make(), rng)
+        data = rng.normal(size=(32, *model.input_shape[1:])).astype(np.float32)
+        q = tfq.calibrate(tfq.quantize_model(model, skip=[model.layers[-1]]), data, progress=False)
+        report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+        assert keras.config.dtype_policy().name == policy
+    finally:
+        keras.config.set_dtype_policy(outer)
+    exact = [x.parity for x in report.layers if x.parity is not None and x.arithmetic == "exact"]
+    assert len(exact) > 3 and all(parity.largest <= 1 for parity in exact)
+    assert "FULLY_CONNECTED" in {x.operator for x in report.float_operators}
+    assert not any(x.operator in ("CONV_2D", "BATCH_MATMUL") for x in report.float_operators)
+    expected = np.asarray(keras.ops.cast(model(data), "float32"))
+    received = np.asarray(keras.ops.cast(q(data), "float32"))
+    np.testing.assert_allclose(received, expected, atol=0.1 * np.abs(expected).max())

@@ -57,7 +57,7 @@ def test_an_adapted_normalization_keeps_its_statistics(scheme, rng):
         assert_close(lower(quantized).model(data), model(data))
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
 def test_a_model_of_mixed_precision_is_quantized(policy, rng):
     data = rng.normal(size=(16, 6, 6, 3)).astype(np.float32)
     parts = [

@@ -13,11 +13,12 @@ from tfquant.registry.elementwise import SameGridConfig
 from tfquant.registry.parts import ConstantConfig
 from tfquant.registry.registry import KERAS_LAYERS
 from tfquant.rewrite.agree import Agreement
-from tfquant.rewrite.annotate import skip_predicate
+from tfquant.rewrite.annotate import all_layers, skip_predicate
 from tfquant.rewrite.choose import Choices
 from tfquant.rewrite.composite import readable
 from tfquant.rewrite.decompose import standalone_batch_norm
 from tfquant.rewrite.graph import UniqueNames, real, tensors
+from tfquant.rewrite.precision import TO_FLOAT32_WEIGHTS, policy, with_float32_weights
 from tfquant.rewrite.units import Unit
 from tfquant.rewrite.validate import check_model
 from tfquant.wrappers import CallSite, OperationLayer, Quantize, QuantizeWrapper
@@ -73,10 +74,14 @@ def quantize_model(
     scheme = _with_families(scheme, weight_quantizer, activation_quantizer)
     model = readable(model)
     check_model(model)
-    skipped = skip_predicate(model, skip)
-    chosen = lambda layer: not skipped(layer)  # noqa: E731
+    skipped, given = skip_predicate(model, skip), all_layers(model)
+    model = with_float32_weights(model)
+    pairs = zip(given, all_layers(model), strict=True)
+    floats = {id(layer) for original, layer in pairs if skipped(original)}
+    chosen = lambda layer: id(layer) not in floats  # noqa: E731
     registry = registry or KERAS_LAYERS
-    return _Builder(Choices(model, scheme, registry, chosen, unknown_layers)).build()
+    with policy(TO_FLOAT32_WEIGHTS):
+        return _Builder(Choices(model, scheme, registry, chosen, unknown_layers)).build()
 
 
 def quantize_apply(
@@ -108,14 +113,16 @@ def quantize_apply(
     """
     scheme = _with_families(scheme, weight_quantizer, activation_quantizer)
     check_model(model)
+    model = with_float32_weights(model)
     chosen = lambda layer: False  # noqa: E731
-    choices = Choices(model, scheme, registry or KERAS_LAYERS, chosen, unknown_layers)
-    if not choices.marked:
-        raise ValueError(
-            f"No layer of '{model.name}' is marked. Mark layers with quantize_annotate_layer, or "
-            "all of them with quantize_annotate_model."
-        )
-    return _Builder(choices).build()
+    with policy(TO_FLOAT32_WEIGHTS):
+        choices = Choices(model, scheme, registry or KERAS_LAYERS, chosen, unknown_layers)
+        if not choices.marked:
+            raise ValueError(
+                f"No layer of '{model.name}' is marked. Mark layers with quantize_annotate_layer, "
+                "or all of them with quantize_annotate_model."
+            )
+        return _Builder(choices).build()
 
 
 def _with_families(scheme, weights, activations):

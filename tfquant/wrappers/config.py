@@ -122,7 +122,7 @@ def lowered_kernel(quantizer, weight, values) -> LoweredKernel:
     return LoweredKernel(values, scale.reshape(-1), quantizer.spec)
 
 
-def copy_layer(layer, **changes):
+def copy_layer(layer, /, **changes):
     """Returns a new layer of the same type and settings, without its weights.
 
     Args:

@@ -80,6 +80,8 @@ class QuantizeWrapper(keras.layers.Layer):
     ):
         kwargs.setdefault("name", f"quant_{layer.name}")
         kwargs.setdefault("trainable", layer.trainable)
+        # Integers and grids are float32; the layer keeps its own policy.
+        kwargs["dtype"] = "float32"
         super().__init__(autocast=False, **kwargs)
         if not layer.built:
             raise ValueError(

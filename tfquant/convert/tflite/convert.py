@@ -21,6 +21,7 @@ from tfquant.registry import LinearConfig
 from tfquant.report import ConversionReport, FloatOperator, LayerReport
 from tfquant.rewrite.front import split_front
 from tfquant.rewrite.lower import lower
+from tfquant.rewrite.precision import TO_FLOAT32, in_float32, policy
 from tfquant.rewrite.validate import check_is_model
 from tfquant.wrappers import Quantize
 
@@ -74,7 +75,15 @@ def to_tflite(
         )
     check_file(path)
     check_is_model(model)
-    whole, (front, model) = model, split_front(model)
+    with policy(TO_FLOAT32):
+        return _convert(
+            in_float32(model), path, input_type, output_type, batch_size, samples, verify, progress
+        )
+
+
+def _convert(whole, path, input_type, output_type, batch_size, samples, verify, progress):
+    """`to_tflite` of a model that computes in float32."""
+    front, model = split_front(whole)
     lowered = lower(model)
     _check_groups(lowered)
     input_type, output_type = _io_types(lowered, input_type, output_type)
