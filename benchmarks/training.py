@@ -19,12 +19,13 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import clock
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 from cases import open_loader
-from device import Runner
+from device import Runner, stock_int8
 from rich.console import Console
 from rich.table import Table
 
@@ -99,7 +100,7 @@ def resnet8():
     x, test_x = x.astype("float32"), test_x.astype("float32")
     model = load.model("mlperf_tiny", "ic_resnet8.keras")
     score = lambda m: float((m.predict(test_x, verbose=0).argmax(-1) == test_y).mean())  # noqa: E731
-    float_score = score(model)
+    float_score, stock = score(model), stock_int8(model, x[:200])
     table = Table("scheme", "float", "PTQ", "QAT (seeds)", "mean", "bar", "tfmot", "file")
     for scheme in FLAGS.schemes:
         recipe, found = RECIPES[scheme], []
@@ -111,7 +112,7 @@ def resnet8():
             train(q, model, cifar_batches(x, y, seed), recipe, len(x))
             found.append(score(q))
             console.print(f"{scheme} seed {seed}: PTQ {before:.4f}, QAT {found[-1]:.4f}")
-        file = check_file(q, test_x, test_y)
+        file = check_file(q, test_x, test_y, stock)
         rival = tfmot_scores(recipe, model) if scheme == "w8a8 alone" else ""
         bar = max(float_score - recipe.bar, before)
         mean = float(np.mean(found))
@@ -148,8 +149,15 @@ def train(model, teacher, data, recipe, rows):
     model.fit(data, epochs=recipe.epochs, verbose=0, callbacks=callbacks)
 
 
-def check_file(q, rows, labels):
-    """Converts a trained model; returns size, parity and the score of the file in words."""
+def check_file(q, rows, labels, stock=None):
+    """Converts a trained model; returns size, parity, score and latency of the file in words.
+
+    Args:
+        q: The trained model.
+        rows: Inputs to score.
+        labels: Their classes.
+        stock: The file of stock int8 quantization that latency is compared with.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.tflite")
         report = tfq.to_tflite(q, path, progress=False)
@@ -157,10 +165,14 @@ def check_file(q, rows, labels):
     scores = Runner(content)(rows)[0]
     right = float((scores.argmax(-1) == labels).mean())
     apart = sum(layer.parity.differing for layer in report.layers if layer.parity is not None)
-    return (
+    words = (
         f"{len(content):,} bytes, {right:.4f} in LiteRT, {apart} apart op by op, "
         f"{report.end_to_end.differing} end to end"
     )
+    if stock is None:
+        return words
+    answers = scores, Runner(stock)(rows[: clock.CHECKED_ROWS])[0]
+    return f"{words}, latency by stock's {clock.latency(content, stock, rows, answers, 1)}"
 
 
 def tfmot_scores(recipe, model):

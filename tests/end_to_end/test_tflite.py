@@ -436,3 +436,17 @@ def test_a_model_of_half_precision_becomes_an_integer_file(policy, make, rng, tm
     expected = np.asarray(keras.ops.cast(model(data), "float32"))
     received = np.asarray(keras.ops.cast(q(data), "float32"))
     np.testing.assert_allclose(received, expected, atol=0.1 * np.abs(expected).max())
+
+
+def test_layers_are_found_where_rounding_has_grown_beyond_recognition(rng, tmp_path):
+    # Each layer makes a difference some three times larger.
+    parts = [layers.Dense(32, activation="tanh") for _ in range(24)]
+    model = keras.Sequential([keras.Input((32,)), *parts])
+    for layer in parts:
+        layer.set_weights([rng.normal(0, 1.0, (32, 32)), rng.normal(0, 0.1, 32)])
+    data = rng.normal(size=(32, 32)).astype(np.float32)
+    q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+    checked = [x for x in report.layers if x.parity is not None]
+    assert sum(x.operator == "FULLY_CONNECTED" for x in checked) == len(parts)
+    assert not report.float_operators and report.end_to_end.differing == 0

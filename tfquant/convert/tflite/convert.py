@@ -1,6 +1,7 @@
 """`to_tflite`: a quantized Keras model to a verified `.tflite` file."""
 
 import os
+from functools import partial
 
 import keras
 import numpy as np
@@ -13,7 +14,7 @@ from tfquant.convert.files import check_file, replacing
 from tfquant.convert.tflite import rules
 from tfquant.convert.tflite.anchor import anchor
 from tfquant.convert.tflite.assign import AS_THE_SCHEME_SAYS, assign
-from tfquant.convert.tflite.float_file import convert_float, probe
+from tfquant.convert.tflite.float_file import convert_float, probe, probe_from
 from tfquant.convert.tflite.interpreter import run_inner
 from tfquant.convert.tflite.verify import Verifier, point_tensors, saturated_biases, sqnr
 from tfquant.convert.tflite.write import write
@@ -99,7 +100,9 @@ def _convert(whole, path, input_type, output_type, batch_size, samples, verify, 
         sample = [array[:1] for array in rows]
         point_values, _ = probe(lowered, sample)
         values = run_inner(float_file, sample)
-        anchors, rounded_again = anchor(float_file, values, lowered, point_values)
+        anchors, rounded_again = anchor(
+            float_file, values, lowered, point_values, partial(probe_from, lowered, sample)
+        )
         assignment = assign(float_file, anchors, rounded_again, lowered)
         bar.update(task, description="Writing integers")
         file = write(float_file, assignment, input_type, output_type)

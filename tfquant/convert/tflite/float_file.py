@@ -108,6 +108,23 @@ def probe(lowered: Lowered, rows: list[np.ndarray]) -> list[np.ndarray]:
     return values[: len(inner)], values[len(inner) :]
 
 
+def probe_from(lowered: Lowered, rows, known, known_values, points) -> list[np.ndarray]:
+    """Returns the float values of `points`, computed from those of others.
+
+    Args:
+        lowered: From `tfquant.rewrite.lower`.
+        rows: One array for each input.
+        known: Points whose values are given.
+        known_values: These values.
+        points: The points to compute.
+    """
+    tensors = [*lowered.model.inputs, *(point.tensor for point in known)]
+    given = {id(x): (x, v) for x, v in zip(tensors, [*rows, *known_values], strict=True)}
+    watched = keras.Model([x for x, _ in given.values()], [point.tensor for point in points])
+    found = watched([tf.constant(value) for _, value in given.values()], training=False)
+    return [np.asarray(value) for value in found]
+
+
 def _identifier(name):
     return "".join(c if c.isalnum() or c == "_" else "_" for c in name)
 
