@@ -58,13 +58,9 @@ class Quantizer(keras.layers.Layer, abc.ABC):
         y = fake_quantize(ops.cast(x, "float32"), params, self.spec)
         return on_grid(y, Grid(params, self.spec, group=self.group))
 
-    def clamps(self, bounds) -> bool:
-        """Whether a training step clips to `bounds` here, so that nobody needs to before.
-
-        Args:
-            bounds: `(low, high)` of an activation, `None` for no bound.
-        """
-        del bounds
+    @property
+    def clamps(self) -> bool:
+        """Whether a training step computes the activation in front of the quantizer, too."""
         return False
 
     def idle(self, x, training):

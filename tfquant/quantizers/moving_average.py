@@ -27,7 +27,7 @@ class MovingAverage(Static):
     Attributes:
         frozen: Whether the range stands still. It shapes the graph, as `active` does.
         clamp: `(low, high)` of the activation in front of it, `None` for no bound: a ReLU is
-            `(0, None)`. The range stays inside.
+            `(0, None)`; `None` for no activation. The range stays inside.
     """
 
     def __init__(self, spec, group: str | None = None, momentum: float = 0.99, **kwargs):
@@ -36,7 +36,7 @@ class MovingAverage(Static):
             raise ValueError(f"`momentum` must be in [0, 1). Received: momentum={momentum}.")
         self.momentum = momentum
         self.frozen = False
-        self.clamp = (None, None)
+        self.clamp = None
 
     def build(self, input_shape=None):
         """Creates what `Static` has, and `bounds`: the lowest and the highest value."""
@@ -48,16 +48,18 @@ class MovingAverage(Static):
         scale, zero_point = float(params.scale), float(params.zero_point)
         self.bounds.assign([scale * (q - zero_point) for q in (self.spec.qmin, self.spec.qmax)])
 
-    def clamps(self, bounds) -> bool:
-        """Whether `bounds` are `clamp` and the grid does not reach beyond. It shapes the graph."""
-        if bounds is None or bounds != self.clamp or self.spec.num_bits > 8 or not self.calibrated:
+    @property
+    def clamps(self) -> bool:
+        """Whether the grid does not reach beyond `clamp`. It shapes the graph."""
+        if self.clamp is None or self.spec.num_bits > 8 or not self.calibrated:
             return False
         with tf.init_scope():
             scale, zero_point = float(self.scale.numpy()), float(self.zero_point.numpy())
         low, high = (scale * (q - zero_point) for q in (self.spec.qmin, self.spec.qmax))
         rounding = 1 + 2.0**-20
-        return (bounds[0] is None or low >= bounds[0] * rounding) and (
-            bounds[1] is None or high <= bounds[1] * rounding
+        lowest, highest = self.clamp
+        return (lowest is None or low >= lowest * rounding) and (
+            highest is None or high <= highest * rounding
         )
 
     def train(self, x):
@@ -67,7 +69,8 @@ class MovingAverage(Static):
 
     def _follow(self, x):
         x = ops.stop_gradient(x)
-        extremes = ops.stack([self._lowest(x), -self._highest(x)])
+        lowest, highest = self._extremes(x, *(self.clamp or (None, None)))
+        extremes = ops.stack([lowest, -highest])
         extremes = _smallest_of_replicas(extremes)
         kept = self.momentum
         bounds = self.bounds.value * kept + extremes * [1 - kept, kept - 1]
@@ -76,17 +79,15 @@ class MovingAverage(Static):
         self.scale.assign(params.scale)
         self.zero_point.assign(params.zero_point)
 
-    def _lowest(self, x):
-        bound = self.clamp[0]
-        if bound is not None and bound >= 0:
-            return ops.zeros(())
-        lowest = ops.minimum(ops.min(x), 0.0)
-        return lowest if bound is None else ops.maximum(lowest, bound)
-
-    def _highest(self, x):
-        bound = self.clamp[1]
+    def _extremes(self, x, low, high):
+        """Returns the least and the largest value of `x` within `low` and `high`, and of zero."""
+        # Nobody looks for the least behind a ReLU.
+        lowest = ops.zeros(()) if low == 0 else ops.minimum(ops.min(x), 0.0)
         highest = ops.maximum(ops.max(x), 0.0)
-        return highest if bound is None else ops.minimum(highest, bound)
+        return (
+            lowest if low is None else ops.maximum(lowest, low),
+            highest if high is None else ops.minimum(highest, high),
+        )
 
     def get_config(self):
         return {**super().get_config(), "momentum": self.momentum}

@@ -25,6 +25,7 @@ from tfquant.wrappers import CallSite, OperationLayer, Quantize, QuantizeWrapper
 from tfquant.wrappers.config import copy_layer, transfer_weights
 
 
+@policy(TO_FLOAT32_WEIGHTS)
 def quantize_model(
     model,
     scheme="w8a8",
@@ -80,10 +81,10 @@ def quantize_model(
     floats = {id(layer) for original, layer in pairs if skipped(original)}
     chosen = lambda layer: id(layer) not in floats  # noqa: E731
     registry = registry or KERAS_LAYERS
-    with policy(TO_FLOAT32_WEIGHTS):
-        return _Builder(Choices(model, scheme, registry, chosen, unknown_layers)).build()
+    return _Builder(Choices(model, scheme, registry, chosen, unknown_layers)).build()
 
 
+@policy(TO_FLOAT32_WEIGHTS)
 def quantize_apply(
     model,
     scheme="w8a8",
@@ -115,14 +116,13 @@ def quantize_apply(
     check_model(model)
     model = with_float32_weights(model)
     chosen = lambda layer: False  # noqa: E731
-    with policy(TO_FLOAT32_WEIGHTS):
-        choices = Choices(model, scheme, registry or KERAS_LAYERS, chosen, unknown_layers)
-        if not choices.marked:
-            raise ValueError(
-                f"No layer of '{model.name}' is marked. Mark layers with quantize_annotate_layer, "
-                "or all of them with quantize_annotate_model."
-            )
-        return _Builder(choices).build()
+    choices = Choices(model, scheme, registry or KERAS_LAYERS, chosen, unknown_layers)
+    if not choices.marked:
+        raise ValueError(
+            f"No layer of '{model.name}' is marked. Mark layers with quantize_annotate_layer, or "
+            "all of them with quantize_annotate_model."
+        )
+    return _Builder(choices).build()
 
 
 def _with_families(scheme, weights, activations):

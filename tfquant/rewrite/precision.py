@@ -4,6 +4,7 @@ import contextlib
 
 import keras
 
+from tfquant.rewrite.annotate import all_layers
 from tfquant.rewrite.graph import clone_graph
 from tfquant.wrappers.config import copy_layer
 
@@ -41,7 +42,7 @@ def with_float32_weights(model):
         `model` itself where no layer has a policy such as `"bfloat16"`, else a copy in which that
         is `"mixed_bfloat16"`.
     """
-    if not any(_dtype_of(layer, "variable_dtype") in NARROW for layer in model.layers):
+    if not any(_dtype_of(layer, "variable_dtype") in NARROW for layer in all_layers(model)):
         return model
     return _with_policies(model, TO_FLOAT32_WEIGHTS)
 

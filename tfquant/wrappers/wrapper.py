@@ -106,7 +106,7 @@ class QuantizeWrapper(keras.layers.Layer):
             for quantizer in quantizers:
                 if quantizer is not None and not quantizer.built:
                     quantizer.build(())
-                if isinstance(quantizer, MovingAverage) and site.clamp is not None:
+                if isinstance(quantizer, MovingAverage):
                     quantizer.clamp = site.clamp
         self.supports_masking = layer.supports_masking
         parameters = inspect.signature(layer.call).parameters
@@ -154,9 +154,8 @@ class QuantizeWrapper(keras.layers.Layer):
                     return computed
             if outputs is None:
                 outputs = self.quantize_config.real_call(self, args, kwargs)
-        bounds = self.call_sites[call_site].clamp
-        if not (training and quantizers and all(q and q.clamps(bounds) for q in quantizers)):
-            outputs = clamp(outputs, bounds)
+        if not (training and quantizers and all(q is not None and q.clamps for q in quantizers)):
+            outputs = clamp(outputs, self.call_sites[call_site].clamp)
         if not quantizers:
             return outputs
         flat = self._checked(outputs, quantizers)

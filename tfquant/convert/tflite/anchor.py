@@ -19,8 +19,7 @@ def anchor(
     file: File,
     values: dict[int, np.ndarray],
     lowered: Lowered,
-    point_values: list[np.ndarray],
-    recompute,
+    compute,
 ) -> tuple[dict[int, list[Point]], dict[int, list[Point]]]:
     """Finds the tensors of each point.
 
@@ -28,10 +27,8 @@ def anchor(
         file: The float file.
         values: Values of the file's computed tensors on a sample.
         lowered: From `tfquant.rewrite.lower`.
-        point_values: Values of `lowered.points` on the same sample.
-        recompute: Function of a list of points that were found, of their values in the file, and of
-            a list of those that were not: returns the values of these, computed from the others.
-            A network may let rounding grow until nothing is recognized behind some layer.
+        compute: Function of points, and of pairs of other points and the values in their place,
+            that returns the values of the points on the same sample.
 
     Returns:
         `(anchors, rounded_again)`. Of the first, dict from tensor index to its points, all of one
@@ -39,7 +36,7 @@ def anchor(
         point several tensors (before and behind a reshape), or none. Of the second, likewise,
         the points of other grids: those that `Quantize` layers bring the tensor to.
     """
-    found = _found(values, lowered.points, list(point_values), recompute)
+    found = _found(values, lowered.points, compute)
     again = _rounded_again(lowered)
     anchors, rounded_again = {}, {}
     for index, points in found.items():
@@ -52,27 +49,28 @@ def anchor(
     return anchors, rounded_again
 
 
-def _found(values, points, point_values, recompute):
-    """Returns the points of each tensor, by equal values, in their order."""
+def _found(values, points, compute):
+    """Returns the points of each tensor, by equal values, in their order.
+
+    A network may let rounding grow until nothing is recognized behind some layer: what was not
+    found is computed again from the file's own values of what was.
+    """
     floats = {i: v.reshape(-1) for i, v in values.items() if v.dtype == np.float32}
-    tensors: dict[int, int] = {}
     found: dict[int, list[int]] = {}
+    known: dict[int, tuple] = {}
     missing = list(range(len(points)))
     while missing:
-        for number in missing:
-            expected = point_values[number].reshape(-1)
+        computed = compute([points[n] for n in missing], known.values())
+        for number, expected in zip(missing, computed, strict=True):
             tolerance = RELATIVE_TOLERANCE * float(np.abs(expected).max(initial=0.0))
+            flat = expected.reshape(-1)
             for index, value in floats.items():
-                if value.size == expected.size and np.abs(value - expected).max() <= tolerance:
+                if value.size == flat.size and np.abs(value - flat).max() <= tolerance:
                     found.setdefault(index, []).append(number)
-                    tensors[number] = index
-        left = [number for number in missing if number not in tensors]
-        if not left or len(left) == len(missing):
+                    known[number] = points[number], value.reshape(expected.shape)
+        left = [number for number in missing if number not in known]
+        if len(left) == len(missing):
             break
-        known = [values[i].reshape(point_values[number].shape) for number, i in tensors.items()]
-        again = recompute([points[n] for n in tensors], known, [points[n] for n in left])
-        for number, value in zip(left, again, strict=True):
-            point_values[number] = value
         missing = left
     return {index: [points[n] for n in sorted(numbers)] for index, numbers in found.items()}
 

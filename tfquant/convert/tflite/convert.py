@@ -14,7 +14,7 @@ from tfquant.convert.files import check_file, replacing
 from tfquant.convert.tflite import rules
 from tfquant.convert.tflite.anchor import anchor
 from tfquant.convert.tflite.assign import AS_THE_SCHEME_SAYS, assign
-from tfquant.convert.tflite.float_file import convert_float, probe, probe_from
+from tfquant.convert.tflite.float_file import convert_float, probe
 from tfquant.convert.tflite.interpreter import run_inner
 from tfquant.convert.tflite.verify import Verifier, point_tensors, saturated_biases, sqnr
 from tfquant.convert.tflite.write import write
@@ -31,6 +31,7 @@ RANDOM_ROWS = 16
 SAMPLE_ROWS = 512
 
 
+@policy(TO_FLOAT32)
 def to_tflite(
     model,
     path,
@@ -76,14 +77,7 @@ def to_tflite(
         )
     check_file(path)
     check_is_model(model)
-    with policy(TO_FLOAT32):
-        return _convert(
-            in_float32(model), path, input_type, output_type, batch_size, samples, verify, progress
-        )
-
-
-def _convert(whole, path, input_type, output_type, batch_size, samples, verify, progress):
-    """`to_tflite` of a model that computes in float32."""
+    whole = in_float32(model)
     front, model = split_front(whole)
     lowered = lower(model)
     _check_groups(lowered)
@@ -98,11 +92,9 @@ def _convert(whole, path, input_type, output_type, batch_size, samples, verify, 
         float_bytes = len(float_file.to_bytes())
         bar.update(task, description="Finding the activations")
         sample = [array[:1] for array in rows]
-        point_values, _ = probe(lowered, sample)
         values = run_inner(float_file, sample)
-        anchors, rounded_again = anchor(
-            float_file, values, lowered, point_values, partial(probe_from, lowered, sample)
-        )
+        compute = partial(probe, lowered, sample)
+        anchors, rounded_again = anchor(float_file, values, lowered, compute)
         assignment = assign(float_file, anchors, rounded_again, lowered)
         bar.update(task, description="Writing integers")
         file = write(float_file, assignment, input_type, output_type)

@@ -89,39 +89,21 @@ def _converted(converter, function, model):
         ) from error
 
 
-def probe(lowered: Lowered, rows: list[np.ndarray]) -> list[np.ndarray]:
-    """Returns the float values of every point of `lowered`, and of the model's outputs.
+def probe(lowered: Lowered, rows, points, known=()) -> list[np.ndarray]:
+    """Returns the float values of points.
 
     Args:
         lowered: From `tfquant.rewrite.lower`.
         rows: One array for each input.
-
-    Returns:
-        `(points, outputs)`: lists of arrays.
+        points: The points.
+        known: Pairs of another point and its value, which is computed with in place of the inputs.
     """
-    model = lowered.model
-    inner = [point.tensor for point in lowered.points]
-    watched = keras.Model(model.inputs, [*inner, *tree.flatten(model.output)])
+    pairs = [*zip(lowered.model.inputs, rows, strict=True), *((p.tensor, v) for p, v in known)]
+    given = {id(tensor): (tensor, value) for tensor, value in pairs}
+    tensors, values = zip(*given.values(), strict=True)
+    watched = keras.Model(list(tensors), [point.tensor for point in points])
     # Eagerly: to trace a graph for one row takes longer.
-    values = watched([tf.constant(x) for x in rows], training=False)
-    values = [value.numpy() for value in values]
-    return values[: len(inner)], values[len(inner) :]
-
-
-def probe_from(lowered: Lowered, rows, known, known_values, points) -> list[np.ndarray]:
-    """Returns the float values of `points`, computed from those of others.
-
-    Args:
-        lowered: From `tfquant.rewrite.lower`.
-        rows: One array for each input.
-        known: Points whose values are given.
-        known_values: These values.
-        points: The points to compute.
-    """
-    tensors = [*lowered.model.inputs, *(point.tensor for point in known)]
-    given = {id(x): (x, v) for x, v in zip(tensors, [*rows, *known_values], strict=True)}
-    watched = keras.Model([x for x, _ in given.values()], [point.tensor for point in points])
-    found = watched([tf.constant(value) for _, value in given.values()], training=False)
+    found = watched([tf.constant(value) for value in values], training=False)
     return [np.asarray(value) for value in found]
 
 
