@@ -402,6 +402,10 @@ def test_report_is_json_and_text(rng, tmp_path):
     assert "CONV_2D" in text
 
 
+def as_float32(x):
+    return np.asarray(keras.ops.cast(x, "float32"))
+
+
 def attention_and_recurrence():
     inputs = keras.Input((6, 8))
     x = layers.MultiHeadAttention(2, 4)(inputs, inputs)
@@ -427,15 +431,17 @@ def test_a_model_of_half_precision_becomes_an_integer_file(policy, make, rng, tm
         q = tfq.calibrate(tfq.quantize_model(model, skip=[model.layers[-1]]), data, progress=False)
         report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
         assert keras.config.dtype_policy().name == policy
+        q.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        np.testing.assert_array_equal(as_float32(loaded(data)), as_float32(q(data)))
     finally:
         keras.config.set_dtype_policy(outer)
     exact = [x.parity for x in report.layers if x.parity is not None and x.arithmetic == "exact"]
     assert len(exact) > 3 and all(parity.largest <= 1 for parity in exact)
     assert "FULLY_CONNECTED" in {x.operator for x in report.float_operators}
     assert not any(x.operator in ("CONV_2D", "BATCH_MATMUL") for x in report.float_operators)
-    expected = np.asarray(keras.ops.cast(model(data), "float32"))
-    received = np.asarray(keras.ops.cast(q(data), "float32"))
-    np.testing.assert_allclose(received, expected, atol=0.1 * np.abs(expected).max())
+    expected = as_float32(model(data))
+    np.testing.assert_allclose(as_float32(q(data)), expected, atol=0.1 * np.abs(expected).max())
 
 
 def test_layers_are_found_where_rounding_has_grown_beyond_recognition(rng, tmp_path):

@@ -18,6 +18,7 @@ class Quantize(keras.layers.Layer):
     """
 
     def __init__(self, quantizer: Static, **kwargs):
+        kwargs["dtype"] = "float32"  # The grid is, whatever policy the model around it has.
         super().__init__(autocast=False, **kwargs)
         self.quantizer = quantizer
         if not self.quantizer.built:
