@@ -31,6 +31,18 @@ X86_64_SOURCES = {
         "-mavx512vnni",
         "-mavx512bitalg",
     ],
+    "core/amx/kernels.cc": [
+        "-mavx2",
+        "-mfma",
+        "-mf16c",
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mamx-tile",
+        "-mamx-int8",
+        "-mamx-bf16",
+    ],
 }
 
 AARCH64_SOURCES = {

@@ -78,7 +78,6 @@ void DequantizePlain(const PlainArgs& args, const Kernels& kernels,
   const int64_t in_row = CeilDivide(args.columns, args.column_group);
   const int64_t size = args.type == DataType::kFloat32 ? 4 : 2;
   const int64_t cost = std::max<int64_t>(1, args.columns / 4);
-  constexpr int64_t kStreamBytes = int64_t{4} << 20;
   const bool stream = args.rows * args.columns * size >= kStreamBytes;
   parallel_for(args.rows, cost, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {

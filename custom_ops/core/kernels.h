@@ -10,17 +10,20 @@
 
 namespace tfquant {
 
-constexpr int kMaxPanels = 4;  // panels that one tile covers at most
+constexpr int kMaxPanels = 4;                       // panels that one tile covers at most
+constexpr int64_t kStreamBytes = int64_t{4} << 20;  // more output than caches hold
 
-// A tile: 1, 2, 4 or 8 rows of x times a few panels, over a stretch of K.
+// A tile: some rows of x times a few panels, over a stretch of K.
 struct TileArgs {
   const uint8_t* weights[kMaxPanels];  // first block of the stretch in each panel, or staged values
   const float* scale[kMaxPanels];      // staged weights only: 16 floats for each group
   int64_t blocks;                      // length of the stretch, in blocks
   int64_t blocks_per_group;
-  const void* x;              // interleaved rows: [k / 4][rows][4] integers, or [k][rows] float
+  const void* x;              // interleaved rows: [k / unit][rows][unit]
+  int64_t unit;               // 4 integers or 1 float; of matrix tiles 32 or 64 integers, or 32
+                              // floats as kFloatParts rows of bfloat16
   const int32_t* offset_sum;  // [group][rows]: minus the weights' offset times the sum of x; with
-                              // Kernels::pair_offsets see there
+                              // Kernels::pair_offsets see there; not for weights staged signed
   const float* x_scale;       // [group][rows], kBothScales only
   void* sum;                  // [rows][panels * 16] float, or int32 with kNoScales
   bool first;                 // start from zero rather than from `sum`
@@ -45,6 +48,11 @@ constexpr Source SourceOf(int num_bits, bool staged) {
 enum Scales { kNoScales = 0, kWeightScales = 1, kBothScales = 2, kScaleModes = 3 };
 // A tile's number of rows as its log2, 0 to 3; kGemv is the tile of one row and more panels.
 constexpr int kGemv = 4, kRowSizes = 5;
+// Likewise of a matrix tile: 16 or 32 rows.
+constexpr int kMatrixSize = 4, kMatrixSizes = 2;
+// A float is three bfloat16 of 8 bits each, exactly, unless the row's largest is 2^100 times as
+// large. They are the rows row, row + rows and row + 2 rows of a matrix tile.
+constexpr int64_t kFloatParts = 3;
 
 // Where a row of x goes: K is cut into stretches, and within a stretch all the rows of a tile lie
 // together, interleaved by `unit` values; so a tile reads one short sequential piece, and the tiles
@@ -57,8 +65,9 @@ struct InterleavedRow {
   int64_t first_row;  // of this tile
   int64_t rows, row;  // of this tile, and this row in it
   int64_t stretch;    // values of k
+  int64_t unit;       // values of a row that stay together
 
-  // Start of the stretch at `k`, of `length`; of the row itself, add row * unit.
+  // Start of the stretch at `k`, of `length`.
   int64_t At(int64_t k, int64_t length) const { return k * m + first_row * length; }
 };
 
@@ -72,7 +81,7 @@ struct PrepareArgs {
   bool pair_offsets;         // see Kernels
   InterleavedRow to;
   void* out;            // integers or floats, at `to`
-  int32_t* offset_sum;  // likewise, one for each group
+  int32_t* offset_sum;  // likewise, one for each group; null where no tile wants them
   float* group_scale;   // likewise, kPerGroup only
   float* row_scale;     // one value
   int8_t* scratch;      // padded_k bytes
@@ -92,6 +101,7 @@ struct FinishArgs {
   DataType type;
   void* y;
   int64_t y_stride;
+  bool stream;  // see DequantizeArgs
 };
 
 struct BinaryTileArgs {
@@ -112,7 +122,7 @@ struct DequantizeArgs {
   const float* codebook;    // null, or 2^num_bits values that stand in for (v - zero_point)
   DataType type;
   void* out;
-  bool stream;  // more output than caches hold: write past them where `out` is on a cache line
+  bool stream;  // from kStreamBytes on: write past the caches where `out` is on a cache line
 };
 
 struct Kernels {
@@ -134,6 +144,22 @@ struct Kernels {
                    uint8_t* values, float* scale);
   void (*stage_real[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group, bool scales,
                         float* values);
+  // Of a matrix unit, null without one. Before a thread's first tile and after its last come
+  // matrix_begin and matrix_end. Integer activations: on weights staged as signed bytes, or, of 8
+  // bits and without groups, on packed ones.
+  void (*matrix_begin)(int64_t unit_bytes);
+  void (*matrix_end)();
+  Tile matrix[kScaleModes][kMatrixSizes];
+  Tile matrix_packed8[kMatrixSizes];
+  // Float activations: without and with group scales, on weights staged as bfloat16; `sum` is
+  // float.
+  Tile matrix_real[2][kMatrixSizes];
+  // By Source, packed; signed bytes, and pairs of bfloat16: [k / 2][16][2].
+  void (*stage_signed[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group,
+                          bool scales, uint8_t* values, float* scale);
+  void (*stage_brain[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group,
+                         bool scales, uint8_t* values, float* scale);
+  void (*prepare_parts)(const PrepareArgs&);
   void (*prepare)(const PrepareArgs&);
   void (*finish)(const FinishArgs&);
   // 8 values of k make one code, so `to.stretch` counts codes.

@@ -19,10 +19,16 @@ namespace {
 constexpr int64_t kPassRows = 1024;     // rows of x that are quantized at a time
 constexpr int64_t kStripeRows = 128;    // rows whose quantized x stays in the second-level cache
 constexpr int64_t kIntegerBlocks = 64;  // stretch of K of a tile: 2048 values, staged in 32 KB
-constexpr int64_t kRealBlocks = 4;      // 128 values, staged in 16 KB of floats
-constexpr int64_t kDirectRealRows = 8;  // up to these, float tiles read the packed weights
-constexpr size_t kStagedTiles = 3;      // unpacking to the cache first pays from so many tiles on
-static_assert(kIntegerBlocks % 4 == 0 && kRealBlocks % 4 == 0, "whole groups of 128");
+constexpr int64_t kMatrixStripeRows = 256;
+constexpr int64_t kMatrixRealStripeRows = 64;  // of three parts
+constexpr int64_t kMatrixBlocks = 16;          // matrix tiles have panels in pairs: also 32 KB
+constexpr int64_t kMatrixRows = 9;             // matrix tiles pay from so many rows on
+constexpr int64_t kRealBlocks = 4;             // 128 values, staged in 16 KB of floats
+constexpr int64_t kDirectRealRows = 8;         // up to these, float tiles read the packed weights
+constexpr size_t kStagedTiles = 3;  // unpacking to the cache first pays from so many tiles on
+static_assert(kIntegerBlocks % 4 == 0 && kMatrixBlocks % 4 == 0 && kRealBlocks % 4 == 0,
+              "whole groups of 128");
+static_assert(kPassRows % kMatrixStripeRows == 0 && kPassRows % kStripeRows == 0, "");
 
 // Uninitialized memory on a cache line, kept by its thread for the next call.
 class Scratch {
@@ -50,11 +56,12 @@ struct RowBlock {
   int64_t rows() const { return int64_t{1} << size; }
 };
 
-std::vector<RowBlock> CutRows(int64_t m, int max_size) {
+// The last one may reach beyond m.
+std::vector<RowBlock> CutRows(int64_t m, int min_size, int max_size) {
   std::vector<RowBlock> blocks;
   for (int64_t row = 0; row < m;) {
     int size = max_size;
-    while ((int64_t{1} << size) > m - row) --size;
+    while (size > min_size && (int64_t{1} << size) > m - row) --size;
     blocks.push_back({row, size});
     row += int64_t{1} << size;
   }
@@ -69,9 +76,25 @@ int MaxRowSize(const MatmulArgs& args, const Kernels& kernels, int64_t m) {
   return kernels.max_row_size[group_sums];
 }
 
+// Whether `m` rows go through the tiles of a matrix unit.
+bool UsesMatrix(const MatmulArgs& args, const Kernels& kernels, int64_t m) {
+  return kernels.matrix_begin != nullptr && !args.layout.binary() && m >= kMatrixRows;
+}
+
+bool MatrixReadsPacked(const PackedLayout& layout) {
+  return layout.num_bits == 8 && layout.group_size == 0;
+}
+
+// What one instruction of a matrix unit takes of K.
+int64_t MatrixUnit(const MatmulArgs& args) {
+  const int64_t depth = args.layout.group_depth();
+  if (args.activations == Activations::kFloat) return kBlockDepth;
+  return depth % (2 * kBlockDepth) == 0 ? 2 * kBlockDepth : kBlockDepth;
+}
+
 // Of a value of x on its way to the tiles.
-int64_t ValueBytes(const MatmulArgs& args, const Kernels& kernels) {
-  if (args.activations == Activations::kFloat) return 4;
+int64_t ValueBytes(const MatmulArgs& args, const Kernels& kernels, bool matrix) {
+  if (args.activations == Activations::kFloat) return matrix ? 2 : 4;
   return kernels.wide && args.layout.num_bits == 8 ? 2 : 1;
 }
 
@@ -102,9 +125,18 @@ const float* FloatRow(const MatmulArgs& args, int64_t m, Scratch* scratch) {
   return row;
 }
 
+const float* ZeroRow(int64_t padded, Scratch* scratch) {
+  float* const row = scratch->Get<float>(padded);
+  std::fill(row, row + padded, 0.0f);
+  return row;
+}
+
 // Some rows of x, in the order in which the tiles read them.
 struct Prepared {
-  int64_t m = 0;
+  int64_t rows = 0;     // of x
+  int64_t m = 0;        // of all tiles, no fewer
+  bool matrix = false;  // the tiles are those of a matrix unit
+  int64_t unit = 0, parts = 1;
   std::vector<RowBlock> blocks;
   Scratch x, offset_sum, group_scale, row_scale;
   uint8_t* x_at = nullptr;
@@ -114,35 +146,51 @@ struct Prepared {
   int64_t stretch = 0;  // in int8 values, floats or codes of eight signs
 
   InterleavedRow Place(const RowBlock& block, int64_t row) const {
-    return {m, block.row, block.rows(), row, stretch};
+    return {m * parts, block.row * parts, block.rows() * parts, row, stretch, unit};
   }
 };
 
-void PrepareRows(const MatmulArgs& args, const Kernels& kernels, int64_t first, int64_t m,
+void PrepareRows(const MatmulArgs& args, const Kernels& kernels, int64_t first, int64_t rows,
                  const ParallelFor& parallel_for, Prepared* p) {
   const PackedLayout& layout = args.layout;
   const int64_t padded = layout.padded_k(), groups = layout.groups();
   const bool binary = layout.binary();
   const bool real = args.activations == Activations::kFloat && !binary;
+  p->rows = rows;
+  p->matrix = UsesMatrix(args, kernels, rows);
+  if (p->matrix) {
+    p->blocks = CutRows(rows, kMatrixSize, kMatrixSize + kMatrixSizes - 1);
+    p->unit = MatrixUnit(args);
+    p->stretch = kBlockDepth * (real ? kRealBlocks : kMatrixBlocks);
+  } else {
+    p->blocks = CutRows(rows, 0, MaxRowSize(args, kernels, rows));
+    p->unit = real || binary ? 1 : 4;
+    p->stretch =
+        binary ? kernels.binary_stretch : kBlockDepth * (real ? kRealBlocks : kIntegerBlocks);
+    // A single tile reads one piece.
+    if (p->blocks.size() == 1) p->stretch = padded;
+  }
+  const int64_t m = p->blocks.back().row + p->blocks.back().rows();
   p->m = m;
-  p->blocks = CutRows(m, MaxRowSize(args, kernels, m));
-  p->stretch =
-      binary ? kernels.binary_stretch : kBlockDepth * (real ? kRealBlocks : kIntegerBlocks);
-  // A single tile reads one piece.
-  if (p->blocks.size() == 1) p->stretch = padded;
-  p->x_at = p->x.Get<uint8_t>(m * (binary ? padded / 8 * 4 : padded * ValueBytes(args, kernels)));
+  p->parts = p->matrix && real ? kFloatParts : 1;
+  const int64_t row_bytes =
+      binary ? padded / 8 * 4 : padded * ValueBytes(args, kernels, p->matrix) * p->parts;
+  p->x_at = p->x.Get<uint8_t>(m * row_bytes);
   p->row_scale_at = p->row_scale.Get<float>(m);
   if (!binary && !real) {
     p->offset_sum_at = p->offset_sum.Get<int32_t>(m * padded / kBlockDepth);
     p->group_scale_at = p->group_scale.Get<float>(m * groups);
   }
+  const bool wants_offsets = !p->matrix || MatrixReadsPacked(layout);
   const int64_t cost = std::max<int64_t>(1, (padded << kernels.max_row_size[0]) / 2);
   parallel_for(static_cast<int64_t>(p->blocks.size()), cost, [&](int64_t begin, int64_t end) {
     static thread_local Scratch row_scratch, byte_scratch;
     for (int64_t b = begin; b < end; ++b) {
       const RowBlock& block = p->blocks[static_cast<size_t>(b)];
       for (int64_t r = 0; r < block.rows(); ++r) {
-        const float* const x = FloatRow(args, first + block.row + r, &row_scratch);
+        const float* const x = block.row + r < rows
+                                   ? FloatRow(args, first + block.row + r, &row_scratch)
+                                   : ZeroRow(padded, &row_scratch);
         if (binary) {
           kernels.encode_signs(x, padded, p->Place(block, r), reinterpret_cast<uint32_t*>(p->x_at));
           continue;
@@ -160,11 +208,11 @@ void PrepareRows(const MatmulArgs& args, const Kernels& kernels, int64_t first, 
         prepare.out = p->x_at;
         prepare.row_scale = p->row_scale_at + block.row + r;
         if (!real) {
-          prepare.offset_sum = p->offset_sum_at;
+          prepare.offset_sum = wants_offsets ? p->offset_sum_at : nullptr;
           prepare.group_scale = p->group_scale_at;
           prepare.scratch = byte_scratch.Get<int8_t>(padded);
         }
-        kernels.prepare(prepare);
+        (p->parts > 1 ? kernels.prepare_parts : kernels.prepare)(prepare);
       }
     }
   });
@@ -190,16 +238,22 @@ struct Job {
   const float* column_sum;  // null unless needed
 };
 
-// The row blocks of a stripe: rows begin .. end - 1 of the pass.
+// The row blocks of a stripe: rows begin .. end - 1 of the pass' tiles.
 struct Stripe {
   int64_t begin, end;
   size_t first_block, last_block;
 };
 
+int64_t StripeRows(const Prepared& p) {
+  if (!p.matrix) return kStripeRows;
+  return p.parts > 1 ? kMatrixRealStripeRows : kMatrixStripeRows;
+}
+
 Stripe StripeOf(const Prepared& p, int64_t index) {
-  Stripe stripe = {index * kStripeRows, std::min((index + 1) * kStripeRows, p.m), 0, 0};
-  const int64_t rows = p.blocks.empty() ? 1 : p.blocks[0].rows();
-  // All blocks before the last stripe's tail have the same size, which divides kStripeRows.
+  const int64_t most = StripeRows(p);
+  Stripe stripe = {index * most, std::min((index + 1) * most, p.m), 0, 0};
+  const int64_t rows = p.blocks[0].rows();
+  // All blocks before the last stripe's tail have the same size, which divides a stripe's.
   stripe.first_block = static_cast<size_t>(stripe.begin / rows);
   stripe.last_block = stripe.first_block;
   while (stripe.last_block < p.blocks.size() && p.blocks[stripe.last_block].row < stripe.end) {
@@ -215,10 +269,11 @@ void FinishStripe(const Job& job, const Stripe& stripe, const void* sum, bool in
   FinishArgs finish = {};
   finish.sum = sum;
   finish.integer = integer;
-  finish.rows = stripe.end - stripe.begin;
+  finish.rows = std::min(stripe.end, job.prepared.rows) - stripe.begin;
   finish.stride = stride;
   finish.columns = std::min(stride, n - first_column);
-  const bool scaled = !args.layout.binary() && args.activations != Activations::kFloat;
+  const bool scaled =
+      job.prepared.parts > 1 || (!args.layout.binary() && args.activations != Activations::kFloat);
   finish.row_scale = scaled ? job.prepared.row_scale_at + stripe.begin : nullptr;
   finish.column_scale = job.column_scale + first_column;
   finish.column_sum = job.column_sum ? job.column_sum + first_column : nullptr;
@@ -230,6 +285,7 @@ void FinishStripe(const Job& job, const Stripe& stripe, const void* sum, bool in
   const int64_t size = args.type == DataType::kFloat32 ? 4 : 2;
   finish.y = static_cast<uint8_t*>(args.y) + at * size;
   finish.y_stride = n;
+  finish.stream = args.m * n * size >= kStreamBytes;
   job.kernels.finish(finish);
 }
 
@@ -247,11 +303,12 @@ void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
   const int64_t group_blocks = layout.group_depth() / kBlockDepth;
   const bool wide = job.kernels.wide && layout.num_bits == 8;
   const size_t tiles = stripe.last_block - stripe.first_block;
-  const bool staged =
-      real ? p.m > kDirectRealRows : tiles >= kStagedTiles && (layout.num_bits < 8 || wide);
+  const bool staged = real       ? p.m > kDirectRealRows
+                      : p.matrix ? !MatrixReadsPacked(layout)
+                                 : (tiles >= kStagedTiles && (layout.num_bits < 8 || wide));
   const int64_t stretch = std::min(blocks, p.stretch / kBlockDepth);
   const Source packed = SourceOf(layout.num_bits, false);
-  const int64_t x_bytes = ValueBytes(args, job.kernels);
+  const int64_t x_bytes = ValueBytes(args, job.kernels, p.matrix);
   const bool pair_offsets = PairOffsets(layout, job.kernels);
   const Scales scales =
       !grouped ? kNoScales
@@ -259,15 +316,19 @@ void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
   const bool integer = !real && !grouped;
 
   float* const sum = sum_scratch.Get<float>((stripe.end - stripe.begin) * columns);
-  const int64_t staged_bytes = stretch * kBlockDepth * kPanelColumns * (real ? 4 : (wide ? 2 : 1));
+  const int64_t value_bytes = real ? (p.matrix ? 2 : 4) : (wide ? 2 : 1);
+  const int64_t staged_bytes = stretch * kBlockDepth * kPanelColumns * value_bytes;
   uint8_t* const stage = staged ? stage_scratch.Get<uint8_t>(panels * staged_bytes) : nullptr;
-  float* const stage_scale =
-      staged && !real ? scale_scratch.Get<float>(panels * stretch * kPanelColumns) : nullptr;
+  float* const stage_scale = staged && (!real || p.matrix)
+                                 ? scale_scratch.Get<float>(panels * stretch * kPanelColumns)
+                                 : nullptr;
 
+  if (p.matrix) job.kernels.matrix_begin(p.unit * value_bytes);
   for (int64_t begin = 0; begin < blocks; begin += stretch) {
     TileArgs tile = {};
     tile.blocks = std::min(stretch, blocks - begin);
     tile.blocks_per_group = grouped ? group_blocks : tile.blocks;
+    tile.unit = p.unit;
     tile.first = begin == 0;
     for (int64_t i = 0; i < panels; ++i) {
       // Panels beyond the last repeat it; what they give is not stored.
@@ -277,7 +338,7 @@ void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
       const uint8_t* const at =
           args.weights + layout.panels_offset() + panel * layout.panel_bytes() + offset;
       tile.weights[i] = at;
-      if (staged && real) {
+      if (staged && real && !p.matrix) {
         uint8_t* const values = stage + i * staged_bytes;
         job.kernels.stage_real[packed](at, tile.blocks, tile.blocks_per_group, grouped,
                                        reinterpret_cast<float*>(values));
@@ -285,7 +346,10 @@ void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
       } else if (staged) {
         uint8_t* const bytes = stage + i * staged_bytes;
         float* const scale = stage_scale + i * stretch * kPanelColumns;
-        job.kernels.stage[packed](at, tile.blocks, tile.blocks_per_group, grouped, bytes, scale);
+        const auto& stages = !p.matrix
+                                 ? job.kernels.stage
+                                 : (real ? job.kernels.stage_brain : job.kernels.stage_signed);
+        stages[packed](at, tile.blocks, tile.blocks_per_group, grouped, bytes, scale);
         tile.weights[i] = bytes;
         tile.scale[i] = scale;
       }
@@ -304,13 +368,19 @@ void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
       }
       tile.sum = sum + (block.row - stripe.begin) * columns;
       const int size = gemv ? kGemv : block.size;
-      if (real) {
+      if (real && p.matrix) {
+        job.kernels.matrix_real[grouped][size - kMatrixSize](tile);
+      } else if (real) {
         (staged ? job.kernels.staged_real : job.kernels.real[packed][grouped])[size](tile);
+      } else if (p.matrix) {
+        (staged ? job.kernels.matrix[scales]
+                : job.kernels.matrix_packed8)[size - kMatrixSize](tile);
       } else {
         job.kernels.integer[source][scales][size](tile);
       }
     }
   }
+  if (p.matrix) job.kernels.matrix_end();
   FinishStripe(job, stripe, sum, integer, columns, first_column);
 }
 
@@ -428,9 +498,9 @@ void Matmul(const MatmulArgs& args, const Kernels& kernels, const ParallelFor& p
     const int64_t panels = m == 1 ? kernels.gemv_panels : kernels.panels;
     const int64_t per_unit = layout.binary() ? 1 : panels;
     const int64_t units = (layout.panels() + per_unit - 1) / per_unit;
-    const int64_t stripes = (m + kStripeRows - 1) / kStripeRows;
+    const int64_t stripe_rows = StripeRows(prepared), stripes = (m + stripe_rows - 1) / stripe_rows;
     const int64_t products =
-        layout.padded_k() * per_unit * layout.panel_columns() * std::min(m, kStripeRows);
+        layout.padded_k() * per_unit * layout.panel_columns() * std::min(m, stripe_rows);
     const int64_t cost = std::max<int64_t>(1, products / (layout.binary() ? 400 : 50));
     parallel_for(stripes * units, cost, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {

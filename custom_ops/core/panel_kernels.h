@@ -6,7 +6,7 @@
 //   constants   kUnsignedWeights, kPanels, kGemvPanels, kMaxRowSize, kMaxGroupedRowSize,
 //               kBinaryStretch, kSignRows, kOwnTiles, kOwnRealGemv, kStagesBinary
 //   Sum         16 x int32:  Splat LoadSum StoreSum ToReal
-//   Real        16 x float:  SplatReal LoadReal StoreReal Fma Mul HalfScales
+//   Real        16 x float:  SplatReal LoadReal StoreReal StreamReal Fma Mul HalfScales
 //   Dot<kBits, kPacked, rows, panels>(weights, x, sum)   sum += one block of 32 values of k
 //   Unpack<kBits>(block, bytes)                          a block as 8 rows of bytes
 //   Value<kBits>(row, index)                             one k of a row, offset removed, as Real
@@ -350,7 +350,7 @@ void Prepare(const PrepareArgs& a) {
   const bool wide = Isa::kOwnTiles && a.num_bits == 8;
   for (int64_t at = 0; at < a.padded_k; at += a.to.stretch) {
     const int64_t length = Min(a.to.stretch, a.padded_k - at);
-    const int64_t place = a.to.At(at, length) + a.to.row * 4;
+    const int64_t place = a.to.At(at, length) + a.to.row * a.to.unit;
     const int8_t* const q = a.scratch + at;
     if (wide) {
       int16_t* out = static_cast<int16_t*>(a.out) + place;
@@ -362,9 +362,17 @@ void Prepare(const PrepareArgs& a) {
       }
     } else {
       int8_t* const out = static_cast<int8_t*>(a.out) + place;
-      for (int64_t k = 0; k < length; k += 4) memcpy(out + k * a.to.rows, q + k, 4);
+      if (a.to.unit == 4) {
+        for (int64_t k = 0; k < length; k += 4) memcpy(out + k * a.to.rows, q + k, 4);
+      } else {
+        for (int64_t k = 0; k < length; k += kBlockDepth) {
+          const int64_t in_unit = k % a.to.unit;
+          memcpy(out + (k - in_unit) * a.to.rows + in_unit, q + k, kBlockDepth);
+        }
+      }
     }
   }
+  if (a.offset_sum == nullptr) return;
   if constexpr (Isa::kOwnTiles) {
     if (a.pair_offsets) {
       for (int64_t at = 0; at < a.padded_k; at += a.to.stretch) {
@@ -423,9 +431,15 @@ int64_t FinishPlain(const FinishArgs& a) {
                          : Isa::LoadReal(static_cast<const float*>(a.sum) + from);
       v = Isa::Mul(Isa::Mul(v, row_scale), Isa::LoadReal(a.column_scale + at));
       if (a.bias) v = Isa::Fma(v, Isa::SplatReal(1), Isa::LoadReal(a.bias + at));
-      Isa::StoreReal(static_cast<float*>(a.y) + m * a.y_stride + at, v);
+      float* const to = static_cast<float*>(a.y) + m * a.y_stride + at;
+      if (a.stream && reinterpret_cast<uintptr_t>(to) % 64 == 0) {
+        Isa::StreamReal(to, v);
+      } else {
+        Isa::StoreReal(to, v);
+      }
     }
   }
+  if (a.stream) Isa::Fence();
   return whole;
 }
 

@@ -4,6 +4,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -15,6 +19,7 @@ const Kernels& PortableKernels();
 const Kernels& Avx2Kernels();
 const Kernels& AvxVnniKernels();
 const Kernels& Avx512Kernels();
+const Kernels& AmxKernels();
 #elif defined(__aarch64__)
 const Kernels& NeonKernels();
 #endif
@@ -42,12 +47,26 @@ bool HasAvx2() {
 #ifdef TFQUANT_SIMDE  // what lies beyond AVX2 is emulated, see tests/simde_avx512.h
 bool HasAvxVnni() { return HasAvx2(); }
 bool HasAvx512() { return HasAvx2(); }
+bool HasAmx() { return HasAvx2(); }
 #else
 bool HasAvxVnni() { return HasAvx2() && HasBit(7, 1, 0, 4); }
 bool HasAvx512() {
   return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bitalg");
+}
+
+// The tile registers are large, so Linux wants to be asked for them, once for all threads.
+bool HasAmx() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // of <asm/prctl.h>, Linux 5.16
+  const bool has_tiles = HasBit(7, 0, 3, 24);
+  const bool has_int8 = HasBit(7, 0, 3, 25), has_bfloat16 = HasBit(7, 0, 3, 22);
+  return HasAvx512() && has_tiles && has_int8 && has_bfloat16 &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 #endif
 #elif defined(__aarch64__)
@@ -67,17 +86,22 @@ bool Always() { return true; }
 const PathRow kRows[kPaths] = {
     {"portable", Always, PortableKernels},
 #if defined(__x86_64__)
-    {"avx2", HasAvx2, Avx2Kernels},        {"avxvnni", HasAvxVnni, AvxVnniKernels},
-    {"avx512", HasAvx512, Avx512Kernels},  {"neon", nullptr, nullptr},
+    {"avx2", HasAvx2, Avx2Kernels},
+    {"avxvnni", HasAvxVnni, AvxVnniKernels},
+    {"avx512", HasAvx512, Avx512Kernels},
+    {"amx", HasAmx, AmxKernels},
+    {"neon", nullptr, nullptr},
 #elif defined(__aarch64__)
     {"avx2", nullptr, nullptr},
     {"avxvnni", nullptr, nullptr},
     {"avx512", nullptr, nullptr},
+    {"amx", nullptr, nullptr},
     {"neon", HasDotProduct, NeonKernels},
 #else
     {"avx2", nullptr, nullptr},
     {"avxvnni", nullptr, nullptr},
     {"avx512", nullptr, nullptr},
+    {"amx", nullptr, nullptr},
     {"neon", nullptr, nullptr},
 #endif
 };

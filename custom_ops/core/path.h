@@ -1,8 +1,8 @@
 // The one place where an instruction set is chosen, once, at run time.
 //
 // The best path that this processor supports runs, unless the environment variable TFQUANT_PATH
-// names one: portable, avx2, avxvnni, avx512, neon. A name that is unknown or not supported here is
-// an error that every op reports, not a quiet fallback.
+// names one: portable, avx2, avxvnni, avx512, amx, neon. A name that is unknown or not supported
+// here is an error that every op reports, not a quiet fallback.
 #ifndef TFQUANT_CUSTOM_OPS_CORE_PATH_H_
 #define TFQUANT_CUSTOM_OPS_CORE_PATH_H_
 
@@ -13,8 +13,8 @@
 namespace tfquant {
 
 // From the plainest to the one that is preferred.
-enum class Path : int { kPortable = 0, kAvx2 = 1, kAvxVnni = 2, kAvx512 = 3, kNeon = 4 };
-constexpr int kPaths = 5;
+enum class Path : int { kPortable = 0, kAvx2 = 1, kAvxVnni = 2, kAvx512 = 3, kAmx = 4, kNeon = 5 };
+constexpr int kPaths = 6;
 
 const char* PathName(Path path);
 

@@ -61,9 +61,10 @@ def emulated_ops(out, tensorflow, copts=()):
 
 def _by_simde(call):
     """The call of the compiler, with what lies beyond AVX2 emulated where it is used."""
-    if not any(option.startswith(("-mavx512", "-mavxvnni")) for option in call):
+    beyond = ("-mavx512", "-mavxvnni", "-mamx")
+    if not any(option.startswith(beyond) for option in call):
         return [*call, "-DTFQUANT_SIMDE"]
-    call = [option for option in call if not option.startswith(("-mavx512", "-mavxvnni"))]
+    call = [option for option in call if not option.startswith(beyond)]
     include = ["-include", str(ROOT / "tests" / "simde_avx512.h"), "-Wno-psabi"]
     return [*call, "-DTFQUANT_SIMDE", *include]
 
@@ -96,7 +97,7 @@ def main():
     parser.add_argument("program", help="name of a .cc file here, without its ending")
     parser.add_argument("--out", required=True)
     parser.add_argument("--machine", default=None)
-    parser.add_argument("--simde", action="store_true", help="emulate AVX512 and AVX-VNNI")
+    parser.add_argument("--simde", action="store_true", help="emulate AVX512, AVX-VNNI and AMX")
     parser.add_argument("--copts", action="append", default=[], help="one option; repeat for more")
     args = parser.parse_args()
     if args.program == "emulated_gpu":

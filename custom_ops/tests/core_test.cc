@@ -111,7 +111,8 @@ int Run(int argc, char** argv) {
         for (int64_t group_size : {0, 32, 64, 128}) {
           if (num_bits == 1 && group_size) continue;
           for (int64_t k : sizes) {
-            const int64_t n = sizes[Uniform(0, 17)], m = sizes[Uniform(0, 17)];
+            const int64_t n = sizes[Uniform(0, 17)];
+            const int64_t m = Uniform(0, 19) ? sizes[Uniform(0, 17)] : 300;  // several stripes
             const Weights w = MakeWeights(num_bits, group_size, k, n);
             for (int mode = 0; mode < 4; ++mode) {
               const Activations activations = static_cast<Activations>(mode);

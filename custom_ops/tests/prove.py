@@ -110,12 +110,13 @@ def neon(folder, args):
 
 
 def vnni(folder, args):
-    """core_test with AVX512-VNNI and AVX-VNNI by SIMDe."""
+    """core_test with AVX512-VNNI, AVX-VNNI and AMX by SIMDe."""
     out = folder / "core_test"
     build("core_test", out, "--simde", copts=("-O1",))
     said = subprocess.run([out], capture_output=True, text=True, check=False)
     print(said.stdout, said.stderr, end="", flush=True)
-    if said.returncode or not {"avxvnni: done", "avx512: done"} <= set(said.stdout.splitlines()):
+    wanted = {f"{path}: done" for path in ("avxvnni", "avx512", "amx")}
+    if said.returncode or not wanted <= set(said.stdout.splitlines()):
         raise subprocess.CalledProcessError(said.returncode or 1, str(out))
 
 
@@ -187,7 +188,7 @@ PROOFS = (
     ),
     Proof(
         "vnni",
-        "the paths avx512 and avxvnni agree with the reference",
+        "the paths avx512, avxvnni and amx agree with the reference",
         vnni,
         (
             COMPILER,

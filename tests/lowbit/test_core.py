@@ -16,7 +16,7 @@ from tfquant.lowbit import build, library
 from tfquant.lowbit.core import Core, aligned
 from tfquant.numerics import packing, reference
 
-PATHS = ["portable", "avx2", "avxvnni", "avx512", "neon"]
+PATHS = ["portable", "avx2", "avxvnni", "avx512", "amx", "neon"]
 FORMATS = [(8, 0), (8, 64), (4, 32), (4, 64), (4, 128), (4, 0), (2, 32), (2, 128), (2, 0), (1, 0)]
 ACTIVATIONS = list(reference.ACTIVATIONS)
 
@@ -69,7 +69,8 @@ def test_paths_agree_on_both_sides_of_every_boundary(
         pytest.skip("scales per group need groups")
     edge = group_size or 32
     for k in (1, edge - 1, edge, edge + 1, 4 * edge - 1, 521, 1031):
-        for m, n in ((1, 1), (2, 15), (3, 16), (4, 17), (7, 33), (8, 64), (9, 65), (13, 31)):
+        shapes = [(1, 1), (2, 15), (3, 16), (4, 17), (7, 33), (8, 64), (9, 65), (13, 31)]
+        for m, n in [*shapes, (16, 32), (17, 15), (33, 34)]:
             check(
                 core,
                 path,
@@ -111,8 +112,8 @@ def test_paths_agree_on_any_shape(core, path, form, activations, m, k, n, thread
 def test_extremes_never_saturate(core, path, kind, value):
     need(core, path)
     for num_bits, group_size in FORMATS:
-        for k in (32, 1024):
-            x = np.full((5, k), value, np.float32)
+        for m, k in ((5, 32), (5, 1024), (20, 1024)):
+            x = np.full((m, k), value, np.float32)
             static = {"x_scale": 1.0, "zero_point": 0}
             check(core, path, x, num_bits, group_size, 20, "static", kind, **static)
             check(core, path, x, num_bits, group_size, 20, "per_row", kind)
@@ -120,15 +121,16 @@ def test_extremes_never_saturate(core, path, kind, value):
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("value", "zero_point"), [(-128, 0), (127, -128), (-128, 127)])
-def test_the_deepest_channel_fits_the_accumulator(core, path, value, zero_point):
+@pytest.mark.parametrize("m", [1, 9])
+def test_the_deepest_channel_fits_the_accumulator(core, path, value, zero_point, m):
     """With a zero point the result does not fit 32 bits, only what is summed up does."""
     need(core, path)
     k = packing.MAX_DEPTH
     packed = packing.pack_matmul(np.full((k, 1), -128), np.ones(1), num_bits=8)
-    x = np.full((1, k), value - zero_point, np.float32)
+    x = np.full((m, k), value - zero_point, np.float32)
     form = {"num_bits": 8, "activations": "static", "zero_point": zero_point}
     y = core.matmul(x, packed, units=1, path=path, **form)
-    assert y == np.float32((value - zero_point) * -128 * k)
+    assert (y == np.float32((value - zero_point) * -128 * k)).all()
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -156,17 +158,17 @@ def test_results_do_not_depend_on_the_number_of_threads(core, path, rng):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("offset", [1, 3, 4, 17])
-def test_pointers_need_no_alignment(core, path, offset, rng):
+@pytest.mark.parametrize(("m", "offset"), [(5, 1), (5, 3), (5, 4), (5, 17), (20, 3)])
+def test_pointers_need_no_alignment(core, path, m, offset, rng):
     need(core, path)
     for num_bits, group_size in FORMATS:
         _, _, packed = weights(num_bits, group_size, 257, 35)
         moved = aligned(packed.size, np.uint8, offset)
         moved[:] = packed
-        x = aligned(5 * 257, np.float32, offset).reshape(5, 257)
+        x = aligned(m * 257, np.float32, offset).reshape(m, 257)
         x[:] = rng.normal(size=x.shape)
         form = {"units": 35, "num_bits": num_bits, "group_size": group_size, "path": path}
-        out = aligned(5 * 35, np.float32, offset).reshape(5, 35)
+        out = aligned(m * 35, np.float32, offset).reshape(m, 35)
         core.matmul(x, moved, out=out, **form)
         np.testing.assert_array_equal(out, core.matmul(x.copy(), packed, **form))
 
@@ -203,7 +205,7 @@ def test_depths_agree_on_both_sides_of_a_stretch(core, path, activations, rng):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("m", [127, 129, 1023, 1024, 1025, 1033])
+@pytest.mark.parametrize("m", [127, 129, 257, 1023, 1024, 1025, 1033])
 def test_rows_agree_on_both_sides_of_a_stripe_and_of_a_pass(core, path, m, rng):
     need(core, path)
     for num_bits, group_size, activations in (
@@ -232,11 +234,13 @@ def test_fused_functions_agree(core, path, fused, rng):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_rows_that_are_not_finite_are_nan_alone(core, path, rng):
+@pytest.mark.parametrize("m", [6, 20])
+def test_rows_that_are_not_finite_are_nan_alone(core, path, m, rng):
     need(core, path)
-    x = rng.normal(size=(6, 96)).astype(np.float32)
+    x = rng.normal(size=(m, 96)).astype(np.float32)
     x[1, 40], x[4, 95] = np.inf, np.nan
     x[2] = 0
+    finite = np.isfinite(x).all(-1)
     for num_bits, group_size in FORMATS[:-1]:
         _, _, packed = weights(num_bits, group_size, 96, 20)
         for mode in ("per_row", "per_group", "static"):
@@ -244,8 +248,38 @@ def test_rows_that_are_not_finite_are_nan_alone(core, path, rng):
                 continue
             form = {"units": 20, "num_bits": num_bits, "group_size": group_size, "path": path}
             y = core.matmul(x, packed, activations=mode, **form)
-            assert np.isnan(y[[1, 4]]).all() and np.isfinite(y[[0, 2, 3, 5]]).all()
+            assert np.isnan(y[~finite]).all() and np.isfinite(y[finite]).all()
             assert not y[2].any()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("m", [7, 20])
+def test_float_rows_of_any_size_are_right(core, path, m, rng):
+    """Where floats are cut into parts, the parts of small ones must not vanish."""
+    need(core, path)
+    x = rng.normal(size=(m, 161))
+    x *= np.resize([1e-36, 1, 1e33, 0, 1e-20, 1e20, 1e-30], m)[:, None]
+    x[0, 3], x[2, 4] = 0, 1e-38
+    for num_bits, group_size in FORMATS[:-1]:
+        check(core, path, x.astype(np.float32), num_bits, group_size, 20, "float", bias=None)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("m", [3, 20])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_float_that_is_not_finite_spoils_its_row_only(core, path, m, value, rng):
+    need(core, path)
+    x = rng.normal(size=(m, 96)).astype(np.float32)
+    x[1, 40] = value
+    for num_bits, group_size in FORMATS[:-1]:
+        q, _, packed = weights(num_bits, group_size, 96, 20)
+        form = {"units": 20, "num_bits": num_bits, "group_size": group_size, "path": path}
+        y = core.matmul(x, packed, activations="float", **form)
+        finite = np.arange(m) != 1
+        assert np.isfinite(y[finite]).all() and not np.isfinite(y[1]).any()
+        if np.isinf(value):
+            sure = q[40] != 0
+            np.testing.assert_array_equal(y[1, sure], value * np.sign(q[40, sure]))
 
 
 @pytest.mark.parametrize(("num_bits", "group_size"), FORMATS)

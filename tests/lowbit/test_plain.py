@@ -14,7 +14,7 @@ from tfquant.lowbit import library
 from tfquant.lowbit.core import aligned
 from tfquant.numerics import packing, reference
 
-PATHS = ["portable", "avx2", "avxvnni", "avx512", "neon"]
+PATHS = ["portable", "avx2", "avxvnni", "avx512", "amx", "neon"]
 GROUPS = {
     "tensor": (10**6, 10**6),
     "row": (1, 10**6),

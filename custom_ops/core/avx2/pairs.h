@@ -71,6 +71,10 @@ struct Pairs {
     _mm256_storeu_ps(to, r.a);
     _mm256_storeu_ps(to + 8, r.b);
   }
+  static void StreamReal(float* to, Real r) {
+    _mm256_stream_ps(to, r.a);
+    _mm256_stream_ps(to + 8, r.b);
+  }
   static Real Mul(Real x, Real y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
   static Real Fma(Real x, Real y, Real z) {
     return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};

@@ -26,6 +26,7 @@ struct Avx512 {
   static Real SplatReal(float value) { return _mm512_set1_ps(value); }
   static Real LoadReal(const float* from) { return _mm512_loadu_ps(from); }
   static void StoreReal(float* to, Real r) { _mm512_storeu_ps(to, r); }
+  static void StreamReal(float* to, Real r) { _mm512_stream_ps(to, r); }
   static Real Mul(Real a, Real b) { return _mm512_mul_ps(a, b); }
   static Real Fma(Real a, Real b, Real c) { return _mm512_fmadd_ps(a, b, c); }
   static Real HalfScales(const uint8_t* from) {

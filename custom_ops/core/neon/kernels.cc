@@ -50,6 +50,7 @@ struct Neon {
   static void StoreReal(float* to, const Real& r) {
     for (int i = 0; i < 4; ++i) vst1q_f32(to + 4 * i, r.v[i]);
   }
+  static void StreamReal(float* to, const Real& r) { StoreReal(to, r); }
   static Real Mul(const Real& x, const Real& y) {
     Real r;
     for (int i = 0; i < 4; ++i) r.v[i] = vmulq_f32(x.v[i], y.v[i]);

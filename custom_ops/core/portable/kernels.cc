@@ -49,6 +49,7 @@ struct Portable {
     return r;
   }
   static void StoreReal(float* to, const Real& r) { memcpy(to, r.v, sizeof(r.v)); }
+  static void StreamReal(float* to, const Real& r) { StoreReal(to, r); }
   static Real Mul(const Real& a, const Real& b) {
     Real r;
     for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] * b.v[i];
