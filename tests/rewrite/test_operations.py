@@ -108,6 +108,20 @@ def test_an_operation_without_a_kernel_runs_in_float_and_is_named(name, rng, tmp
     assert sum(layer.operator == "CONV_2D" for layer in report.layers) >= 2
 
 
+@pytest.mark.parametrize("name", ["sigmoid", "softmax", "tanh"])
+def test_a_skipped_function_with_a_grid_of_its_own_is_float_between_integers(name, rng, tmp_path):
+    x = keras.Input((6,))
+    y = layers.Activation(name, name="skipped")(layers.Dense(5, activation="relu")(x))
+    data = rng.normal(size=(32, 6)).astype(np.float32)
+    q = tfq.quantize_model(keras.Model(x, layers.Dense(4)(y)), skip=["skipped"])
+    tfq.calibrate(q, data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+    assert {op.reason for op in report.float_operators} == {
+        "layer 'skipped' (Activation) is not quantized"
+    }
+    assert report.end_to_end.differing == 0
+
+
 def heads(x):
     return ops.reshape(layers.Dense(4)(layers.Reshape((6, 24))(conv(x))), (-1, 6, 2, 2))
 

@@ -287,9 +287,18 @@ def _why_float(file, op, computed, kernel):
     missing = [file.name(i) for i in data if i not in computed]
     if missing:
         return f"the range of {_short(missing[0])} is not known"
+    if op.name in rules.FIXED_RANGE and not _has_fixed_grid(op, computed):
+        return "the grid of its output is not that of LiteRT's kernel"
     if op.name in rules.KERNELS and (kernel is None or kernel.spec is None):
         return "its weights are not quantized"
     return None
+
+
+def _has_fixed_grid(op, computed):
+    """Whether the output of an operator is on the grid that LiteRT dictates."""
+    output = computed[op.outputs[0]]
+    wanted = _fixed(op.name, output.num_bits)
+    return output.scale[0] == wanted.scale[0] and output.zero_point[0] == wanted.zero_point[0]
 
 
 def _short(name):
