@@ -31,6 +31,11 @@ INTEGER = {
     "clip": lambda x: ops.clip(conv(x) * 3.0, 0, 6),
     "sigmoid": lambda x: ops.sigmoid(conv(x)),
     "softmax": lambda x: ops.softmax(conv(x)),
+    "log softmax": lambda x: ops.log_softmax(conv(x)),
+    "log softmax as activation": lambda x: layers.Dense(3, activation="log_softmax")(conv(x)),
+    "log softmax of columns": lambda x: ops.log_softmax(conv(x), axis=1),
+    "softmax of columns": lambda x: ops.softmax(conv(x), axis=1),
+    "log softmax beside others": lambda x: ops.concatenate([ops.log_softmax(conv(x)), conv(x)], 1),
     "maximum": lambda x: ops.maximum(conv(x), conv(x)),
     "mean over space": lambda x: ops.mean(conv(x), axis=(1, 2)),
     "mean over channels": lambda x: ops.mean(conv(x), axis=-1),
@@ -67,7 +72,18 @@ INTEGER = {
 }
 
 # One step now and then.
-INEXACT = ("einsum of two tensors", "inverse root", "sigmoid", "softmax", "sum over space")
+INEXACT = (
+    "einsum of two tensors",
+    "inverse root",
+    "log softmax",
+    "log softmax as activation",
+    "log softmax beside others",
+    "log softmax of columns",
+    "sigmoid",
+    "softmax",
+    "softmax of columns",
+    "sum over space",
+)
 
 # These run in float, between integer layers, and are named.
 FLOAT = {
@@ -75,6 +91,8 @@ FLOAT = {
     "root": lambda x: conv(ops.sqrt(ops.relu(conv(x)) + 0.5)),
     "condition": lambda x: conv(ops.where(x > 2.5, conv(x), conv(x))),
     "power": lambda x: conv(ops.power(ops.relu(conv(x)), 2.5)),
+    "unit columns": lambda x: conv(ops.normalize(conv(x), axis=1)),
+    "sums of one": lambda x: conv(ops.normalize(conv(x), order=1)),
 }
 
 
@@ -108,7 +126,49 @@ def test_an_operation_without_a_kernel_runs_in_float_and_is_named(name, rng, tmp
     assert sum(layer.operator == "CONV_2D" for layer in report.layers) >= 2
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "softmax", "tanh"])
+@pytest.mark.parametrize("function", [ops.log_softmax, ops.normalize], ids=["log", "unit"])
+@pytest.mark.parametrize("size", [1, 2, 7, 64])
+@pytest.mark.parametrize("scale", [0.1, 30.0])
+def test_functions_of_vectors_are_those_of_the_device(function, size, scale, rng, tmp_path):
+    x = keras.Input((25, size))
+    data = (rng.normal(size=(64, 25, size)) * scale).astype(np.float32)
+    data[:, 0] = 0.0
+    q = tfq.quantize_model(keras.Model(x, function(x)))
+    tfq.calibrate(q, data, observer="min_max", progress=False)
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+    layer = report.layers[-1]
+    assert (layer.operator, layer.arithmetic) == (
+        ("LOG_SOFTMAX", "table")
+        if function is ops.log_softmax
+        else ("L2_NORMALIZATION", "fixed point")
+    )
+    # A float32, or a fixed-point number, beside a tie.
+    assert report.end_to_end.largest <= 1 and report.end_to_end.share_differing < 1e-4
+
+
+def test_a_log_softmax_ends_where_the_grid_of_the_device_ends(rng):
+    x = keras.Input((3,))
+    q = tfq.quantize_model(keras.Model(x, layers.Activation("log_softmax")(x)))
+    data = np.array([[0.0, 9.0, 40.0]], np.float32)
+    tfq.calibrate(q, data, observer="min_max", progress=False)
+    np.testing.assert_array_equal(q(data), [[-255 / 16, -255 / 16, 0.0]])
+
+
+@pytest.mark.parametrize("name", ["log_softmax", "unit"])
+def test_functions_without_a_kernel_of_16_bits_are_float_there(name, rng, tmp_path):
+    x = keras.Input((6,))
+    function = layers.UnitNormalization() if name == "unit" else layers.Activation(name)
+    model = keras.Model(x, layers.Dense(4)(function(layers.Dense(5)(x))))
+    data = rng.normal(size=(32, 6)).astype(np.float32)
+    q = tfq.calibrate(tfq.quantize_model(model, "w8a16"), data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+    assert {op.reason for op in report.float_operators} == {
+        f"layer '{function.name}' ({type(function).__name__}) is not quantized"
+    }
+    assert report.end_to_end.largest <= 3  # 16-bit steps, through two layers.
+
+
+@pytest.mark.parametrize("name", ["log_softmax", "sigmoid", "softmax", "tanh"])
 def test_a_skipped_function_with_a_grid_of_its_own_is_float_between_integers(name, rng, tmp_path):
     x = keras.Input((6,))
     y = layers.Activation(name, name="skipped")(layers.Dense(5, activation="relu")(x))
@@ -181,6 +241,26 @@ def test_three_tensors_are_merged_in_integers(name, rng, tmp_path):
     _, _, report = converted(make, rng, tmp_path)
     assert not report.float_operators
     assert report.end_to_end.differing == 0
+
+
+@pytest.mark.parametrize("axis", [-1, 3, [3]])
+def test_vectors_of_length_one_are_integers_between_integers(axis, rng, tmp_path):
+    make = lambda x: conv(layers.UnitNormalization(axis)(conv(x)))  # noqa: E731
+    _, _, report = converted(make, rng, tmp_path, 0.1)  # Short vectors are mostly rounding.
+    assert not report.float_operators
+    assert "L2_NORMALIZATION" in {layer.operator for layer in report.layers}
+    assert report.end_to_end.largest <= 1
+
+
+def test_a_dot_layer_of_unit_vectors_is_integer(rng, tmp_path):
+    def make(x):
+        a, b = (layers.Dense(5)(layers.Flatten()(conv(x))) for _ in range(2))
+        return layers.Dot(1, normalize=True)([a, b])
+
+    _, _, report = converted(make, rng, tmp_path, 0.1)
+    assert not report.float_operators
+    assert sum(layer.operator == "L2_NORMALIZATION" for layer in report.layers) == 2
+    assert report.end_to_end.largest <= 1
 
 
 @pytest.mark.parametrize("axes", [2, 1, (2, 2), (1, 2)])

@@ -88,6 +88,7 @@ COVERAGE = {
         layers.SpectralNormalization,
         layers.Subtract,
         layers.TimeDistributed,
+        layers.UnitNormalization,
         layers.UpSampling1D,
         layers.UpSampling2D,
         layers.UpSampling3D,
@@ -154,7 +155,6 @@ COVERAGE = {
         layers.MelSpectrogram,
         layers.RMSNormalization,
         layers.TFSMLayer,
-        layers.UnitNormalization,
     ),
     FRONT: (
         layers.HashedCrossing,

@@ -184,6 +184,24 @@ class AbsConfig(OutputConfig):
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
+class UnitNormConfig(OutputConfig):
+    """Vectors brought to length 1: L2_NORMALIZATION takes the inverse root in fixed point."""
+
+    def lower(self, wrapper, call_site, args, kwargs, input_grids, name):
+        """Calls the norm as one operator."""
+        del wrapper, call_site, kwargs, input_grids
+        return Lowering(PlainUnitNorm(name=name)(*args))
+
+
+class PlainUnitNorm(keras.layers.Layer):
+    """The norm over the last axis, in the one form that the converter knows."""
+
+    def call(self, x):
+        """Returns vectors of length 1."""
+        return tf.math.l2_normalize(x, axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
 class SwishConfig(OutputConfig):
     """`x * sigmoid(x)`: the device computes a LOGISTIC of fixed grid, then a product."""
 

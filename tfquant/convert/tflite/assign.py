@@ -173,8 +173,10 @@ def _spread(file, computed):
                 computed[op.inputs[0]] = computed[op.outputs[0]]
                 changed = True
             elif op.name in rules.FIXED_RANGE and known and op.outputs[0] not in computed:
-                computed[op.outputs[0]] = _fixed(op.name, computed[known[0]].num_bits)
-                changed = True
+                num_bits = computed[known[0]].num_bits
+                if num_bits == 8 or op.name not in rules.ONLY_8_BITS:
+                    computed[op.outputs[0]] = _fixed(op.name, num_bits)
+                    changed = True
 
 
 def _fixed(name, num_bits):
@@ -182,7 +184,7 @@ def _fixed(name, num_bits):
     if num_bits > 8:
         return TensorParams(num_bits, np.array([2.0**-15], np.float32), np.zeros(1, np.int64))
     scale = (high - low) / 2.0**num_bits
-    zero_point = -(2 ** (num_bits - 1)) - round(low / scale)
+    zero_point = min(-(2 ** (num_bits - 1)) - round(low / scale), 2 ** (num_bits - 1) - 1)
     return TensorParams(num_bits, np.array([scale], np.float32), np.array([zero_point]))
 
 
@@ -287,6 +289,8 @@ def _why_float(file, op, computed, kernel):
     missing = [file.name(i) for i in data if i not in computed]
     if missing:
         return f"the range of {_short(missing[0])} is not known"
+    if op.name in rules.ONLY_8_BITS and any(computed[i].num_bits > 8 for i in data):
+        return "LiteRT has no kernel of 16 bits for it"
     if op.name in rules.FIXED_RANGE and not _has_fixed_grid(op, computed):
         return "the grid of its output is not that of LiteRT's kernel"
     if op.name in rules.KERNELS and (kernel is None or kernel.spec is None):

@@ -60,7 +60,16 @@ SAME_GRID = frozenset(
 CLAMPS = frozenset({"RELU", "RELU6"})
 
 # The output grid is given, as (low, high) over all integers.
-FIXED_RANGE = {"LOGISTIC": (0.0, 1.0), "SOFTMAX": (0.0, 1.0), "TANH": (-1.0, 1.0)}
+FIXED_RANGE = {
+    "L2_NORMALIZATION": (-1.0, 1.0),
+    "LOGISTIC": (0.0, 1.0),
+    "LOG_SOFTMAX": (-16.0, 0.0),
+    "SOFTMAX": (0.0, 1.0),
+    "TANH": (-1.0, 1.0),
+}
+
+# Of these, the ones without a kernel for 16 bits.
+ONLY_8_BITS = frozenset({"L2_NORMALIZATION", "LOG_SOFTMAX"})
 
 # Kernels with a grid of their own at the output.
 OWN_GRID = frozenset(
@@ -97,9 +106,11 @@ TABLE_OR_FIXED_POINT = {
     "ELU": "table",
     "EXP": "table",
     "GELU": "table",
+    "L2_NORMALIZATION": "fixed point",
     "LEAKY_RELU": "fixed point",
     "LOG": "table",
     "LOGISTIC": "table",
+    "LOG_SOFTMAX": "table",
     "PRELU": "fixed point",
     "RELU": "fixed point",
     "RESIZE_BILINEAR": "fixed point",
