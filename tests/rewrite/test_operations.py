@@ -6,6 +6,7 @@ import pytest
 from keras import layers, ops
 
 import tfquant as tfq
+from tfquant.convert.tflite.flatbuffer import File
 
 SHAPE = (6, 6, 4)
 IMAGE = np.random.default_rng(2).normal(size=SHAPE).astype(np.float32)
@@ -89,7 +90,12 @@ INEXACT = (
 FLOAT = {
     "sine": lambda x: conv(ops.sin(conv(x))),
     "root": lambda x: conv(ops.sqrt(ops.relu(conv(x)) + 0.5)),
-    "condition": lambda x: conv(ops.where(x > 2.5, conv(x), conv(x))),
+    "comparison across grids": lambda x: conv(ops.where(conv(x) > conv(x), conv(x), conv(x))),
+    "comparison in small steps": lambda x: conv(ops.where(0.01 * conv(x) > 0, conv(x), conv(x))),
+    "comparison in large steps": lambda x: conv(ops.where(1e4 * conv(x) > 0, conv(x), conv(x))),
+    "comparison beyond all": lambda x: conv(ops.where(conv(x) > -1e9, conv(x), conv(x))),
+    "equal to what never is": lambda x: conv(ops.where(ops.equal(x, 0.1), conv(x), conv(x))),
+    "quotient": lambda x: conv(conv(x) / (ops.relu(conv(x)) + 0.5)),
     "power": lambda x: conv(ops.power(ops.relu(conv(x)), 2.5)),
     "unit columns": lambda x: conv(ops.normalize(conv(x), axis=1)),
     "sums of one": lambda x: conv(ops.normalize(conv(x), order=1)),
@@ -120,10 +126,37 @@ def test_an_operation_runs_in_integers(name, rng, tmp_path):
 
 @pytest.mark.parametrize("name", FLOAT)
 def test_an_operation_without_a_kernel_runs_in_float_and_is_named(name, rng, tmp_path):
-    _, _, report = converted(FLOAT[name], rng, tmp_path)
+    # A comparison beside a tie takes the other branch.
+    _, _, report = converted(FLOAT[name], rng, tmp_path, 9 if "compar" in name else 0.04)
     assert report.float_operators
     assert report.end_to_end.largest <= 1
     assert sum(layer.operator == "CONV_2D" for layer in report.layers) >= 2
+
+
+ORDERS = ("greater", "greater_equal", "less", "less_equal")
+
+
+@pytest.mark.parametrize("constant", ["first", "second", "none"])
+@pytest.mark.parametrize("name", [*ORDERS, "equal", "not_equal"])
+def test_comparisons_of_one_grid_are_those_of_integers(name, constant, rng, tmp_path):
+    size = 200
+    data = rng.uniform(-2, 3, (64, size)).astype(np.float32)
+    data[:, ::3] = 0.0
+    bounds = rng.uniform(-1.9, 2.9, size).astype(np.float32) if name in ORDERS else np.float32(0)
+
+    def make(x):
+        pair = {"first": (bounds, x), "second": (x, bounds), "none": (x, ops.flip(x, -1))}
+        return ops.where(getattr(ops, name)(*pair[constant]), x, -1.0)
+
+    x = keras.Input((size,))
+    q = tfq.quantize_model(keras.Model(x, make(x)))
+    tfq.calibrate(q, data, observer="min_max", progress=False)
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+    assert not report.float_operators
+    assert report.end_to_end.differing == 0
+    file = File((tmp_path / "model.tflite").read_bytes())
+    (compared,) = [op for op in file.ops if op.name == name.upper()]
+    assert [file.type(i) for i in compared.inputs] == ["INT8", "INT8"]
 
 
 @pytest.mark.parametrize("function", [ops.log_softmax, ops.normalize], ids=["log", "unit"])

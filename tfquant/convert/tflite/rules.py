@@ -95,10 +95,25 @@ OWN_GRID = frozenset(
     }
 )
 
+# Comparisons, whose output is no number. Kernels compare `round(256 * scale * (q - zero_point))` of
+# both operands: right on one grid whose steps keep different integers apart. At 1 LiteRT aborts.
+COMPARISONS = frozenset({"EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL", "NOT_EQUAL"})
+COMPARED_STEPS = (2.0**-8, 1.0)
+
+# What a comparison is with its operands exchanged.
+EXCHANGED = {
+    "GREATER": "LESS",
+    "GREATER_EQUAL": "LESS_EQUAL",
+    "LESS": "GREATER",
+    "LESS_EQUAL": "GREATER_EQUAL",
+}
+
 # Kernels that look at a tensor of any type and compute no real values.
 ANY_TYPE = frozenset({"RANK", "SHAPE"})
 
-INTEGER = frozenset(KERNELS) | SAME_GRID | frozenset(FIXED_RANGE) | OWN_GRID | ANY_TYPE
+INTEGER = (
+    frozenset(KERNELS) | SAME_GRID | frozenset(FIXED_RANGE) | OWN_GRID | COMPARISONS | ANY_TYPE
+)
 
 # Kernels that look values up in a table or multiply by fixed-point numbers: their output may
 # differ from the simulation's by one step.
