@@ -37,6 +37,8 @@ COVERAGE = {
         layers.Conv1DTranspose,
         layers.Conv2D,
         layers.Conv2DTranspose,
+        layers.ConvLSTM1D,
+        layers.ConvLSTM2D,
         layers.Cropping1D,
         layers.Cropping2D,
         layers.Cropping3D,
@@ -136,8 +138,6 @@ COVERAGE = {
     WEIGHTS: (
         layers.Conv3D,
         layers.Conv3DTranspose,
-        layers.ConvLSTM1D,
-        layers.ConvLSTM2D,
         layers.ConvLSTM3D,
         layers.GRUCell,
         layers.LSTMCell,

@@ -176,6 +176,8 @@ UNFOLDED = {
     layers.BatchNormalization: unfold_batch_norm,
     layers.Bidirectional: unfold_bidirectional,
     layers.CategoryEncoding: unfold_category_encoding,
+    layers.ConvLSTM1D: unfold_recurrent,
+    layers.ConvLSTM2D: unfold_recurrent,
     layers.Dot: unfold_dot,
     layers.ELU: unfold_elu,
     layers.EinsumDense: unfold_einsum,
