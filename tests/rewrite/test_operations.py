@@ -42,6 +42,7 @@ INTEGER = {
     "mean over channels": lambda x: ops.mean(conv(x), axis=-1),
     "max": lambda x: ops.max(conv(x), axis=(1, 2), keepdims=True),
     "sum over space": lambda x: ops.sum(conv(x), axis=(1, 2)),
+    "product over channels": lambda x: ops.prod(conv(x), axis=-1),
     "slice": lambda x: conv(x)[:, 1:5, ::2, :],
     "concatenate": lambda x: ops.concatenate([conv(x), conv(x)], axis=-1),
     "split": lambda x: ops.concatenate(ops.split(conv(x), 2, axis=-1)[::-1], axis=-1),
@@ -177,6 +178,31 @@ def test_functions_of_vectors_are_those_of_the_device(function, size, scale, rng
     )
     # A float32, or a fixed-point number, beside a tie.
     assert report.end_to_end.largest <= 1 and report.end_to_end.share_differing < 1e-4
+
+
+@pytest.mark.parametrize("axis", [1, -1, (1, 2), (1, 3), (3, 1), (1, 2, 3)])
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_a_product_along_axes_is_that_of_the_device(axis, keepdims, rng, tmp_path):
+    x = keras.Input((3, 2, 4))
+    model = keras.Model(x, ops.prod(x, axis=axis, keepdims=keepdims))
+    data = (rng.uniform(0.6, 1.4, (256, 3, 2, 4)) * rng.choice([-1, 1], (256, 3, 2, 4))).astype("f")
+    q = tfq.calibrate(tfq.quantize_model(model), data, observer="min_max", progress=False)
+    expected = np.asarray(model(data))
+    np.testing.assert_allclose(q(data), expected, atol=0.1 * np.abs(expected).max())
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+    assert not report.float_operators
+    assert (report.layers[-1].operator, report.end_to_end.differing) == ("REDUCE_PROD", 0)
+
+
+def test_a_product_of_16_bits_is_float(rng, tmp_path):
+    x = keras.Input((6,))
+    y = ops.prod(layers.Reshape((4, 2))(layers.Dense(8)(x)), axis=-1)
+    data = rng.normal(size=(32, 6)).astype(np.float32)
+    q = tfq.quantize_model(keras.Model(x, layers.Dense(4)(y)), "w8a16")
+    tfq.calibrate(q, data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+    assert [op.operator for op in report.float_operators] == ["REDUCE_PROD"]
+    assert report.end_to_end.largest <= 3  # 16-bit steps, through two layers.
 
 
 def test_a_log_softmax_ends_where_the_grid_of_the_device_ends(rng):

@@ -7,7 +7,12 @@ import keras
 import numpy as np
 from keras import activations, layers
 
-from tfquant.registry.elementwise import AbsConfig, OutputConfig, SameGridConfig
+from tfquant.registry.elementwise import (
+    AbsConfig,
+    OutputConfig,
+    ReduceProductConfig,
+    SameGridConfig,
+)
 from tfquant.registry.keras_layers import activation_config
 from tfquant.registry.parts import Constant, ConstantConfig, MatMul, MatMulConfig, Select
 from tfquant.rewrite.affine import channel_affine, constants
@@ -331,6 +336,8 @@ def operation_config(operation, spec, outputs: int):
         return activation_config(VECTOR_FUNCTIONS[name], spec)
     if name in MOVING or (name == "Pad" and operation.mode == "constant"):
         return SameGridConfig()
+    if name == "Prod" and spec.stored_bits == 8:
+        return ReduceProductConfig(spec)
     return AbsConfig(spec) if name in ("Abs", "Absolute") else OutputConfig(spec, outputs)
 
 

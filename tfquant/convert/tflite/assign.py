@@ -292,7 +292,7 @@ def _why_float(file, op, computed, kernel):
     if op.name in rules.COMPARISONS and _compared(file, op, computed) is None:
         return "LiteRT compares integers of one grid only, and with constants within it"
     if op.name in rules.ONLY_8_BITS and any(computed[i].num_bits > 8 for i in data):
-        return "LiteRT has no kernel of 16 bits for it"
+        return "tfquant knows a kernel of 8 bits for it only"
     if op.name in rules.FIXED_RANGE and not _has_fixed_grid(op, computed):
         return "the grid of its output is not that of LiteRT's kernel"
     if op.name in rules.KERNELS and (kernel is None or kernel.spec is None):

@@ -68,8 +68,8 @@ FIXED_RANGE = {
     "TANH": (-1.0, 1.0),
 }
 
-# Of these, the ones without a kernel for 16 bits.
-ONLY_8_BITS = frozenset({"L2_NORMALIZATION", "LOG_SOFTMAX"})
+# Kernels that LiteRT has for 8 bits only, or that tfquant computes for 8 bits only (REDUCE_PROD).
+ONLY_8_BITS = frozenset({"L2_NORMALIZATION", "LOG_SOFTMAX", "REDUCE_PROD"})
 
 # Kernels with a grid of their own at the output.
 OWN_GRID = frozenset(
@@ -86,6 +86,7 @@ OWN_GRID = frozenset(
         "MEAN",
         "MUL",
         "PRELU",
+        "REDUCE_PROD",
         "RELU",
         "RELU6",
         "RELU_N1_TO_1",
