@@ -301,7 +301,10 @@ def _normalize(operation, x):
 
 
 def _divide(operation, scheme):
-    """Division by constants: no kernel divides, one for each channel multiplies."""
+    """Division by constants: a kernel multiplies by one for each channel.
+
+    LiteRT's DIV of two integers fails where a divisor rounds to zero: such quotients are float.
+    """
 
     def call(x, divisor):
         if not isinstance(x, keras.KerasTensor) or isinstance(divisor, keras.KerasTensor):
