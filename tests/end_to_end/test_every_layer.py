@@ -320,6 +320,7 @@ def test_what_the_table_says_of_a_layer_is_so(kind, rng, tmp_path):
     assert np.abs(received - expected).max() <= tolerance * np.abs(expected).max()
 
     report = tfq.to_tflite(quantized, tmp_path / "model.tflite", progress=False)
+    assert not report.lost_layers
     claim = CLAIMS[kind]
     assert outcome(report) == (coverage.INTEGER if claim is coverage.NOTHING else claim)
     if claim is coverage.NOTHING:

@@ -55,6 +55,14 @@ MODELS = {
     "stacked cells": lambda: recurrent(layers.RNN([layers.LSTMCell(3), layers.GRUCell(3)])),
     "own cell": lambda: recurrent(layers.RNN(OwnCell(3))),
     "own cell, both ways": lambda: recurrent(layers.Bidirectional(layers.RNN(OwnCell(2)))),
+    "convolutions of sequences": lambda: recurrent(
+        lambda x: layers.Flatten()(layers.ConvLSTM1D(2, 2)(layers.Reshape((STEPS, 3, 1))(x)))
+    ),
+    "convolutions of images": lambda: recurrent(
+        lambda x: layers.Flatten()(
+            layers.ConvLSTM2D(2, 2, padding="same")(layers.Reshape((2, 2, 3, 1))(x))
+        )
+    ),
     "every step": lambda: recurrent(
         lambda x: layers.Flatten()(
             layers.TimeDistributed(layers.Conv1D(4, 2, activation="relu"))(

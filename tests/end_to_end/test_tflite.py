@@ -456,3 +456,24 @@ def test_layers_are_found_where_rounding_has_grown_beyond_recognition(rng, tmp_p
     checked = [x for x in report.layers if x.parity is not None]
     assert sum(x.operator == "FULLY_CONNECTED" for x in checked) == len(parts)
     assert not report.float_operators and report.end_to_end.differing == 0
+
+
+def test_a_layer_that_was_not_found_in_the_file_is_named(rng, tmp_path, monkeypatch, caplog):
+    from tfquant.convert.tflite import convert
+
+    _, q, data = _quantized(plain_cnn, "w8a8", rng)
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", samples=data, progress=False)
+    assert not report.lost_layers and "not found" not in str(report) + caplog.text
+    real_probe = convert.probe
+    first = next(layer.name for layer in report.layers if layer.operator == "CONV_2D")
+
+    def wrong(lowered, rows, points, known=()):
+        values = real_probe(lowered, rows, points, known)
+        return [v + (p.name == first) for p, v in zip(points, values, strict=True)]
+
+    monkeypatch.setattr(convert, "probe", wrong)
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", samples=data, progress=False)
+    assert report.lost_layers == [first]
+    assert f"not found in the file, so that their ranges are not in it: '{first}'" in str(report)
+    (record,) = [x for x in caplog.records if x.name == "tfquant"]
+    assert record.levelname == "WARNING" and f"'{first}'" in record.getMessage()

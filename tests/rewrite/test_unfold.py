@@ -34,6 +34,14 @@ RECURRENT = {
     "bidirectional state": lambda: layers.Bidirectional(layers.LSTM(3, return_state=True)),
 }
 
+CONVOLUTIONAL = {
+    "of sequences": lambda: layers.ConvLSTM1D(3, 3),
+    "of images": lambda: layers.ConvLSTM2D(3, (2, 3), padding="same", return_sequences=True),
+    "strides": lambda: layers.ConvLSTM2D(2, 3, strides=2, go_backwards=True, use_bias=False),
+    "dilation": lambda: layers.ConvLSTM1D(2, 3, dilation_rate=2, return_state=True),
+    "both ways": lambda: layers.Bidirectional(layers.ConvLSTM1D(2, 3, return_sequences=True)),
+}
+
 EINSUM = {
     "to heads": lambda: layers.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de"),
     "joined": lambda: layers.EinsumDense("abc,bcd->ad", 3, bias_axes="d", activation="relu"),
@@ -64,6 +72,13 @@ def assert_same(pair):
 def test_an_unrolled_layer_computes_the_same(name, rng):
     x = rng.normal(size=(2, *SEQUENCE)).astype(np.float32)
     assert_same(whole_and_parts(RECURRENT[name](), rng, x))
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_an_unrolled_layer_of_convolutions_computes_the_same(name, rng):
+    layer = CONVOLUTIONAL[name]()
+    shape = (4, 7, 6, 2) if type(layer) is layers.ConvLSTM2D else (4, 7, 2)
+    assert_same(whole_and_parts(layer, rng, rng.normal(size=(2, *shape)).astype(np.float32)))
 
 
 @pytest.mark.parametrize(
@@ -131,14 +146,28 @@ def test_attention_masks_hide_what_they_hid(rng):
         layers.TimeDistributed(layers.BatchNormalization()),
         layers.EinsumDense("abc,bcd->abd", (5, 3)),
         layers.MultiHeadAttention(2, 3, attention_axes=(1, 2)),
+        layers.ConvLSTM1D(2, 3, data_format="channels_first"),
+        layers.ConvLSTM3D(2, 1),
     ],
-    ids=["statistics", "einsum", "several axes"],
+    ids=["statistics", "einsum", "several axes", "channels first", "volumes"],
 )
 def test_what_cannot_be_unfolded_stays_whole(layer):
-    shape = (2, 5, 4, 4) if isinstance(layer, layers.MultiHeadAttention) else (2, *SEQUENCE)
+    shapes = {
+        layers.ConvLSTM1D: (2, 5, 4, 4),
+        layers.ConvLSTM3D: (2, 5, 4, 4, 4, 2),
+        layers.MultiHeadAttention: (2, 5, 4, 4),
+    }
+    shape = shapes.get(type(layer), (2, *SEQUENCE))
     x = keras.Input(batch_shape=shape)
     _ = layer(x, x) if isinstance(layer, layers.MultiHeadAttention) else layer(x)
     assert unfold(layer, SCHEMES["w8a8"]) is None
+
+
+def test_a_masked_layer_of_convolutions_stays_whole():
+    x, mask = keras.Input((4, 7, 2)), keras.Input((4,), dtype="bool")
+    layer = layers.ConvLSTM1D(3, 3)
+    _ = layer(x)
+    assert unfold(layer, SCHEMES["w8a8"])((x,), {"mask": mask}) is None
 
 
 def test_a_sequence_of_unknown_length_stays_whole_with_a_warning(caplog, rng):

@@ -1,11 +1,18 @@
 """Layers without a kernel: sums, products, activations, pooling, and what only moves values."""
 
+import math
+
 import keras
 import tensorflow as tf
 from keras import ops, tree
 
 from tfquant.numerics import QuantSpec
-from tfquant.numerics.fixed_point import hard_swish, requantize_fixed_point, requantize_sum
+from tfquant.numerics.fixed_point import (
+    hard_swish,
+    requantize_fixed_point,
+    requantize_fixed_point_64,
+    requantize_sum,
+)
 from tfquant.quantizers import AbsMax, Fixed, Grid, Static, from_steps, grid_of, on_grid, steps_of
 from tfquant.registry.linear import clamp_layer
 from tfquant.wrappers import Lowering, QuantizeConfig
@@ -169,6 +176,42 @@ class MeanConfig(OutputConfig):
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
+class ReduceProductConfig(OutputConfig):
+    """Products of all values along some axes, of `keras.ops.prod`.
+
+    LiteRT's built-in kernel scales behind every factor, so that no product outgrows 32 bits:
+
+        m = (s**n / so)**(1 / n)
+        y = q0 - z,   y = round(y * (q_i - z) * m) for each further factor,   round(y * m)
+    """
+
+    def device_call(self, wrapper, call_site, args, kwargs):
+        """Computes with the device's multiplier, in its order."""
+        x, grid = args[0], grid_of(args[0])
+        output = next(iter(wrapper.output_quantizers[call_site]), None)
+        if grid is None or output is None or not output.calibrated or grid.spec.num_bits > 8:
+            return None
+        operation, rank = wrapper.layer.operation, len(x.shape)
+        axes = tree.flatten(range(rank) if operation.axis is None else operation.axis)
+        axes = sorted(axis % rank for axis in axes)
+        if any(x.shape[axis] is None for axis in axes):
+            return None
+        kept = [axis for axis in range(rank) if axis not in axes]
+        count = math.prod(x.shape[axis] for axis in axes)
+        steps = ops.transpose(ops.cast(steps_of(x), "float64"), (*axes, *kept))
+        first, *others = ops.unstack(ops.reshape(steps, (count, *ops.shape(steps)[len(axes) :])))
+        s, so = (ops.cast(g.scale, "float64") for g in (grid.params, output.params()))
+        multiplier = ops.exp(ops.log(s) - ops.log(so) / count)
+        y = first
+        for factor in others:
+            y = requantize_fixed_point_64(y * factor, multiplier)
+        y = ops.cast(requantize_fixed_point_64(y, multiplier), "float32")
+        if operation.keepdims:
+            y = ops.expand_dims(y, axes)
+        return from_steps(y, output)
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
 class AbsConfig(OutputConfig):
     """Magnitudes: LiteRT's built-in kernel scales them in fixed point."""
 
@@ -181,6 +224,24 @@ class AbsConfig(OutputConfig):
         s, so = (ops.cast(g.scale, "float64") for g in (grid.params, output.params()))
         steps = requantize_fixed_point(ops.abs(steps_of(args[0])), s / so)
         return from_steps(ops.cast(steps, "float32"), output)
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class UnitNormConfig(OutputConfig):
+    """Vectors brought to length 1: L2_NORMALIZATION takes the inverse root in fixed point."""
+
+    def lower(self, wrapper, call_site, args, kwargs, input_grids, name):
+        """Calls the norm as one operator."""
+        del wrapper, call_site, kwargs, input_grids
+        return Lowering(PlainUnitNorm(name=name)(*args))
+
+
+class PlainUnitNorm(keras.layers.Layer):
+    """The norm over the last axis, in the one form that the converter knows."""
+
+    def call(self, x):
+        """Returns vectors of length 1."""
+        return tf.math.l2_normalize(x, axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

@@ -4,7 +4,7 @@ import dataclasses
 
 from keras import activations, layers
 
-from tfquant.numerics import PerAxis
+from tfquant.numerics import PerAxis, QuantSpec
 from tfquant.registry.elementwise import (
     AdaptiveAverageConfig,
     AverageConfig,
@@ -18,6 +18,7 @@ from tfquant.registry.elementwise import (
     SameGridConfig,
     SumConfig,
     SwishConfig,
+    UnitNormConfig,
 )
 from tfquant.registry.linear import LinearConfig, ReversibleEmbeddingConfig
 from tfquant.registry.weights import WeightsConfig
@@ -91,12 +92,14 @@ INTERPOLATIONS = ("nearest", "bilinear")
 FLOAT = (layers.LayerNormalization, layers.RMSNormalization)
 
 # Functions with an integer kernel in LiteRT. LOGISTIC, SOFTMAX and TANH have the output grid that
-# the TFLite 8-bit specification gives them, in fractions of the whole range.
+# the TFLite 8-bit specification gives them, from the lowest to the highest value.
 FIXED_RANGE = {
     activations.sigmoid: (0, 1),
     activations.softmax: (0, 1),
     activations.tanh: (-1, 1),
 }
+# The same, without a kernel for 16 bits.
+FIXED_RANGE_8_BITS = {activations.log_softmax: (-16, 0)}
 SWISH = (activations.silu,)
 ACTIVATIONS = (
     activations.elu,
@@ -104,6 +107,8 @@ ACTIVATIONS = (
     activations.relu,
     activations.relu6,
 )
+
+INT8 = QuantSpec(8)
 
 # Clamps that kernels apply themselves.
 CLAMPS = {activations.relu: (0.0, None), activations.relu6: (0.0, 6.0)}
@@ -125,6 +130,8 @@ def activation_config(function, spec):
     if function in FIXED_RANGE:
         wide = dataclasses.replace(spec, num_bits=spec.stored_bits)
         return OutputConfig(wide, fixed=_fixed_grid(wide, *FIXED_RANGE[function]))
+    if function in FIXED_RANGE_8_BITS and spec.stored_bits == 8:
+        return OutputConfig(INT8, fixed=_fixed_grid(INT8, *FIXED_RANGE_8_BITS[function]))
     if function in SWISH:
         return SwishConfig(spec)
     if function is activations.hard_swish:
@@ -160,6 +167,7 @@ def register_all(registry) -> None:
         layers.LeakyReLU: lambda layer, spec: LeakyReluConfig(spec),
         layers.ELU: lambda layer, spec: OutputConfig(spec) if layer.alpha == 1 else None,
         layers.Softmax: lambda layer, spec: activation_config(activations.softmax, spec),
+        layers.UnitNormalization: _unit_normalization,
         layers.PReLU: lambda layer, spec: PReluConfig(spec) if spec.num_bits == 8 else None,
         layers.CenterCrop: lambda layer, spec: ResizeConfig(),
         layers.Resizing: lambda layer, spec: _resize(layer),
@@ -200,6 +208,12 @@ def _reversible_embedding(layer, scheme):
     return ReversibleEmbeddingConfig(scheme.weights(PerAxis(0), 8), scheme.activations)
 
 
+def _unit_normalization(layer, spec):
+    if layer.axis not in (-1, [-1]) or spec.stored_bits != 8:
+        return None
+    return UnitNormConfig(INT8, fixed=_fixed_grid(INT8, -1, 1))
+
+
 def _resize(layer):
     return ResizeConfig() if layer.interpolation in INTERPOLATIONS else None
 
@@ -209,4 +223,4 @@ def _fixed_grid(spec, low, high):
     if spec.symmetric:
         return 2.0 ** -(spec.num_bits - 1), 0
     scale = (high - low) / 2.0**spec.num_bits
-    return scale, int(spec.qmin - low / scale)
+    return scale, min(int(spec.qmin - low / scale), spec.qmax)

@@ -107,6 +107,7 @@ class ConversionReport(Printable):
         samples: Where the inputs of the comparison came from.
         front_layers: Names and types of the model's layers that are not in the file: lookups, whose
             outputs are the file's inputs.
+        lost_layers: Names of layers whose output has a range and was not found in the file.
     """
 
     width = 160
@@ -120,6 +121,7 @@ class ConversionReport(Printable):
     end_to_end: Parity | None = None
     samples: str = ""
     front_layers: dict[str, str] = dataclasses.field(default_factory=dict)
+    lost_layers: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def op_by_op(self) -> Parity | None:
@@ -143,6 +145,9 @@ class ConversionReport(Printable):
             named = ", ".join(f"'{name}' ({kind})" for name, kind in self.front_layers.items())
             yield Text(f"not in the file, run before it: {named}")
         yield from _float_lines(self.float_operators)
+        if self.lost_layers:
+            named = ", ".join(f"'{name}'" for name in self.lost_layers)
+            yield Text(f"not found in the file, so that their ranges are not in it: {named}")
         yield from notes(self.layers, "operator")
         if self.saturated_biases:
             yield Text(f"SATURATED BIASES: {self.saturated_biases}", style="bold red")

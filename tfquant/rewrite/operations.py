@@ -5,9 +5,15 @@ A user who writes `x + y` or `ops.matmul(x, self.kernel)` gets the integers of `
 
 import keras
 import numpy as np
-from keras import layers
+from keras import activations, layers
 
-from tfquant.registry.elementwise import AbsConfig, OutputConfig, SameGridConfig
+from tfquant.registry.elementwise import (
+    AbsConfig,
+    OutputConfig,
+    ReduceProductConfig,
+    SameGridConfig,
+)
+from tfquant.registry.keras_layers import activation_config
 from tfquant.registry.parts import Constant, ConstantConfig, MatMul, MatMulConfig, Select
 from tfquant.rewrite.affine import channel_affine, constants
 from tfquant.rewrite.annotate import QuantizeAnnotate
@@ -276,14 +282,29 @@ def _swap(operation, x):
     return layers.Permute(axes[1:], name=operation.name) if axes[0] == 0 else None
 
 
-def _softmax(operation, x):
-    if operation.axis not in (-1, len(x.shape) - 1):
+def _over_last_axis(name):
+    """Returns the row of an activation that looks at whole vectors."""
+
+    def make(operation, x):
+        last = operation.axis in (-1, len(x.shape) - 1)
+        return layers.Activation(name, name=operation.name) if last else None
+
+    return make
+
+
+def _normalize(operation, x):
+    """Returns the layer of a norm; what `epsilon` does to vectors of such lengths is lost."""
+    last = operation.axis in (-1, len(x.shape) - 1)
+    if not last or operation.order != 2 or (operation.epsilon or 0.0) > 1e-6:
         return None
-    return layers.Activation("softmax", name=operation.name)
+    return layers.UnitNormalization(name=operation.name)
 
 
 def _divide(operation, scheme):
-    """Division by constants: no kernel divides, one for each channel multiplies."""
+    """Division by constants: a kernel multiplies by one for each channel.
+
+    LiteRT's DIV of two integers fails where a divisor rounds to zero: such quotients are float.
+    """
 
     def call(x, divisor):
         if not isinstance(x, keras.KerasTensor) or isinstance(divisor, keras.KerasTensor):
@@ -301,6 +322,10 @@ MOVING = frozenset(
 )
 
 
+# Functions with a grid of their own. Where they run along another axis the converter moves it.
+VECTOR_FUNCTIONS = {"LogSoftmax": activations.log_softmax, "Softmax": activations.softmax}
+
+
 def operation_config(operation, spec, outputs: int):
     """Returns the config of an operation of real tensors that no layer stands for.
 
@@ -310,8 +335,12 @@ def operation_config(operation, spec, outputs: int):
         outputs: Number of its outputs.
     """
     name = type(operation).__name__
+    if name in VECTOR_FUNCTIONS:
+        return activation_config(VECTOR_FUNCTIONS[name], spec)
     if name in MOVING or (name == "Pad" and operation.mode == "constant"):
         return SameGridConfig()
+    if name == "Prod" and spec.stored_bits == 8:
+        return ReduceProductConfig(spec)
     return AbsConfig(spec) if name in ("Abs", "Absolute") else OutputConfig(spec, outputs)
 
 
@@ -349,5 +378,7 @@ OPERATIONS = {
     "Silu": _layer(_activation("silu")),
     "HardSilu": _layer(_activation("hard_swish")),
     "Gelu": _layer(_gelu),
-    "Softmax": _layer(_softmax),
+    "LogSoftmax": _layer(_over_last_axis("log_softmax")),
+    "Normalize": _layer(_normalize),
+    "Softmax": _layer(_over_last_axis("softmax")),
 }

@@ -31,14 +31,19 @@ MAX_STEPS = 256
 
 
 def unfold_recurrent(layer, scheme):
-    """Unrolls an LSTM, GRU or SimpleRNN, or an RNN of their cells; see `tfquant.rewrite.unfold`.
+    """Unrolls an LSTM, GRU, SimpleRNN, ConvLSTM1D or ConvLSTM2D, or an RNN of cells.
+
+    See `tfquant.rewrite.unfold`.
 
     `recurrent_dropout` is not applied in training. A cell of your own is read as a composite layer
     is. A layer with more than `MAX_STEPS` or an unknown number of steps stays whole. A stateful
     layer starts from zeros at every call, and a warning says so.
     """
+    convolutional = type(layer) in _CONVOLUTIONS
+    if convolutional and layer.cell.data_format != "channels_last":
+        return None
     cells = getattr(layer.cell, "cells", [layer.cell])
-    own = any(type(cell) not in _CELLS for cell in cells)
+    own = not convolutional and any(type(cell) not in _CELLS for cell in cells)
     if own and len(cells) > 1:
         return None
     if layer.stateful:
@@ -51,7 +56,7 @@ def unfold_recurrent(layer, scheme):
         return _unfold_own_cell(layer, scheme)
     names = [layer.name] if len(cells) == 1 else [f"{layer.name}_{cell.name}" for cell in cells]
     cells = [
-        _CELLS[type(cell)](cell, name, scheme, layer.trainable)
+        (_ConvLstm if convolutional else _CELLS[type(cell)])(cell, name, scheme, layer.trainable)
         for cell, name in zip(cells, names, strict=True)
     ]
 
@@ -61,6 +66,8 @@ def unfold_recurrent(layer, scheme):
             return None
         if len(cells) > 1 and (layer.return_state or initial_state is not None):
             return None  # States of stacked cells are nested.
+        if mask is not None and convolutional:
+            return None
         order = slice(None, None, -1 if layer.go_backwards else 1)
         kept = [None] * sequences.shape[1] if mask is None else cells[0].masks(mask)[order]
         for number, cell in enumerate(cells):
@@ -209,6 +216,25 @@ class _Parts:
 
         return self._make(name, make, config)(x)
 
+    def convolution(self, name, kernel, bias, x, settings, config=None):
+        """Convolves images, or sequences, with weights."""
+        make_layer = {3: layers.Conv1D, 4: layers.Conv2D}[kernel.ndim]
+
+        def make(name):
+            layer = make_layer(
+                kernel.shape[-1],
+                kernel.shape[:-2],
+                use_bias=bias is not None,
+                trainable=self.trainable,
+                name=name,
+                **settings,
+            )
+            layer.build((None, *x.shape[1:]))
+            layer.set_weights([kernel] if bias is None else [kernel, bias])
+            return layer
+
+        return self._make(name, make, config)(x)
+
     def add(self, name, a, b):
         """Adds in 16 bits."""
         return self._make(name, layers.Add, SumConfig(self.wide))([a, b])
@@ -231,9 +257,9 @@ class _Parts:
         make = lambda name: Split(sizes, name=name)  # noqa: E731
         return self._make(name, make, SameGridConfig(self.wide))(x)
 
-    def unstack(self, name, x):
+    def unstack(self, name, x, activations=None):
         """Takes a sequence apart."""
-        return _list(self._make(name, Unstack, SameGridConfig())(x))
+        return _list(self._make(name, Unstack, SameGridConfig(activations))(x))
 
     def stack(self, steps):
         """Puts time steps together, in 8 bits."""
@@ -285,7 +311,7 @@ class _Cell(_Parts):
 
     def __init__(self, cell, name, scheme, trainable):
         super().__init__(name, scheme, trainable)
-        self.cell, self.units = cell, cell.units
+        self.cell, self.units = cell, getattr(cell, "units", None) or cell.filters
         self.activation_function = cell.activation
         self.recurrent_function = getattr(cell, "recurrent_activation", None)
         self.kernel, self.recurrent_kernel = cell.kernel.numpy(), cell.recurrent_kernel.numpy()
@@ -341,6 +367,23 @@ class _Lstm(_Cell):
         ]
 
 
+class _ConvLstm(_Lstm):
+    """An LSTM of images, or of sequences, whose products are convolutions."""
+
+    def inputs(self, x):
+        kernel, bias = (self.columns(w, 0, 1, 3, 2) for w in (self.kernel, self.bias))
+        settings = {n: getattr(self.cell, n) for n in ("strides", "padding", "dilation_rate")}
+        config = LinearConfig.for_scheme(self.wide_scheme, "kernel", -1)
+        return [
+            self.convolution("input", kernel, bias, step, settings, config)
+            for step in self.unstack("steps", x, self.wide)
+        ]
+
+    def recur(self, name, h, *gates):
+        kernel = self.columns(self.recurrent_kernel, *gates)
+        return self.convolution(name, kernel, None, h, {"padding": "same"})
+
+
 class _Gru(_Cell):
     """`h = g + z * (h - g)` (Keras's gates: z, r, g)."""
 
@@ -389,6 +432,9 @@ class _Simple(_Cell):
 
 
 _CELLS = {layers.LSTMCell: _Lstm, layers.GRUCell: _Gru, layers.SimpleRNNCell: _Simple}
+
+# Layers whose cells convolve. LiteRT's kernels of volumes are float.
+_CONVOLUTIONS = (layers.ConvLSTM1D, layers.ConvLSTM2D)
 
 
 def _list(x):

@@ -67,8 +67,16 @@ def unfold_dot(layer, scheme):
 
     def call(inputs):
         a, b = inputs
-        if layer.normalize or 0 in axes:
+        if 0 in axes:
             return None
+        if layer.normalize:
+            sides = zip(inputs, axes, ("left", "right"), strict=True)
+            if any(axis % len(x.shape) != len(x.shape) - 1 for x, axis, _ in sides):
+                return None
+            a, b = (
+                QuantizeAnnotate(layers.UnitNormalization(name=f"{layer.name}_{side}_unit"))(x)
+                for x, side in ((a, "left"), (b, "right"))
+            )
         if len(a.shape) == len(b.shape) == 2:
             reshape = lambda x, shape, name: QuantizeAnnotate(  # noqa: E731
                 layers.Reshape(shape, name=f"{layer.name}_{name}")
@@ -86,6 +94,18 @@ def unfold_dot(layer, scheme):
         return QuantizeAnnotate(MatMul(name=layer.name), config)(a, b)
 
     return call
+
+
+def unfold_unit_normalization(layer, scheme):
+    """Counts the axis from the end, as the layer with a kernel does; see `unfold`."""
+    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+
+    def call(x):
+        if list(axes) != [len(x.shape) - 1]:
+            return None
+        return QuantizeAnnotate(layers.UnitNormalization(name=layer.name))(x)
+
+    return call if scheme.static else None
 
 
 def unfold_elu(layer, scheme):
@@ -156,6 +176,8 @@ UNFOLDED = {
     layers.BatchNormalization: unfold_batch_norm,
     layers.Bidirectional: unfold_bidirectional,
     layers.CategoryEncoding: unfold_category_encoding,
+    layers.ConvLSTM1D: unfold_recurrent,
+    layers.ConvLSTM2D: unfold_recurrent,
     layers.Dot: unfold_dot,
     layers.ELU: unfold_elu,
     layers.EinsumDense: unfold_einsum,
@@ -174,6 +196,7 @@ UNFOLDED = {
     layers.Softmax: unfold_softmax,
     layers.SpectralNormalization: unfold_spectral,
     layers.TimeDistributed: unfold_time_distributed,
+    layers.UnitNormalization: unfold_unit_normalization,
 }
 
 

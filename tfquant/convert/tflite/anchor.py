@@ -8,6 +8,7 @@ import numpy as np
 
 from tfquant.convert.tflite.flatbuffer import File
 from tfquant.quantizers import grid_of
+from tfquant.registry.parts import Constant
 from tfquant.rewrite.lower import Lowered, Point
 from tfquant.wrappers import Quantize
 
@@ -20,7 +21,7 @@ def anchor(
     values: dict[int, np.ndarray],
     lowered: Lowered,
     compute,
-) -> tuple[dict[int, list[Point]], dict[int, list[Point]]]:
+) -> tuple[dict[int, list[Point]], dict[int, list[Point]], list[str]]:
     """Finds the tensors of each point.
 
     Args:
@@ -31,10 +32,11 @@ def anchor(
             that returns the values of the points on the same sample.
 
     Returns:
-        `(anchors, rounded_again)`. Of the first, dict from tensor index to its points, all of one
-        grid. A tensor may have several (before and behind a flatten that was computed away), and a
-        point several tensors (before and behind a reshape), or none. Of the second, likewise,
-        the points of other grids: those that `Quantize` layers bring the tensor to.
+        `(anchors, rounded_again, lost)`. Of the first, dict from tensor index to its points, all of
+        one grid. A tensor may have several (before and behind a flatten that was computed away),
+        and a point several tensors (before and behind a reshape), or none. Of the second, likewise,
+        the points of other grids: those that `Quantize` layers bring the tensor to. The last, names
+        of layers whose output has a grid and no tensor.
     """
     found = _found(values, lowered.points, compute)
     again = _rounded_again(lowered)
@@ -46,7 +48,8 @@ def anchor(
         others = [p for p in points if id(p.tensor) in again and _key(p) != key]
         if others:
             rounded_again[index] = others
-    return anchors, rounded_again
+    found = {id(point.tensor) for points in found.values() for point in points}
+    return anchors, rounded_again, _lost(found, lowered)
 
 
 def _found(values, points, compute):
@@ -73,6 +76,22 @@ def _found(values, points, compute):
             break
         missing = left
     return {index: [points[n] for n in sorted(numbers)] for index, numbers in found.items()}
+
+
+def _lost(found, lowered):
+    """Returns the names of layers that have a grid of their own at an output that was not found.
+
+    Constants are stored, not computed; the grids of layers that only move values are others'.
+    """
+    return [
+        unit.name
+        for unit in lowered.units
+        if not isinstance(getattr(unit.layer, "layer", None), Constant)
+        and any(
+            quantizer is not None and grid_of(x) is not None and id(x) not in found
+            for x, quantizer in zip(unit.outputs, unit.output_quantizers, strict=True)
+        )
+    ]
 
 
 def _rounded_again(lowered):

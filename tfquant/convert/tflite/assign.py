@@ -173,8 +173,10 @@ def _spread(file, computed):
                 computed[op.inputs[0]] = computed[op.outputs[0]]
                 changed = True
             elif op.name in rules.FIXED_RANGE and known and op.outputs[0] not in computed:
-                computed[op.outputs[0]] = _fixed(op.name, computed[known[0]].num_bits)
-                changed = True
+                num_bits = computed[known[0]].num_bits
+                if num_bits == 8 or op.name not in rules.ONLY_8_BITS:
+                    computed[op.outputs[0]] = _fixed(op.name, num_bits)
+                    changed = True
 
 
 def _fixed(name, num_bits):
@@ -182,7 +184,7 @@ def _fixed(name, num_bits):
     if num_bits > 8:
         return TensorParams(num_bits, np.array([2.0**-15], np.float32), np.zeros(1, np.int64))
     scale = (high - low) / 2.0**num_bits
-    zero_point = -(2 ** (num_bits - 1)) - round(low / scale)
+    zero_point = min(-(2 ** (num_bits - 1)) - round(low / scale), 2 ** (num_bits - 1) - 1)
     return TensorParams(num_bits, np.array([scale], np.float32), np.array([zero_point]))
 
 
@@ -287,9 +289,58 @@ def _why_float(file, op, computed, kernel):
     missing = [file.name(i) for i in data if i not in computed]
     if missing:
         return f"the range of {_short(missing[0])} is not known"
+    if op.name in rules.COMPARISONS and _compared(file, op, computed) is None:
+        return "LiteRT compares integers of one grid only, and with constants within it"
+    if op.name in rules.ONLY_8_BITS and any(computed[i].num_bits > 8 for i in data):
+        return "tfquant knows a kernel of 8 bits for it only"
+    if op.name in rules.FIXED_RANGE and not _has_fixed_grid(op, computed):
+        return "the grid of its output is not that of LiteRT's kernel"
     if op.name in rules.KERNELS and (kernel is None or kernel.spec is None):
         return "its weights are not quantized"
     return None
+
+
+def _compared(file, op, computed):
+    """Returns the integers for the constants of a comparison: a dict from tensor index to params.
+
+    Between two integers of the grid a constant becomes the one that divides all integers of the
+    grid as the constant does.
+
+        x > c,  x <= c:     the last that is <= c
+        x < c,  x >= c:     the first that is >= c
+
+    Returns:
+        `None` if there are none, as for `x == c`, or LiteRT does not compare integers of this grid.
+    """
+    grids = [computed[i] for i in op.inputs if _is_float_data(file, i)]
+    first, (low, high) = grids[0], rules.COMPARED_STEPS
+    scale, zero_point = first.scale[0], first.zero_point[0]
+    same = all(g.scale[0] == scale and g.zero_point[0] == zero_point for g in grids)
+    if not same or first.num_bits != 8 or not low <= scale < high:
+        return None
+    real = (np.arange(-128, 128) - zero_point).astype(np.float32) * scale
+    found = {}
+    for position, index in enumerate(op.inputs):
+        if _is_float_data(file, index):
+            continue
+        name = op.name if position else rules.EXCHANGED.get(op.name, op.name)
+        values = file.constant(index)
+        last = name in ("GREATER", "LESS_EQUAL")
+        place = np.searchsorted(real, values, "right" if last else "left") - last
+        if place.min() < 0 or place.max() > 255:
+            return None
+        if name in ("EQUAL", "NOT_EQUAL") and (real[place] != values).any():
+            return None
+        data = np.asarray(place - 128, np.int8)
+        found[index] = dataclasses.replace(first, data=data)
+    return found
+
+
+def _has_fixed_grid(op, computed):
+    """Whether the output of an operator is on the grid that LiteRT dictates."""
+    output = computed[op.outputs[0]]
+    wanted = _fixed(op.name, output.num_bits)
+    return output.scale[0] == wanted.scale[0] and output.zero_point[0] == wanted.zero_point[0]
 
 
 def _short(name):
@@ -303,6 +354,10 @@ def kernel_inputs(op: Op) -> tuple[int, int, int | None]:
 
 
 def _store_constants(file, op, kernel, others, result):
+    if op.name in rules.COMPARISONS and any(_is_float_data(file, i) for i in op.inputs):
+        constants = _compared(file, op, result.computed)
+        result.stored.update({(op.index, index): params for index, params in constants.items()})
+        return
     if op.name not in rules.KERNELS:
         for index in op.inputs:
             if file.type(index) == "FLOAT32" and file.is_constant(index):

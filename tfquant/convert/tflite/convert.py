@@ -1,5 +1,6 @@
 """`to_tflite`: a quantized Keras model to a verified `.tflite` file."""
 
+import logging
 import os
 from functools import partial
 
@@ -25,6 +26,8 @@ from tfquant.rewrite.lower import lower
 from tfquant.rewrite.precision import TO_FLOAT32, in_float32, policy
 from tfquant.rewrite.validate import check_is_model
 from tfquant.wrappers import Quantize
+
+_logger = logging.getLogger("tfquant")
 
 INPUT_TYPES = ("int8", "uint8", "int16", "float32")
 RANDOM_ROWS = 16
@@ -94,7 +97,7 @@ def to_tflite(
         sample = [array[:1] for array in rows]
         values = run_inner(float_file, sample)
         compute = partial(probe, lowered, sample)
-        anchors, rounded_again = anchor(float_file, values, lowered, compute)
+        anchors, rounded_again, lost = anchor(float_file, values, lowered, compute)
         assignment = assign(float_file, anchors, rounded_again, lowered)
         bar.update(task, description="Writing integers")
         file = write(float_file, assignment, input_type, output_type)
@@ -116,6 +119,13 @@ def to_tflite(
             end_to_end=verifier.end_to_end() if verifier else None,
             samples=origin,
             front_layers=_front_layers(front),
+            lost_layers=lost,
+        )
+    if lost:
+        _logger.warning(
+            "What these layers compute was not found in the file, so that their ranges are not in "
+            "it, and what reads them may compute in float: %s. Please report the model.",
+            ", ".join(f"'{name}'" for name in lost),
         )
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(content)

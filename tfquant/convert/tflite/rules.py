@@ -60,7 +60,16 @@ SAME_GRID = frozenset(
 CLAMPS = frozenset({"RELU", "RELU6"})
 
 # The output grid is given, as (low, high) over all integers.
-FIXED_RANGE = {"LOGISTIC": (0.0, 1.0), "SOFTMAX": (0.0, 1.0), "TANH": (-1.0, 1.0)}
+FIXED_RANGE = {
+    "L2_NORMALIZATION": (-1.0, 1.0),
+    "LOGISTIC": (0.0, 1.0),
+    "LOG_SOFTMAX": (-16.0, 0.0),
+    "SOFTMAX": (0.0, 1.0),
+    "TANH": (-1.0, 1.0),
+}
+
+# Kernels that LiteRT has for 8 bits only, or that tfquant computes for 8 bits only (REDUCE_PROD).
+ONLY_8_BITS = frozenset({"L2_NORMALIZATION", "LOG_SOFTMAX", "REDUCE_PROD"})
 
 # Kernels with a grid of their own at the output.
 OWN_GRID = frozenset(
@@ -77,6 +86,7 @@ OWN_GRID = frozenset(
         "MEAN",
         "MUL",
         "PRELU",
+        "REDUCE_PROD",
         "RELU",
         "RELU6",
         "RELU_N1_TO_1",
@@ -86,10 +96,25 @@ OWN_GRID = frozenset(
     }
 )
 
+# Comparisons, whose output is no number. Kernels compare `round(256 * scale * (q - zero_point))` of
+# both operands: right on one grid whose steps keep different integers apart. At 1 LiteRT aborts.
+COMPARISONS = frozenset({"EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL", "NOT_EQUAL"})
+COMPARED_STEPS = (2.0**-8, 1.0)
+
+# What a comparison is with its operands exchanged.
+EXCHANGED = {
+    "GREATER": "LESS",
+    "GREATER_EQUAL": "LESS_EQUAL",
+    "LESS": "GREATER",
+    "LESS_EQUAL": "GREATER_EQUAL",
+}
+
 # Kernels that look at a tensor of any type and compute no real values.
 ANY_TYPE = frozenset({"RANK", "SHAPE"})
 
-INTEGER = frozenset(KERNELS) | SAME_GRID | frozenset(FIXED_RANGE) | OWN_GRID | ANY_TYPE
+INTEGER = (
+    frozenset(KERNELS) | SAME_GRID | frozenset(FIXED_RANGE) | OWN_GRID | COMPARISONS | ANY_TYPE
+)
 
 # Kernels that look values up in a table or multiply by fixed-point numbers: their output may
 # differ from the simulation's by one step.
@@ -97,9 +122,11 @@ TABLE_OR_FIXED_POINT = {
     "ELU": "table",
     "EXP": "table",
     "GELU": "table",
+    "L2_NORMALIZATION": "fixed point",
     "LEAKY_RELU": "fixed point",
     "LOG": "table",
     "LOGISTIC": "table",
+    "LOG_SOFTMAX": "table",
     "PRELU": "fixed point",
     "RELU": "fixed point",
     "RESIZE_BILINEAR": "fixed point",

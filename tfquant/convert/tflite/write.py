@@ -1,5 +1,7 @@
 """Our parameters into the file, by ai-edge-quantizer's graph surgery."""
 
+import dataclasses
+
 from ai_edge_quantizer import model_modifier, qtyping
 
 from tfquant.convert.tflite.assign import GRAPH, Assignment, TensorParams
@@ -54,9 +56,11 @@ def _computed(file, assignment, index, input_type, output_type):
         written = qtyping.OpToTensorParams(GRAPH, [_T.ADD_DEQUANTIZE], as_stored)
     consumers = []
     for op in file.consumers(index):
-        wanted = _to_qtyping(
-            assignment.requantized.get((op.index, index), assignment.computed[index])
-        )
+        again = assignment.requantized.get((op.index, index))
+        wanted = _to_qtyping(again or assignment.computed[index])
+        if again:
+            # Else a lone reader's grid would become the tensor's own: one rounding instead of two.
+            wanted = dataclasses.replace(wanted, symmetric=not params.symmetric)
         # One entry for each read: what adds a tensor to itself reads it twice.
         consumers += [_end(op, assignment, _T.ADD_QUANTIZE, wanted)] * list(op.inputs).count(index)
     if index in file.outputs:
