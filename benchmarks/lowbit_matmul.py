@@ -238,11 +238,27 @@ def check(contestant, x, y):
 
 
 def write_report(folder, markdown):
-    """Prints the tables of every piece, or puts them between the marks of a file."""
-    found = [json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).glob("*.json"))]
+    """Prints the tables of every machine's pieces, or puts them between the marks of a file."""
+    lines = []
+    for machine in sorted(path for path in pathlib.Path(folder).iterdir() if path.is_dir()):
+        lines += machine_report(machine)
+    if markdown is None:
+        print("\n".join(lines))
+        return
+    path, (begin, end) = pathlib.Path(markdown), MARKS
+    before, _, rest = path.read_text().partition(begin)
+    after = rest.partition(end)[2]
+    made = path.with_suffix(".part")
+    made.write_text("\n".join([before + begin, "", *lines, end]) + after)
+    os.replace(made, path)
+
+
+def machine_report(folder):
+    """The tables of the pieces that one machine left in a folder called after its path."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     pieces = [Piece(**entry) for entry in found if "seconds" in entry]
     pieces.sort(key=lambda piece: (piece.threads, np.prod(piece.shape), piece.m, piece.cold))
-    lines = []
+    lines = [f"## The tables of {folder.name}", ""]
     for threads in sorted({piece.threads for piece in pieces}):
         mine = [piece for piece in pieces if piece.threads == threads]
         lines += [f"### {threads} thread{'s' * (threads > 1)}", "", *targets_table(mine)]
@@ -254,16 +270,8 @@ def write_report(folder, markdown):
             lines += ["that writes as much (bar: 0.8):", "", *dequantize_table(entry["dequantize"])]
             lines.append("")
     machines = sorted({entry["machine"] for entry in found})
-    lines += ["Floors that were measured with the pieces:", "", *(f"* {m}" for m in machines)]
-    if markdown is None:
-        print("\n".join(lines))
-        return
-    path, (begin, end) = pathlib.Path(markdown), MARKS
-    before, _, rest = path.read_text().partition(begin)
-    after = rest.partition(end)[2]
-    made = path.with_suffix(".part")
-    made.write_text("\n".join([before + begin, "", *lines, "", end]) + after)
-    os.replace(made, path)
+    lines += ["Floors that were measured with the pieces:", "", *(f"* {m}" for m in machines), ""]
+    return lines
 
 
 def targets_table(pieces):
@@ -383,6 +391,16 @@ def dequantize(floor, args):
 # The machine ------------------------------------------------------------------------------------
 
 
+def last_cache():
+    """Bytes of the last cache; 0 where Linux does not tell."""
+    files = pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    return max((int(file.read_text().strip().rstrip("K")) << 10 for file in files), default=0)
+
+
+# More than the caches hold.
+COLD_BYTES = max(256 << 20, 2 * last_cache())
+
+
 class Floor:
     """The peaks and bandwidths of this machine, by custom_ops/bench/floor.cc."""
 
@@ -401,11 +419,14 @@ class Floor:
         """The peaks, and forgets bandwidths that were measured before."""
         rounds = ctypes.c_int64(2_000_000)
         self._reads.clear()
-        for kind, name in enumerate(("float", "integer", "integer, groups of 32", "bits")):
-            call = self._c.tfquant_floor_compute
-            best = min(call(kind, self.threads, rounds) for _ in range(5))
+        names = ["float", "integer", "integer, groups of 32", "bits"]
+        names += ["integer by tiles", "integer, groups of 32 by tiles", "float by tiles"]
+        for kind, name in enumerate(names):
             products = self._c.tfquant_floor_products(kind, rounds)
-            self.peaks[name] = self.threads * products / best
+            if products:
+                call = self._c.tfquant_floor_compute
+                best = min(call(kind, self.threads, rounds) for _ in range(5))
+                self.peaks[name] = self.threads * products / best
 
     def read(self, size):
         """Bytes a second of reading a footprint again and again."""
@@ -429,7 +450,7 @@ class Floor:
         """The measurements in one line."""
         peaks = ", ".join(f"{name} {peak / 1e9:.0f}" for name, peak in self.peaks.items())
         reads = ", ".join(
-            f"{s >> 20} MB {self.read(s) / 1e9:.0f}" for s in (1 << 20, 16 << 20, 1 << 28)
+            f"{s >> 20} MB {self.read(s) / 1e9:.0f}" for s in (1 << 20, 16 << 20, COLD_BYTES)
         )
         return f"peak GMAC/s: {peaks}; read GB/s: {reads}"
 
@@ -452,15 +473,17 @@ class Floor:
         if name not in classes:
             return None
         each, peak = classes[name]
+        if m > 8 and name != "tf.matmul":  # tiles where this processor has them
+            peak = f"{peak} by tiles" if f"{peak} by tiles" in self.peaks else peak
         size = each * k * n
-        bandwidth = self.read(1 << 28) if cold else self.read(size)
+        bandwidth = self.read(COLD_BYTES) if cold else self.read(size)
         return max(size / bandwidth, m * k * n / self.peaks[peak])
 
 
 def flush(cache=[]):  # noqa: B006
     """Evicts what the caches hold."""
     if not cache:
-        cache.append(np.ones((128 << 20) // 8))
+        cache.append(np.ones(COLD_BYTES // 8))
     cache[0].sum()
 
 

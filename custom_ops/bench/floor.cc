@@ -13,6 +13,11 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__AMX_INT8__) && defined(__AMX_BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#define TFQUANT_FLOOR_AMX
+#endif
 
 namespace {
 
@@ -143,12 +148,86 @@ double Compute(int threads, int64_t rounds) {
   });
 }
 
+#if defined(TFQUANT_FLOOR_AMX)
+bool MayUseTiles() {
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+// Four tiles of sums from two of x and two of weights.
+template <int kind>
+double ComputeTiles(int threads, int64_t rounds) {
+  return OnThreads(threads, [&](int t) {
+    struct {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = 16;
+    if (kind == 5) {
+      config.row_bytes[4] = config.row_bytes[5] = 32;
+      config.rows[6] = config.rows[7] = 8;
+    }
+    alignas(64) uint8_t values[1024] = {};
+    alignas(64) int32_t sum[2][256];
+    _tile_loadconfig(&config);
+    _tile_loadd(4, values, 64);
+    _tile_loadd(5, values, 64);
+    _tile_loadd(6, values, 64);
+    _tile_loadd(7, values, 64);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    __m512 real[16];
+    for (__m512& r : real) r = _mm512_set1_ps(static_cast<float>(t));
+    const __m512 half = _mm512_set1_ps(0.5f);
+    for (int64_t r = 0; r < rounds; ++r) {
+      if (kind == 4) {
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+      } else if (kind == 6) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      } else {  // a tile is multiplied while the one before is scaled
+        const int32_t* before = sum[(r + 1) % 2];
+        _tile_zero(0);
+        _tile_dpbssd(0, 4, 6);
+        _tile_stored(0, sum[r % 2], 64);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) {
+          const __m512 value = _mm512_cvtepi32_ps(_mm512_load_si512(before + 16 * i));
+          real[i] = _mm512_fmadd_ps(value, half, real[i]);
+        }
+      }
+    }
+    _tile_release();
+    __m512 all = real[0];
+    for (int i = 1; i < 16; ++i) all = _mm512_add_ps(all, real[i]);
+    volatile float sink = _mm512_reduce_add_ps(all);
+    (void)sink;
+  });
+}
+#endif
+
 }  // namespace
 
 extern "C" {
 
 // Multiply-adds a thread does in `rounds` rounds of each class.
 double tfquant_floor_products(int kind, int64_t rounds) {
+#if defined(TFQUANT_FLOOR_AMX)
+  if (kind >= 4 && MayUseTiles()) {
+    // A float is three products.
+    const double each = kind == 4 ? 4 * 16384 : (kind == 5 ? 8192 : 4 * 8192 / 3.0);
+    return each * static_cast<double>(rounds);
+  }
+#endif
+  if (kind >= 4) return 0;
 #if defined(__AVX512F__)
   const double each = kind == 0 ? 16 : (kind == 1 ? 64 : (kind == 2 ? 64 * 8.0 / 10 : 512));
   return each * 16 * static_cast<double>(rounds);
@@ -162,9 +241,19 @@ double tfquant_floor_products(int kind, int64_t rounds) {
 
 // kind 0: float fused multiply-add; 1: u8 x s8 to int32; 2: the same with a conversion and a float
 // multiply-add for every eight (groups of 32; with AVX2 weights of 4 bits, added up in 16 bits); 3:
-// differing bits, by population count or (AVX2) by a table of nibbles for two rows.
+// differing bits, by population count or (AVX2) by a table of nibbles for two rows. By AMX, if
+// there are products: 4: s8 x s8 to int32; 5: the same in groups of 32; 6: floats as three
+// bfloat16.
 double tfquant_floor_compute(int kind, int threads, int64_t rounds) {
   switch (kind) {
+#if defined(TFQUANT_FLOOR_AMX)
+    case 4:
+      return ComputeTiles<4>(threads, rounds);
+    case 5:
+      return ComputeTiles<5>(threads, rounds);
+    case 6:
+      return ComputeTiles<6>(threads, rounds);
+#endif
     case 0:
       return Compute<0>(threads, rounds);
     case 1:

@@ -2,10 +2,12 @@
 
 import math
 
+import flatbuffers
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from keras import layers, ops
 
@@ -15,7 +17,10 @@ from tfquant.numerics.fixed_point import (
     requantize_fixed_point,
     requantize_fixed_point_64,
     requantize_float,
+    requantize_half_away,
+    requantize_mean,
 )
+from tfquant.numerics.params import QuantParams
 
 ACCUMULATORS = (0, 1, -1, 2, -2, 127, -128, 2**15, 2**24 - 1, 2**24 + 1, 2**30, 2**31 - 1, -(2**31))
 BOUNDARIES = (
@@ -205,6 +210,92 @@ def test_hard_swish_is_the_device_s(spread, rng, tmp_path):
     report = tfq.to_tflite(q, tmp_path / "model.tflite", samples=data, progress=False)
     assert [layer.operator for layer in report.layers] == ["QUANTIZE", "HARD_SWISH"]
     assert report.end_to_end.differing == 0
+
+
+@pytest.mark.parametrize("side", [2, 3, 7])
+def test_means_fall_as_the_device_s_at_ties(side, rng, tmp_path):
+    """The scale of the output is set in the file so that one sum is half way between integers."""
+    inputs = keras.Input((side, side, 2))
+    model = keras.Model(inputs, layers.GlobalAveragePooling2D()(inputs))
+    data = rng.normal(size=(16, side, side, 2)).astype(np.float32)
+    quantized = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    path, count = tmp_path / "model.tflite", side * side
+    tfq.to_tflite(quantized, path, verify=False, progress=False)
+    content = path.read_bytes()
+    s_in, s_out = (
+        np.float32(detail["quantization"][0]) for detail in _details(Interpreter(str(path)))
+    )
+    assert content.count(s_out.tobytes()) == 1
+    plain = 0
+    for _ in range(300):
+        total, steps = int(rng.integers(5, 90 * count)), int(rng.integers(1, 100)) + 0.5
+        tie = np.float32(total * np.float64(s_in) / (count * steps))
+        interpreter = Interpreter(model_content=content.replace(s_out.tobytes(), tie.tobytes()))
+        interpreter.allocate_tensors()
+        source, target = _details(interpreter)
+        z_in, z_out = source["quantization"][1], target["quantization"][1]
+        q = np.full((count, 2), total // count)
+        q[: total % count] += 1
+        q = np.clip(q * [1, -1] + z_in, -128, 127)
+        interpreter.set_tensor(source["index"], q.reshape(1, side, side, 2).astype(np.int8))
+        interpreter.invoke()
+        sums = np.float32(q - z_in).sum(0)
+        x, y = QuantParams(s_in, z_in), QuantParams(tie, z_out)
+        expected = requantize_mean(ops.array(sums), count, x, y)
+        got = interpreter.get_tensor(target["index"])[0]
+        np.testing.assert_array_equal(got, np.clip(np.asarray(expected) + z_out, -128, 127))
+        plain += np.sum(np.rint(sums * np.float32(s_in / tie / count)) + z_out != got)
+    assert plain > 20  # these sums tell one order of rounding from another
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("int16", "int8"), ("int16", "int16"), ("int8", "int16")]
+)
+def test_16_bits_are_brought_to_another_grid_as_the_device_does(source, target, rng):
+    info, to = np.iinfo(source), np.iinfo(target)
+    zero = int(rng.integers(-100, 100)) if target == "int8" else 0
+    for _ in range(20):
+        s_in, top = np.float32(rng.uniform(1e-4, 1e-3)), info.max
+        s_out = np.float32(s_in * top / to.max * rng.uniform(0.5, 2))
+        ties = (np.arange(-1000, 1000) + 0.5) * np.float64(s_out) / np.float64(s_in)
+        q = np.concatenate([rng.integers(info.min, info.max, 2000), np.rint(ties)])
+        q = np.clip(q, info.min, info.max)
+        content = _quantize_file(q.size, (source, s_in, 0), (target, s_out, zero))
+        interpreter = Interpreter(model_content=content)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(0, q[None].astype(source))
+        interpreter.invoke()
+        steps = requantize_half_away(float64(q), float64(np.float64(s_in) / np.float64(s_out)))
+        expected = np.clip(np.asarray(steps) + zero, to.min, to.max)
+        np.testing.assert_array_equal(interpreter.get_tensor(1)[0], expected)
+
+
+def _quantize_file(size, source, target):
+    """A file of one QUANTIZE between tensors of (type, scale, zero point)."""
+    tensors = []
+    for i, (dtype, scale, zero_point) in enumerate((source, target)):
+        tensor = schema.TensorT()
+        tensor.name, tensor.buffer, tensor.shape = "xy"[i], i, np.array([1, size], np.int32)
+        tensor.type = getattr(schema.TensorType, dtype.upper())
+        tensor.quantization = schema.QuantizationParametersT()
+        tensor.quantization.scale = np.array([scale], np.float32)
+        tensor.quantization.zeroPoint = np.array([zero_point], np.int64)
+        tensors.append(tensor)
+    operator, code = schema.OperatorT(), schema.OperatorCodeT()
+    operator.inputs, operator.outputs = np.array([0], np.int32), np.array([1], np.int32)
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.QUANTIZE
+    graph, model = schema.SubGraphT(), schema.ModelT()
+    graph.tensors, graph.operators = tensors, [operator]
+    graph.inputs, graph.outputs = operator.inputs, operator.outputs
+    model.version, model.operatorCodes, model.subgraphs = 3, [code], [graph]
+    model.buffers = [schema.BufferT(), schema.BufferT()]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _details(interpreter):
+    return interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.1, 3.7])

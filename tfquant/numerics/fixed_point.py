@@ -113,12 +113,26 @@ def requantize_fixed_point(accumulator, multiplier):
     Returns:
         Float64 tensor of integers.
     """
-    significand, exponent = quantize_multiplier(multiplier)
-    left = ops.maximum(exponent, _int64(0))
-    right = ops.maximum(-exponent, _int64(0))
-    product = ops.cast(accumulator, "int64") * _power_of_two(left) * significand
-    high = _rounding_shift(product, _int64(31))
+    high, right = _high_product(accumulator, multiplier)
     return ops.cast(_rounding_shift(high, right), "float64")
+
+
+def requantize_half_away(steps, multiplier):
+    """Brings 16-bit integers to another step, or 8-bit ones to 16 bits, as LiteRT's QUANTIZE does.
+
+    As `requantize_fixed_point`, but that the second rounding takes halves away from zero.
+
+    Source: LiteRT, `MultiplyByQuantizedMultiplier`; gemmlowp, `RoundingDivideByPOT`.
+
+    Args:
+        steps: Float tensor of integers less their zero point.
+        multiplier: Float64, step of `steps` divided by that of the output.
+
+    Returns:
+        Float64 tensor of integers.
+    """
+    high, right = _high_product(steps, multiplier)
+    return ops.cast(ops.sign(high) * _rounding_shift(ops.abs(high), right), "float64")
 
 
 def requantize_fixed_point_64(accumulator, multiplier):
@@ -188,6 +202,32 @@ def requantize_step(x, ratio):
     return ops.where(within, ops.floor(x * multiplier * 2.0**-8 + 0.5), x * ratio)
 
 
+def requantize_mean(total, count, x, y):
+    """Scales sums over space to a mean as XNNPACK does, every step in float32.
+
+        scale = (x.scale / y.scale) * (1 / count)
+        bias  = y.zero_point - count * x.zero_point * scale
+        q     = sum(q_x) * scale + bias
+
+    The zero points are within the rounded sum, so that a tie may fall otherwise than without them.
+    Found by comparing LiteRT 2.3 with the orders in which this can be computed, at ties.
+
+    Args:
+        total: Float32 tensor of integers, sums of `q_x - x.zero_point`.
+        count: Number of values in a sum.
+        x: `QuantParams` of the input.
+        y: `QuantParams` of the output.
+
+    Returns:
+        Float32 tensor of output steps `q - y.zero_point`, rounded.
+    """
+    count = ops.cast(count, "float32")
+    scale = ops.cast(x.scale, "float32") / y.scale * (1.0 / count)
+    shift = count * ops.cast(x.zero_point, "float32")
+    zero_point = ops.cast(y.zero_point, "float32")
+    return ops.round((total + shift) * scale + (zero_point - shift * scale)) - zero_point
+
+
 def hard_swish(x, input_scale, output_scale):
     """Computes `x * relu6(x + 3) / 6` as LiteRT does, in 16-bit fixed point.
 
@@ -220,6 +260,14 @@ def hard_swish(x, input_scale, output_scale):
     gate = ops.floor((gate + 2.0**15) / 2.0)
     product = _truncate(gate * _product(fine, to_output) / 2.0**15)
     return _round_half_away(product * 2.0**output_exponent)
+
+
+def _high_product(accumulator, multiplier):
+    """Returns the upper half of the product with the significand, and the shift that remains."""
+    significand, exponent = quantize_multiplier(multiplier)
+    left = ops.maximum(exponent, _int64(0))
+    product = ops.cast(accumulator, "int64") * _power_of_two(left) * significand
+    return _rounding_shift(product, _int64(31)), ops.maximum(-exponent, _int64(0))
 
 
 def _short_multiplier(multiplier):

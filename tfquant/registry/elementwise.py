@@ -11,6 +11,7 @@ from tfquant.numerics.fixed_point import (
     hard_swish,
     requantize_fixed_point,
     requantize_fixed_point_64,
+    requantize_mean,
     requantize_sum,
 )
 from tfquant.quantizers import AbsMax, Fixed, Grid, Static, from_steps, grid_of, on_grid, steps_of
@@ -157,7 +158,7 @@ class MeanConfig(OutputConfig):
     """Means over space: the integers are summed, then scaled once."""
 
     def device_call(self, wrapper, call_site, args, kwargs):
-        """Computes `sum(q - z) * (s / (so * count))`."""
+        """Computes `requantize_mean`, and in 16 bits `sum(q - z) * (s / (so * count))`."""
         grid = grid_of(args[0])
         output = next(iter(wrapper.output_quantizers[call_site]), None)
         if (
@@ -170,8 +171,10 @@ class MeanConfig(OutputConfig):
         params = output.params()
         mean = wrapper.call_exactly(steps_of(args[0]), **kwargs)
         count = ops.cast(ops.size(args[0]), "float64") / ops.cast(ops.size(mean), "float64")
-        scale = ops.cast(grid.params.scale, "float64") / ops.cast(params.scale, "float64") / count
         total = ops.round(mean * ops.cast(count, mean.dtype))
+        if grid.spec.num_bits <= 8:
+            return from_steps(requantize_mean(total, count, grid.params, params), output)
+        scale = ops.cast(grid.params.scale, "float64") / ops.cast(params.scale, "float64") / count
         return from_steps(total * ops.cast(scale, total.dtype), output)
 
 

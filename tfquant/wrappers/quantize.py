@@ -2,8 +2,9 @@
 
 import keras
 import tensorflow as tf
+from keras import ops
 
-from tfquant.numerics.fixed_point import requantize_step
+from tfquant.numerics.fixed_point import requantize_half_away, requantize_step
 from tfquant.quantizers import RecordingScope, Static, from_steps, grid_of, steps_of
 
 
@@ -36,13 +37,15 @@ class Quantize(keras.layers.Layer):
             check_ranges([self.quantizer], self.name)
             x = tf.debugging.check_numerics(x, f"Values of '{self.name}' must be finite")
         grid = None if training or RecordingScope.current() else grid_of(x)
-        if grid is not None and self.quantizer.calibrated and self._is_narrow(grid):
-            ratio = grid.params.scale / self.quantizer.params().scale
-            return from_steps(requantize_step(steps_of(x), ratio), self.quantizer)
-        return self.quantizer.call(x, training=training)
-
-    def _is_narrow(self, grid):
-        return max(grid.spec.num_bits, self.quantizer.spec.num_bits) <= 8
+        if grid is None or not self.quantizer.calibrated:
+            return self.quantizer.call(x, training=training)
+        scales = grid.params.scale, self.quantizer.params().scale
+        if max(grid.spec.num_bits, self.quantizer.spec.num_bits) <= 8:
+            steps = requantize_step(steps_of(x), scales[0] / scales[1])
+        else:
+            ratio = ops.cast(scales[0], "float64") / ops.cast(scales[1], "float64")
+            steps = ops.cast(requantize_half_away(steps_of(x), ratio), "float32")
+        return from_steps(steps, self.quantizer)
 
     def compute_output_shape(self, input_shape):
         """Returns `input_shape`."""
