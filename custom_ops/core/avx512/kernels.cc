@@ -54,8 +54,10 @@ struct Avx512 {
                                                         const int8_t* x,
                                                         Sum (&sum)[kRows][kCount]) {
     constexpr int kParts = kPacked ? 8 / kBits : 1;
-    // A single row has few sums, and each waits five cycles for the one before: use two chains.
-    constexpr bool kTwoChains = kRows == 1;
+    // A single row has few sums, and each waits five cycles for the one before: use two chains. With
+    // 4 bits the second one is of high nibbles left where they are, 16 times their products.
+    constexpr bool kTwoChains = kRows == 1, kHighChain = kTwoChains && kPacked && kBits == 4;
+    const __m512i high = _mm512_set1_epi8(static_cast<char>(0xf0));
     __m512i other[kCount];
     if (kTwoChains) {
       for (int p = 0; p < kCount; ++p) other[p] = _mm512_setzero_si512();
@@ -66,7 +68,7 @@ struct Avx512 {
 #pragma GCC unroll 4
       for (int p = 0; p < kCount; ++p) {
         bytes[p] = LoadRow(weights[p] + row * kRowBytes);
-        if (kRows == 1)
+        if (kPacked)
           _mm_prefetch(reinterpret_cast<const char*>(weights[p] + row * kRowBytes + 1536),
                        _MM_HINT_T0);
       }
@@ -74,7 +76,10 @@ struct Avx512 {
       for (int part = 0; part < kParts; ++part) {
         __m512i w[kCount];
 #pragma GCC unroll 4
-        for (int p = 0; p < kCount; ++p) w[p] = kPacked ? Part<kBits>(bytes[p], part) : bytes[p];
+        for (int p = 0; p < kCount; ++p) {
+          w[p] = kHighChain && part ? _mm512_and_si512(bytes[p], high)
+                                    : (kPacked ? Part<kBits>(bytes[p], part) : bytes[p]);
+        }
 #pragma GCC unroll 8
         for (int m = 0; m < kRows; ++m) {
           const __m512i four = Four(x + ((row * kParts + part) * kRows + m) * 4);
@@ -87,7 +92,10 @@ struct Avx512 {
       }
     }
     if (kTwoChains) {
-      for (int p = 0; p < kCount; ++p) sum[0][p] = _mm512_add_epi32(sum[0][p], other[p]);
+      for (int p = 0; p < kCount; ++p) {
+        if (kHighChain) other[p] = _mm512_srai_epi32(other[p], 4);
+        sum[0][p] = _mm512_add_epi32(sum[0][p], other[p]);
+      }
     }
   }
 
