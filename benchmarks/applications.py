@@ -5,7 +5,8 @@
     python benchmarks/applications.py --time [--only MobileNetV2] [--rounds 3]
 
 Each network runs in a process of its own and leaves `RESULTS/NAME.json`; one that is there is not
-run again. `--markdown` writes what is there between the file's `<!-- applications -->` markers.
+run again. `--markdown` writes what is there between the file's `<!-- applications -->` markers and
+keeps the rows of networks that are not there.
 `--time` times quantize + calibrate + convert against stock int8 quantization, and nothing else.
 What each column means is in benchmarks/README.md. The exit code is 1 if a bar is missed.
 """
@@ -177,7 +178,7 @@ def _row(found):
 
 
 def write_markdown(path: str, text: str) -> None:
-    """Puts `text` between the markers of a Markdown file.
+    """Puts a table between the markers of a Markdown file, whose other rows it keeps.
 
     Raises:
         ValueError: If the file has no markers.
@@ -187,7 +188,18 @@ def write_markdown(path: str, text: str) -> None:
     marked = re.compile(r"(<!-- applications -->\n).*?(\n<!-- /applications -->)", re.DOTALL)
     if not marked.search(old):
         raise ValueError(f"Markers <!-- applications --> are expected. Received: '{path}'.")
-    _write(path, marked.sub(lambda match: match[1] + text + match[2], old))
+    _write(path, marked.sub(lambda match: match[1] + _merged(text, match[0]) + match[2], old))
+
+
+def _merged(text, old):
+    """Returns the table of `text` with those rows of `old` that it lacks."""
+    head, *rows = (line for line in text.splitlines() if not line.startswith("| ---"))
+    ruler = next(line for line in text.splitlines() if line.startswith("| ---"))
+    name = lambda row: row.split(" | ")[0]  # noqa: E731
+    kept = [line for line in old.splitlines() if line.startswith("| ") and line != ruler]
+    found = {name(row): row for row in (*kept, *rows)}
+    found.pop(name(head), None)
+    return "\n".join([head, ruler, *(found[key] for key in sorted(found))])
 
 
 def _write(path, text):

@@ -1,6 +1,7 @@
 """A `.tflite` file as operators and tensors; all knowledge of its schema is here."""
 
 import dataclasses
+import hashlib
 
 import flatbuffers
 import numpy as np
@@ -51,7 +52,8 @@ class _SharingBuilder(flatbuffers.Builder):
 
     def CreateNumpyVector(self, x):
         """Returns the offset of the vector `x`, aligned as kernels like to read weights."""
-        key = x.dtype.str, x.tobytes()
+        # The bytes themselves would hold every weight once more.
+        key = x.dtype.str, x.nbytes, hashlib.sha256(np.ascontiguousarray(x)).digest()
         if key not in self._vectors:
             self.Prep(16, x.nbytes)
             self._vectors[key] = super().CreateNumpyVector(x)
@@ -164,7 +166,9 @@ class File:
 
     def to_bytes(self) -> bytes:
         """Returns the file; vectors of equal content are stored once."""
-        builder = _SharingBuilder(1024)
+        # A builder that is too small doubles, again and again, and holds both while it does.
+        stored = sum(0 if b.data is None else len(b.data) for b in self.model.buffers)
+        builder = _SharingBuilder(stored + stored // 16 + 4096)
         builder.Finish(self.model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
 
