@@ -19,13 +19,13 @@ namespace {
 constexpr int64_t kPassRows = 1024;     // rows of x that are quantized at a time
 constexpr int64_t kStripeRows = 128;    // rows whose quantized x stays in the second-level cache
 constexpr int64_t kIntegerBlocks = 64;  // stretch of K of a tile: 2048 values, staged in 32 KB
-constexpr int64_t kMatrixStripeRows = 256;
-constexpr int64_t kMatrixRealStripeRows = 64;  // of three parts
-constexpr int64_t kMatrixBlocks = 16;          // matrix tiles have panels in pairs: also 32 KB
-constexpr int64_t kMatrixRows = 9;             // matrix tiles pay from so many rows on
-constexpr int64_t kRealBlocks = 4;             // 128 values, staged in 16 KB of floats
-constexpr int64_t kDirectRealRows = 8;         // up to these, float tiles read the packed weights
-constexpr size_t kStagedTiles = 3;  // unpacking to the cache first pays from so many tiles on
+constexpr int64_t kRealBlocks = 4;      // 128 values, staged in 16 KB of floats
+constexpr int64_t kDirectRealRows = 8;  // up to these, float tiles read the packed weights
+constexpr size_t kStagedTiles = 3;      // unpacking to the cache first pays from so many tiles on
+// The same of matrix tiles, which pay from kMatrixRows on.
+constexpr int64_t kMatrixRows = 9;
+constexpr int64_t kMatrixStripeRows = 256, kMatrixRealStripeRows = 64;
+constexpr int64_t kMatrixBlocks = 16;
 static_assert(kIntegerBlocks % 4 == 0 && kMatrixBlocks % 4 == 0 && kRealBlocks % 4 == 0,
               "whole groups of 128");
 static_assert(kPassRows % kMatrixStripeRows == 0 && kPassRows % kStripeRows == 0, "");

@@ -54,8 +54,8 @@ struct Avx512 {
                                                         const int8_t* x,
                                                         Sum (&sum)[kRows][kCount]) {
     constexpr int kParts = kPacked ? 8 / kBits : 1;
-    // A single row has few sums, and each waits five cycles for the one before: use two chains. With
-    // 4 bits the second one is of high nibbles left where they are, 16 times their products.
+    // A single row has few sums, and each waits five cycles for the one before: use two chains.
+    // With 4 bits the second one is of high nibbles left where they are, 16 times their products.
     constexpr bool kTwoChains = kRows == 1, kHighChain = kTwoChains && kPacked && kBits == 4;
     const __m512i high = _mm512_set1_epi8(static_cast<char>(0xf0));
     __m512i other[kCount];

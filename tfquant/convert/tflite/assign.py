@@ -10,6 +10,7 @@ from tfquant.convert.tflite.flatbuffer import File, Op
 from tfquant.numerics import QuantSpec, choose_params
 from tfquant.registry.linear import LinearConfig
 from tfquant.rewrite.lower import Lowered, LoweredUnit, Point
+from tfquant.wrappers import Quantize
 
 # Why operators are float under a scheme of float activations.
 AS_THE_SCHEME_SAYS = "the scheme keeps activations float"
@@ -103,6 +104,8 @@ def assign(
         if unit is not None:
             result.units[op.index] = unit
         reason = _why_float(file, op, computed, kernel)
+        if reason is None and _is_of_float_layer(op, anchors, unit_of):
+            reason = "the layer is not quantized"
         if reason is None:
             result.integer.add(op.index)
             readers = [unit_of.get(id(p.tensor)) for i in op.outputs for p in anchors.get(i, ())]
@@ -121,6 +124,15 @@ def assign(
         if again:
             result.requantized[GRAPH, index] = _from_grid(again[0].grid)
     return result
+
+
+def _is_of_float_layer(op, anchors, unit_of):
+    """Whether a layer that is not quantized computes what is only rounded behind it."""
+    units = [unit_of.get(id(point.tensor)) for point in anchors.get(op.outputs[0], ())]
+    return bool(units) and all(
+        unit is not None and isinstance(unit.layer, Quantize) and unit.outputs[0] is unit.inputs[0]
+        for unit in units
+    )
 
 
 def _read_again(reader, inputs, units, rounded_again, result):
@@ -293,8 +305,6 @@ def _why_float(file, op, computed, kernel):
         return "LiteRT compares integers of one grid only, and with constants within it"
     if op.name in rules.ONLY_8_BITS and any(computed[i].num_bits > 8 for i in data):
         return "tfquant knows a kernel of 8 bits for it only"
-    if op.name in rules.FIXED_RANGE and not _has_fixed_grid(op, computed):
-        return "the grid of its output is not that of LiteRT's kernel"
     if op.name in rules.KERNELS and (kernel is None or kernel.spec is None):
         return "its weights are not quantized"
     return None
@@ -334,13 +344,6 @@ def _compared(file, op, computed):
         data = np.asarray(place - 128, np.int8)
         found[index] = dataclasses.replace(first, data=data)
     return found
-
-
-def _has_fixed_grid(op, computed):
-    """Whether the output of an operator is on the grid that LiteRT dictates."""
-    output = computed[op.outputs[0]]
-    wanted = _fixed(op.name, output.num_bits)
-    return output.scale[0] == wanted.scale[0] and output.zero_point[0] == wanted.zero_point[0]
 
 
 def _short(name):
