@@ -2,7 +2,7 @@
 // of signed bytes is what it wants of the weights, as it lies; of x it wants rows of 64 (or 32)
 // consecutive values. All that is not a matrix tile is the path avx512's. Meaning of the
 // instructions: Intel 64 and IA-32 Architectures Software Developer's Manual,
-// "TDPBSSD/TDPBSUD/...".
+// "TDPBSSD/TDPBSUD/..." and "TDPBF16PS".
 #include "../kernels.h"
 
 #include "../float16.h"
@@ -43,29 +43,13 @@ void Begin(int64_t unit_bytes) {
 // Tiles in use slow a change of threads.
 void End() { _tile_release(); }
 
-// No group scales: integer sums of 16 or 32 rows and two panels stay in tiles. Packed weights are
-// unsigned, staged ones signed.
-template <int kHalves, bool kPacked>
-void ChannelTile(const TileArgs& a) {
-  constexpr int64_t kStride = kTilePanels * kPanelColumns * 4;
-  const int64_t unit = a.unit, half = kTileRows * unit, depth = a.blocks * kBlockDepth;
-  const int8_t* x = static_cast<const int8_t*>(a.x);
-  const uint8_t* left = a.weights[0];
-  const uint8_t* right = a.weights[1];
-  int32_t* const sum = static_cast<int32_t*>(a.sum);
-  int32_t* const right_sum = sum + kPanelColumns;
-  int32_t* const low_sum = sum + kTileRows * kTilePanels * kPanelColumns;
-  int32_t* const low_right_sum = low_sum + kPanelColumns;
-  Settle();
-  if (kPacked && a.first) {
-    for (int m = 0; m < kHalves * kTileRows; ++m) {
-      const __m512i offset = _mm512_set1_epi32(a.offset_sum[m]);
-      _mm512_storeu_si512(sum + m * kTilePanels * kPanelColumns, offset);
-      _mm512_storeu_si512(right_sum + m * kTilePanels * kPanelColumns, offset);
-    }
-    Settle();
-  }
-  if (!kPacked && a.first) {
+// The sums of 16 or 32 rows and two panels: [rows][2 * 16], of 4 bytes each.
+constexpr int64_t kSumStride = kTilePanels * kRowBytes, kLowSums = kTileRows * kSumStride;
+
+template <int kHalves>
+inline void LoadSums(bool zero, const void* sums) {
+  const uint8_t* const from = static_cast<const uint8_t*>(sums);
+  if (zero) {
     _tile_zero(0);
     _tile_zero(1);
     if (kHalves == 2) {
@@ -73,13 +57,45 @@ void ChannelTile(const TileArgs& a) {
       _tile_zero(3);
     }
   } else {
-    _tile_loadd(0, sum, kStride);
-    _tile_loadd(1, right_sum, kStride);
+    _tile_loadd(0, from, kSumStride);
+    _tile_loadd(1, from + kRowBytes, kSumStride);
     if (kHalves == 2) {
-      _tile_loadd(2, low_sum, kStride);
-      _tile_loadd(3, low_right_sum, kStride);
+      _tile_loadd(2, from + kLowSums, kSumStride);
+      _tile_loadd(3, from + kLowSums + kRowBytes, kSumStride);
     }
   }
+}
+
+template <int kHalves>
+inline void StoreSums(void* sums) {
+  uint8_t* const to = static_cast<uint8_t*>(sums);
+  _tile_stored(0, to, kSumStride);
+  _tile_stored(1, to + kRowBytes, kSumStride);
+  if (kHalves == 2) {
+    _tile_stored(2, to + kLowSums, kSumStride);
+    _tile_stored(3, to + kLowSums + kRowBytes, kSumStride);
+  }
+}
+
+// No group scales: integer sums of 16 or 32 rows and two panels stay in tiles. Packed weights are
+// unsigned, staged ones signed.
+template <int kHalves, bool kPacked>
+void ChannelTile(const TileArgs& a) {
+  const int64_t unit = a.unit, half = kTileRows * unit, depth = a.blocks * kBlockDepth;
+  const int8_t* x = static_cast<const int8_t*>(a.x);
+  const uint8_t* left = a.weights[0];
+  const uint8_t* right = a.weights[1];
+  if (kPacked && a.first) {
+    __m512i* const sum = static_cast<__m512i*>(a.sum);
+    for (int m = 0; m < kHalves * kTileRows; ++m) {
+      const __m512i offset = _mm512_set1_epi32(a.offset_sum[m]);
+      for (int p = 0; p < kTilePanels; ++p) {
+        _mm512_storeu_si512(sum + m * kTilePanels + p, offset);
+      }
+    }
+  }
+  Settle();
+  LoadSums<kHalves>(!kPacked && a.first, a.sum);
   for (int64_t k = 0; k < depth; k += unit) {
     _tile_loadd(4, x, unit);
     _tile_loadd(6, left, kRowBytes);
@@ -104,42 +120,18 @@ void ChannelTile(const TileArgs& a) {
     left += unit * kPanelColumns;
     right += unit * kPanelColumns;
   }
-  _tile_stored(0, sum, kStride);
-  _tile_stored(1, right_sum, kStride);
-  if (kHalves == 2) {
-    _tile_stored(2, low_sum, kStride);
-    _tile_stored(3, low_right_sum, kStride);
-  }
+  StoreSums<kHalves>(a.sum);
 }
 
 // The same of floats: a row's parts are added from the smallest on.
 template <int kHalves>
 void ChannelRealTile(const TileArgs& a) {
-  constexpr int64_t kStride = kTilePanels * kPanelColumns * 4;
   constexpr int64_t kHalf = kTileRows * kRowBytes, kPart = kHalves * kHalf;
   const uint8_t* x = static_cast<const uint8_t*>(a.x);
   const uint8_t* left = a.weights[0];
   const uint8_t* right = a.weights[1];
-  float* const sum = static_cast<float*>(a.sum);
-  float* const right_sum = sum + kPanelColumns;
-  float* const low_sum = sum + kTileRows * kTilePanels * kPanelColumns;
-  float* const low_right_sum = low_sum + kPanelColumns;
   Settle();
-  if (a.first) {
-    _tile_zero(0);
-    _tile_zero(1);
-    if (kHalves == 2) {
-      _tile_zero(2);
-      _tile_zero(3);
-    }
-  } else {
-    _tile_loadd(0, sum, kStride);
-    _tile_loadd(1, right_sum, kStride);
-    if (kHalves == 2) {
-      _tile_loadd(2, low_sum, kStride);
-      _tile_loadd(3, low_right_sum, kStride);
-    }
-  }
+  LoadSums<kHalves>(a.first, a.sum);
   for (int64_t b = 0; b < a.blocks; ++b) {
     _tile_loadd(6, left, kRowBytes);
     _tile_loadd(7, right, kRowBytes);
@@ -157,12 +149,7 @@ void ChannelRealTile(const TileArgs& a) {
     left += kTileRows * kRowBytes;
     right += kTileRows * kRowBytes;
   }
-  _tile_stored(0, sum, kStride);
-  _tile_stored(1, right_sum, kStride);
-  if (kHalves == 2) {
-    _tile_stored(2, low_sum, kStride);
-    _tile_stored(3, low_right_sum, kStride);
-  }
+  StoreSums<kHalves>(a.sum);
 }
 
 // The groups of 16 rows and a panel.
