@@ -229,7 +229,7 @@ inline __attribute__((always_inline)) void Accumulate(const void* sum, __m512 sc
 // With group scales a group's sums leave their tile, are scaled and added to 16 registers.
 template <GroupX kX, int kHalves>
 void GroupTile(const TileArgs& a) {
-  constexpr bool kReal = kX == GroupX::kReal;
+  constexpr bool kReal = kX == GroupX::kReal, kScaled = kX == GroupX::kScaled;
   constexpr int64_t kRows = kHalves * kTileRows, kStride = kTilePanels * kPanelColumns;
   alignas(64) uint8_t sum[2][kTileRows * kRowBytes];
   Groups g;
@@ -242,7 +242,7 @@ void GroupTile(const TileArgs& a) {
   Settle();
   for (int half = 0; half < kHalves; ++half) {
     g.x = static_cast<const uint8_t*>(a.x) + half * kTileRows * g.unit_bytes;
-    const float* const x_scale = a.x_scale + half * kTileRows;
+    const float* const x_scale = kScaled ? a.x_scale + half * kTileRows : nullptr;
     for (int panel = 0; panel < kTilePanels; ++panel) {
       g.weights = a.weights[panel];
       const float* const scale = a.scale[panel];
@@ -255,7 +255,7 @@ void GroupTile(const TileArgs& a) {
       }
       const auto add = [&](int64_t group) __attribute__((always_inline)) {
         Accumulate<kX>(sum[group % 2], _mm512_loadu_ps(scale + group * kPanelColumns),
-                       x_scale + group * kRows, total);
+                       kScaled ? x_scale + group * kRows : nullptr, total);
       };
       MultiplyEven<kReal>(g, 0, sum[0]);
       int64_t group = 1;
