@@ -67,14 +67,24 @@ double Compute(int threads, int64_t rounds) {
           __m512i differ = _mm512_xor_si512(a, sum[(i + 8) % 16]);
           sum[i] = _mm512_add_epi8(sum[i], _mm512_popcnt_epi8(differ));
         }
-      } else {
+      } else if (kind == 1) {
 #pragma GCC unroll 16
         for (int i = 0; i < 16; ++i) sum[i] = _mm512_dpbusd_epi32(sum[i], a, b);
-        if (kind == 2) {
-#pragma GCC unroll 2
-          for (int i = 0; i < 2; ++i) {
-            real[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i]), half, real[i]);
-          }
+      } else {
+        __m512i group[8];
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) {
+          group[i] = a;
+          asm volatile("" : "+v"(group[i]));  // or the compiler sees that they are the same
+        }
+#pragma GCC unroll 8
+        for (int step = 0; step < 8; ++step) {
+#pragma GCC unroll 8
+          for (int i = 0; i < 8; ++i) group[i] = _mm512_dpbusd_epi32(group[i], a, b);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) {
+          real[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(group[i]), half, real[i]);
         }
       }
     }
@@ -229,8 +239,9 @@ double tfquant_floor_products(int kind, int64_t rounds) {
 #endif
   if (kind >= 4) return 0;
 #if defined(__AVX512F__)
-  const double each = kind == 0 ? 16 : (kind == 1 ? 64 : (kind == 2 ? 64 * 8.0 / 10 : 512));
-  return each * 16 * static_cast<double>(rounds);
+  // Of a round: 16 instructions on registers; with groups 64 between the conversions.
+  const double each = kind == 0 ? 16 : (kind == 3 ? 512 : 64);
+  return each * (kind == 2 ? 64 : 16) * static_cast<double>(rounds);
 #else
   // Of a round: 16 multiply-adds of 8; 8 products of 32; 4 chains of 8 such; 4 times three nibbles
   // of 32 columns for two rows.

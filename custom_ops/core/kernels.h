@@ -27,6 +27,7 @@ struct TileArgs {
   const float* x_scale;       // [group][rows], kBothScales only
   void* sum;                  // [rows][panels * 16] float, or int32 with kNoScales
   bool first;                 // start from zero rather than from `sum`
+  int64_t next;               // bytes to what the next tile of one row will read of a panel, or 0
 };
 using Tile = void (*)(const TileArgs&);
 
@@ -139,7 +140,7 @@ struct Kernels {
   Tile integer[kSources][kScaleModes][kRowSizes];
   Tile real[3][2][kRowSizes];   // float activations, packed weights
   Tile staged_real[kRowSizes];  // floats, scaled
-  // By Source, packed.
+  // By Source, packed. Null where integer tiles unpack as they go.
   void (*stage[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group, bool scales,
                    uint8_t* values, float* scale);
   void (*stage_real[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group, bool scales,

@@ -228,11 +228,24 @@ const float* FloatsAt(const uint8_t* weights, int64_t offset, int64_t count, Scr
   return copy;
 }
 
+// What PackedLayout works out by divisions, once for all units.
+struct Sizes {
+  explicit Sizes(const PackedLayout& layout)
+      : panels(layout.panels()),
+        panel_bytes(layout.panel_bytes()),
+        blocks(layout.padded_k() / kBlockDepth),
+        group_blocks(layout.group_depth() / kBlockDepth),
+        group_bytes(layout.group_bytes()) {}
+
+  int64_t panels, panel_bytes, blocks, group_blocks, group_bytes;
+};
+
 // Everything that a stripe of rows times a unit of panels needs to know.
 struct Job {
   const MatmulArgs& args;
   const Kernels& kernels;
   const Prepared& prepared;
+  const Sizes sizes;
   int64_t first_row;  // of this pass, in y
   const float* column_scale;
   const float* column_sum;  // null unless needed
@@ -289,6 +302,17 @@ void FinishStripe(const Job& job, const Stripe& stripe, const void* sum, bool in
   job.kernels.finish(finish);
 }
 
+// What the end of a single row's unit reads and writes is on its way while the weights come.
+void FetchEnds(const Job& job, int64_t column, int64_t count) {
+  const int64_t size = job.args.type == DataType::kFloat32 ? 4 : 2;
+  const uint8_t* const y = static_cast<const uint8_t*>(job.args.y);
+  for (int64_t c = column; c < column + count; c += kPanelColumns) {
+    __builtin_prefetch(job.column_scale + c);
+    __builtin_prefetch(y + (job.first_row * job.args.layout.n + c) * size, 1);
+    if (job.args.bias) __builtin_prefetch(job.args.bias + c);
+  }
+}
+
 void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
   static thread_local Scratch sum_scratch, stage_scratch, scale_scratch;
   const MatmulArgs& args = job.args;
@@ -298,16 +322,15 @@ void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
   const bool real = args.activations == Activations::kFloat;
   const int64_t panels = gemv ? job.kernels.gemv_panels : job.kernels.panels;
   const int64_t columns = panels * kPanelColumns, first_column = unit * columns;
-  const int64_t blocks = layout.padded_k() / kBlockDepth;
+  const int64_t blocks = job.sizes.blocks, group_blocks = job.sizes.group_blocks;
   const bool grouped = layout.group_size != 0;
-  const int64_t group_blocks = layout.group_depth() / kBlockDepth;
   const bool wide = job.kernels.wide && layout.num_bits == 8;
   const size_t tiles = stripe.last_block - stripe.first_block;
+  const Source packed = SourceOf(layout.num_bits, false);
   const bool staged = real       ? p.m > kDirectRealRows
                       : p.matrix ? !MatrixReadsPacked(layout)
-                                 : (tiles >= kStagedTiles && (layout.num_bits < 8 || wide));
+                                 : (tiles >= kStagedTiles && job.kernels.stage[packed] != nullptr);
   const int64_t stretch = std::min(blocks, p.stretch / kBlockDepth);
-  const Source packed = SourceOf(layout.num_bits, false);
   const int64_t x_bytes = ValueBytes(args, job.kernels, p.matrix);
   const bool pair_offsets = PairOffsets(layout, job.kernels);
   const Scales scales =
@@ -323,6 +346,8 @@ void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
                                  ? scale_scratch.Get<float>(panels * stretch * kPanelColumns)
                                  : nullptr;
 
+  const bool last = (unit + 1) * panels >= job.sizes.panels;
+  if (gemv) FetchEnds(job, first_column, std::min(columns, layout.n - first_column));
   if (p.matrix) job.kernels.matrix_begin(p.unit * value_bytes);
   for (int64_t begin = 0; begin < blocks; begin += stretch) {
     TileArgs tile = {};
@@ -330,13 +355,14 @@ void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
     tile.blocks_per_group = grouped ? group_blocks : tile.blocks;
     tile.unit = p.unit;
     tile.first = begin == 0;
+    tile.next = gemv && !last ? panels * job.sizes.panel_bytes : 0;
+    const int64_t offset =
+        grouped ? begin / group_blocks * job.sizes.group_bytes : begin * layout.block_bytes();
     for (int64_t i = 0; i < panels; ++i) {
       // Panels beyond the last repeat it; what they give is not stored.
-      const int64_t panel = std::min(unit * panels + i, layout.panels() - 1);
-      const int64_t offset =
-          grouped ? begin / group_blocks * layout.group_bytes() : begin * layout.block_bytes();
+      const int64_t panel = std::min(unit * panels + i, job.sizes.panels - 1);
       const uint8_t* const at =
-          args.weights + layout.panels_offset() + panel * layout.panel_bytes() + offset;
+          args.weights + layout.panels_offset() + panel * job.sizes.panel_bytes + offset;
       tile.weights[i] = at;
       if (staged && real && !p.matrix) {
         uint8_t* const values = stage + i * staged_bytes;
@@ -394,7 +420,7 @@ void RunBinaryPanel(const Job& job, const Stripe& stripe, int64_t panel) {
   int32_t* const sum = sum_scratch.Get<int32_t>(count);
   std::fill(sum, sum + count, 0);
   const uint8_t* const weights =
-      job.args.weights + layout.panels_offset() + panel * layout.panel_bytes();
+      job.args.weights + layout.panels_offset() + panel * job.sizes.panel_bytes;
   const int64_t depth = layout.padded_k() / 8;
   const int64_t stretch = std::min(depth, p.stretch);
   uint8_t* const nibbles = staged ? stage_scratch.Get<uint8_t>(stretch * 2 * kRowBytes) : nullptr;
@@ -490,6 +516,7 @@ void Matmul(const MatmulArgs& args, const Kernels& kernels, const ParallelFor& p
         args,
         kernels,
         prepared,
+        Sizes(layout),
         first,
         FloatsAt(args.weights, layout.column_scale_offset(), layout.padded_n(), &column_scale),
         needs_sum

@@ -4,11 +4,15 @@
 //
 // `Isa` provides
 //   constants   kUnsignedWeights, kPanels, kGemvPanels, kMaxRowSize, kMaxGroupedRowSize,
-//               kBinaryStretch, kSignRows, kOwnTiles, kOwnRealGemv, kStagesBinary
+//               kBinaryStretch, kSignRows, kOwnTiles, kOwnRealGemv, kStagesIntegers,
+//               kStagesBinary, kChains<kBits, kPacked, rows, grouped>
 //   Sum         16 x int32:  Splat LoadSum StoreSum ToReal
 //   Real        16 x float:  SplatReal LoadReal StoreReal StreamReal Fma Mul HalfScales
-//   Dot<kBits, kPacked, rows, panels>(weights, x, sum)   sum += one block of 32 values of k
-//   Unpack<kBits>(block, bytes)                          a block as 8 rows of bytes
+//   Dot<kBits, kPacked, rows, panels>(weights, x, sum)   sum += one block of 32 values of k; where
+//                                                        kChains > 1, Join<kBits>(sum) makes that
+//                                                        many sums of one row the first of them
+//   Unpack<kBits>(block, bytes)                          a block as 8 rows of bytes; if
+//                                                        kStagesIntegers
 //   Value<kBits>(row, index)                             one k of a row, offset removed, as Real
 //   BinaryTile<staged, rows>, SignByte, EncodeByte       1-bit weights; StageBinary if
 //   kStagesBinary DequantizeRun, DequantizeColumns, Fence              plain rows
@@ -37,6 +41,14 @@ namespace {
 
 constexpr int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// A processor fetches ahead within a page of memory; into the next tile's weights one line of every
+// block shows it the way.
+template <int kPanels>
+inline void FetchNext(const uint8_t* const (&weights)[kPanels], int64_t next) {
+#pragma GCC unroll 4
+  for (int p = 0; p < kPanels; ++p) __builtin_prefetch(weights[p] + next, 0, 2);
+}
+
 template <class Isa, int kBits, bool kPacked, Scales kScales, int kRows, int kPanels>
 void IntegerTile(const TileArgs& args) {
   using Sum = typename Isa::Sum;
@@ -46,23 +58,31 @@ void IntegerTile(const TileArgs& args) {
   for (int p = 0; p < kPanels; ++p) weights[p] = args.weights[p];
   const int8_t* x = static_cast<const int8_t*>(args.x);
   constexpr int64_t kBytes = kPacked ? kBits * kRowBytes : 8 * kRowBytes;
+  constexpr int kChains = Isa::template kChains<kBits, kPacked, kRows, kScales != kNoScales>;
+  static_assert(kChains == 1 || kRows == 1, "");
 
   if (kScales == kNoScales) {
     int32_t* const out = static_cast<int32_t*>(args.sum);
-    Sum sum[kRows][kPanels];
+    Sum sum[kRows * kChains][kPanels];
 #pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) {
+    for (int m = 0; m < kRows * kChains; ++m) {
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
-        sum[m][p] = args.first ? Isa::Splat(Isa::kUnsignedWeights ? args.offset_sum[m] : 0)
-                               : Isa::LoadSum(out + (m * kPanels + p) * kPanelColumns);
+        if (m >= kRows) {
+          sum[m][p] = Isa::Splat(0);
+        } else {
+          sum[m][p] = args.first ? Isa::Splat(Isa::kUnsignedWeights ? args.offset_sum[m] : 0)
+                                 : Isa::LoadSum(out + (m * kPanels + p) * kPanelColumns);
+        }
       }
     }
     for (int64_t b = 0; b < args.blocks; ++b, x += kBlockDepth * kRows) {
+      if (kRows == 1) FetchNext(weights, args.next);
       Isa::template Dot<kBits, kPacked, kRows, kPanels>(weights, x, sum);
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) weights[p] += kBytes;
     }
+    if constexpr (kChains > 1) Isa::template Join<kBits>(sum);
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
@@ -87,21 +107,23 @@ void IntegerTile(const TileArgs& args) {
   const float* x_scale = args.x_scale;
   const int64_t groups = args.blocks / args.blocks_per_group;
   for (int64_t g = 0; g < groups; ++g, offset_sum += kRows) {
-    Sum sum[kRows][kPanels];
+    Sum sum[kRows * kChains][kPanels];
 #pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) {
+    for (int m = 0; m < kRows * kChains; ++m) {
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
-        sum[m][p] = Isa::Splat(Isa::kUnsignedWeights ? offset_sum[m] : 0);
+        sum[m][p] = Isa::Splat(Isa::kUnsignedWeights && m < kRows ? offset_sum[m] : 0);
       }
     }
     int64_t b = args.blocks_per_group;
     do {
+      if (kRows == 1) FetchNext(weights, args.next);
       Isa::template Dot<kBits, kPacked, kRows, kPanels>(weights, x, sum);
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) weights[p] += kBytes;
       x += kBlockDepth * kRows;
     } while (--b > 0);
+    if constexpr (kChains > 1) Isa::template Join<kBits>(sum);
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
       Real scale;
@@ -692,12 +714,13 @@ struct PanelKernels {
       FillReal<4, kRows, kPanels>(t, kSize);
       FillReal<2, kRows, kPanels>(t, kSize);
       if constexpr (kSize != kGemv) {
-        FillInteger<4, false, kRows, kPanels>(t, kSize);
         if constexpr (Isa::kOwnTiles) {
           FillInteger<8, false, kRows, kPanels>(t, kSize);
           FillInteger<2, false, kRows, kPanels>(t, kSize);
-        } else {  // bytes are bytes
-          for (int s = 0; s < kScaleModes; ++s) {
+        }
+        if constexpr (Isa::kStagesIntegers) {
+          FillInteger<4, false, kRows, kPanels>(t, kSize);
+          for (int s = 0; s < kScaleModes && !Isa::kOwnTiles; ++s) {  // bytes are bytes
             t->integer[kStaged2][s][kSize] = t->integer[kStaged4][s][kSize];
           }
         }
@@ -722,9 +745,11 @@ struct PanelKernels {
     FillSize<2>(&t);
     FillSize<3>(&t);
     FillSize<kGemv>(&t);
-    t.stage[kPacked8] = Stage<Isa, 8>;
-    t.stage[kPacked4] = Stage<Isa, 4>;
-    t.stage[kPacked2] = Stage<Isa, 2>;
+    if constexpr (Isa::kStagesIntegers) {
+      if (Isa::kOwnTiles) t.stage[kPacked8] = Stage<Isa, 8>;
+      t.stage[kPacked4] = Stage<Isa, 4>;
+      t.stage[kPacked2] = Stage<Isa, 2>;
+    }
     t.stage_real[kPacked8] = StageReal<Isa, 8>;
     t.stage_real[kPacked4] = StageReal<Isa, 4>;
     t.stage_real[kPacked2] = StageReal<Isa, 2>;

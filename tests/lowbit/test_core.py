@@ -5,6 +5,7 @@ import functools
 import os
 import subprocess
 import sys
+import weakref
 
 import hypothesis
 import hypothesis.strategies as st
@@ -112,7 +113,7 @@ def test_paths_agree_on_any_shape(core, path, form, activations, m, k, n, thread
 def test_extremes_never_saturate(core, path, kind, value):
     need(core, path)
     for num_bits, group_size in FORMATS:
-        for m, k in ((5, 32), (5, 1024), (20, 1024)):
+        for m, k in ((1, 1024), (5, 32), (5, 1024), (20, 1024)):
             x = np.full((m, k), value, np.float32)
             static = {"x_scale": 1.0, "zero_point": 0}
             check(core, path, x, num_bits, group_size, 20, "static", kind, **static)
@@ -122,15 +123,21 @@ def test_extremes_never_saturate(core, path, kind, value):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("value", "zero_point"), [(-128, 0), (127, -128), (-128, 127)])
 @pytest.mark.parametrize("m", [1, 9])
-def test_the_deepest_channel_fits_the_accumulator(core, path, value, zero_point, m):
+@pytest.mark.parametrize(("num_bits", "q"), [(8, -128), (8, 127), (4, -8), (4, 7), (2, -2), (2, 1)])
+def test_the_deepest_channel_fits_the_accumulator(core, path, value, zero_point, m, num_bits, q):
     """With a zero point the result does not fit 32 bits, only what is summed up does."""
     need(core, path)
     k = packing.MAX_DEPTH
-    packed = packing.pack_matmul(np.full((k, 1), -128), np.ones(1), num_bits=8)
+    packed = deepest(num_bits, q)
     x = np.full((m, k), value - zero_point, np.float32)
-    form = {"num_bits": 8, "activations": "static", "zero_point": zero_point}
+    form = {"num_bits": num_bits, "activations": "static", "zero_point": zero_point}
     y = core.matmul(x, packed, units=1, path=path, **form)
-    assert (y == np.float32((value - zero_point) * -128 * k)).all()
+    assert (y == np.float32((value - zero_point) * q * k)).all()
+
+
+@functools.cache
+def deepest(num_bits, q):
+    return packing.pack_matmul(np.full((packing.MAX_DEPTH, 1), q), np.ones(1), num_bits=num_bits)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -389,3 +396,13 @@ def test_sizes_that_overflow_are_refused(core, k, n):
 def test_core_says_when_there_is_no_library(tmp_path):
     with pytest.raises(OSError, match="nothing"):
         Core(tmp_path / "nothing.so")
+
+
+def test_a_bound_call_keeps_what_it_fills(core):
+    _, _, packed = weights(8, 0, 70, 19)
+    form = {"units": 19, "num_bits": 8}
+    call, out = core.bound_matmul(np.ones((2, 70), np.float32), packed, **form)
+    held = weakref.ref(out)
+    del out
+    call()
+    assert held() is not None

@@ -99,7 +99,7 @@ class Core:
             reference.FUSED.index(fused),
             _ptr(out),
         )
-        held = (x, weights, bias)  # the pointers do not keep their arrays
+        held = (x, weights, bias, out)  # the pointers do not keep their arrays
 
         def call(function=self._c.tfquant_matmul, held=held):
             if function(*arguments) != 0:

@@ -9,6 +9,8 @@ import tensorflow as tf
 from tfquant.lowbit import library
 from tfquant.numerics import packing, reference
 
+_NO_BIAS = np.zeros((0,), np.float32)
+
 
 @dataclasses.dataclass(frozen=True)
 class PackedWeights:
@@ -105,7 +107,7 @@ def matmul(
         x = tf.reshape(x, (-1, tf.shape(x)[-1]))
     if x.shape.rank and x.shape[-1] is None:
         x = tf.ensure_shape(x, [*x.shape[:-1], weights.depth])
-    bias = tf.zeros((0,), tf.float32) if bias is None else tf.cast(bias, tf.float32)
+    bias = _NO_BIAS if bias is None else tf.cast(bias, tf.float32)
     settings = {
         "num_bits": weights.num_bits,
         "group_size": weights.group_size,

@@ -41,7 +41,10 @@ alignas(64) constexpr SignTables kSignTables = MakeSignTables();
 struct Pairs {
   static constexpr bool kUnsignedWeights = true;
   static constexpr int kPanels = 1, kGemvPanels = 4, kMaxRowSize = 2, kMaxGroupedRowSize = 2;
-  static constexpr bool kOwnTiles = false, kOwnRealGemv = true, kStagesBinary = true;
+  static constexpr bool kOwnTiles = false, kOwnRealGemv = true;
+  static constexpr bool kStagesIntegers = true, kStagesBinary = true;
+  template <int, bool, int, bool>
+  static constexpr int kChains = 1;
   static constexpr int kBinaryStretch = 120, kSignRows = 2;
 
   struct Sum {

@@ -11,8 +11,8 @@ namespace {
 struct Avx512 {
   static constexpr bool kUnsignedWeights = true;
   static constexpr int kPanels = 2, kGemvPanels = 4, kMaxRowSize = 3, kMaxGroupedRowSize = 2;
-  static constexpr bool kOwnTiles = false, kOwnRealGemv = false;
-  static constexpr bool kStagesBinary = false;
+  static constexpr bool kOwnTiles = false, kOwnRealGemv = true;
+  static constexpr bool kStagesIntegers = false, kStagesBinary = false;
   static constexpr int kBinaryStretch = 256, kSignRows = 1;
 
   using Sum = __m512i;
@@ -40,6 +40,15 @@ struct Avx512 {
     return _mm512_set1_epi32(bits);
   }
 
+  // Keeps what was loaded in its register; the compiler would load it again for every use.
+  static inline __attribute__((always_inline)) void Pin(__m512i* row) {
+#if !defined(TFQUANT_SIMDE)  // whose registers are arrays
+    asm("" : "+v"(*row));
+#else
+    (void)row;
+#endif
+  }
+
   // The part-th value of every byte.
   template <int kBits>
   static __m512i Part(__m512i row, int part) {
@@ -49,81 +58,149 @@ struct Avx512 {
     return _mm512_and_si512(_mm512_srli_epi16(row, static_cast<unsigned>(part * kBits)), mask);
   }
 
-  template <int kBits, bool kPacked, int kRows, int kCount>
+  // The same, left where it is in the byte: 2^(part * kBits) times as large.
+  template <int kBits>
+  static __m512i PartInPlace(__m512i row, int part) {
+    return _mm512_and_si512(
+        row, _mm512_set1_epi8(static_cast<char>(((1 << kBits) - 1) << (part * kBits))));
+  }
+
+  // A single row has few sums, and each waits five cycles for the one before. So it has one for
+  // each part of a byte, which then need not be shifted; with 8 bits, two that take turns. Joining
+  // them after every group costs, so there of 2 bits the upper half is shifted down. The largest,
+  // of kMaxDepth / 2 products of 15 * 16 and 128, stays below 2^31.
+  template <int kBits, bool kPacked, int kRows, bool kGrouped>
+  static constexpr int kChains = kRows > 1 ? 1 : (kBits == 2 && !kGrouped ? 4 : 2);
+
+  template <int kBits, bool kPacked, int kRows, int kCount, int kSums>
   static inline __attribute__((always_inline)) void Dot(const uint8_t* const (&weights)[kCount],
                                                         const int8_t* x,
-                                                        Sum (&sum)[kRows][kCount]) {
-    constexpr int kParts = kPacked ? 8 / kBits : 1;
-    // A single row has few sums, and each waits five cycles for the one before: use two chains.
-    // With 4 bits the second one is of high nibbles left where they are, 16 times their products.
-    constexpr bool kTwoChains = kRows == 1, kHighChain = kTwoChains && kPacked && kBits == 4;
-    const __m512i high = _mm512_set1_epi8(static_cast<char>(0xf0));
-    __m512i other[kCount];
-    if (kTwoChains) {
-      for (int p = 0; p < kCount; ++p) other[p] = _mm512_setzero_si512();
-    }
+                                                        Sum (&sum)[kSums][kCount]) {
+    static_assert(kPacked, "");
+    constexpr int kParts = 8 / kBits, kCopies = kSums / kRows;
 #pragma GCC unroll 8
     for (int row = 0; row < 8 / kParts; ++row) {
       __m512i bytes[kCount];
 #pragma GCC unroll 4
       for (int p = 0; p < kCount; ++p) {
-        bytes[p] = LoadRow(weights[p] + row * kRowBytes);
-        if (kPacked)
-          _mm_prefetch(reinterpret_cast<const char*>(weights[p] + row * kRowBytes + 1536),
-                       _MM_HINT_T0);
+        const uint8_t* const at = weights[p] + row * kRowBytes;
+        bytes[p] = LoadRow(at);
+        if (kParts > 1) Pin(&bytes[p]);
+        if (kRows > 1) _mm_prefetch(reinterpret_cast<const char*>(at + 1536), _MM_HINT_T0);
       }
 #pragma GCC unroll 4
       for (int part = 0; part < kParts; ++part) {
+        const int chain = kBits == 8 ? row % kCopies : part % kCopies;
         __m512i w[kCount];
 #pragma GCC unroll 4
         for (int p = 0; p < kCount; ++p) {
-          w[p] = kHighChain && part ? _mm512_and_si512(bytes[p], high)
-                                    : (kPacked ? Part<kBits>(bytes[p], part) : bytes[p]);
+          if (kCopies > 1 && part == kCopies) bytes[p] = _mm512_srli_epi16(bytes[p], 4);
+          w[p] = kBits == 8    ? bytes[p]
+                 : kCopies > 1 ? PartInPlace<kBits>(bytes[p], chain)
+                               : Part<kBits>(bytes[p], part);
         }
 #pragma GCC unroll 8
         for (int m = 0; m < kRows; ++m) {
           const __m512i four = Four(x + ((row * kParts + part) * kRows + m) * 4);
 #pragma GCC unroll 4
           for (int p = 0; p < kCount; ++p) {
-            __m512i& to = kTwoChains && (row * kParts + part) % 2 ? other[p] : sum[m][p];
+            Sum& to = sum[m + chain][p];
             to = _mm512_dpbusd_epi32(to, w[p], four);
           }
         }
       }
     }
-    if (kTwoChains) {
+  }
+
+  template <int kBits, int kCopies, int kCount>
+  static inline __attribute__((always_inline)) void Join(Sum (&sum)[kCopies][kCount]) {
+#pragma GCC unroll 4
+    for (int chain = 1; chain < kCopies; ++chain) {
+#pragma GCC unroll 4
       for (int p = 0; p < kCount; ++p) {
-        if (kHighChain) other[p] = _mm512_srai_epi32(other[p], 4);
-        sum[0][p] = _mm512_add_epi32(sum[0][p], other[p]);
+        const __m512i shifted =
+            kBits == 8 ? sum[chain][p]
+                       : _mm512_srai_epi32(sum[chain][p], static_cast<unsigned>(chain * kBits));
+        sum[0][p] = _mm512_add_epi32(sum[0][p], shifted);
       }
     }
   }
 
+  // The lowest bits of a float between two powers of two are an integer: puts a value there, given
+  // where in each lane it is, and takes the power and the weights' offset away, exactly.
   template <int kBits>
-  static void Unpack(const uint8_t* block, uint8_t* bytes) {
-    for (int row = 0; row < kBits; ++row, block += kRowBytes) {
-      const __m512i packed = LoadRow(block);
-#pragma GCC unroll 4
-      for (int part = 0; part < 8 / kBits; ++part, bytes += kRowBytes) {
-        _mm512_storeu_si512(bytes, Part<kBits>(packed, part));
-      }
-    }
+  static inline __attribute__((always_inline)) Real FromBits(__m512i lanes, int at) {
+    const int power = 1 << (23 - at);
+    const __m512i mask = _mm512_set1_epi32(((1 << kBits) - 1) << at);
+    const __m512 base = _mm512_set1_ps(static_cast<float>(power));
+    constexpr int kAndOr = 0xea;
+    const __m512i bits = _mm512_ternarylogic_epi32(lanes, mask, _mm512_castps_si512(base), kAndOr);
+    const __m512 away = _mm512_set1_ps(static_cast<float>(power + Offset(kBits)));
+    return _mm512_sub_ps(_mm512_castsi512_ps(bits), away);
+  }
+
+  // A look-up reads the low four bits only, so nothing needs masking.
+  template <int kBits>
+  static inline __attribute__((always_inline)) Real LookUp(__m512i lanes) {
+    const __m512 table =
+        kBits == 4 ? _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7)
+                   : _mm512_setr_ps(-2, -1, 0, 1, -2, -1, 0, 1, -2, -1, 0, 1, -2, -1, 0, 1);
+    return _mm512_permutexvar_ps(lanes, table);
   }
 
   template <int kBits>
   static inline __attribute__((always_inline)) Real Value(Row row, int index) {
-    const __m512i shifted =
-        _mm512_srl_epi32(row, _mm_cvtsi32_si128(8 * (index % 4) + kBits * (index / 4)));
-    if (kBits == 4) {  // a look-up reads the low four bits only, so nothing needs masking
-      const __m512 table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-      return _mm512_permutexvar_ps(shifted, table);
+    const int at = 8 * (index % 4) + kBits * (index / 4);
+    if (kBits == 8 && at < 16) return FromBits<8>(row, at);
+    const __m512i shifted = _mm512_srl_epi32(row, _mm_cvtsi32_si128(at));
+    if constexpr (kBits == 8) return FromBits<8>(shifted, 0);
+    return LookUp<kBits>(shifted);
+  }
+
+  // RealTile of one row and 4 bits. Loading a row from its byte b on shifts every lane by 8 * b;
+  // its last three bytes, then of what follows, are in no value. A byte's lower half is looked up,
+  // which the higher half does without, since that would be one shift more for the same port.
+  template <bool kScaled, int kPanels>
+  static void RealGemv4(const TileArgs& args) {
+    const uint8_t* weights[kPanels];
+    for (int p = 0; p < kPanels; ++p) weights[p] = args.weights[p];
+    const float* x = static_cast<const float*>(args.x);
+    float* const out = static_cast<float*>(args.sum);
+    Real total[kPanels];
+    for (int p = 0; p < kPanels; ++p) {
+      total[p] = args.first ? SplatReal(0) : LoadReal(out + p * kPanelColumns);
     }
-    if (kBits == 2) {
-      const __m512 table = _mm512_setr_ps(-2, -1, 0, 1, -2, -1, 0, 1, -2, -1, 0, 1, -2, -1, 0, 1);
-      return _mm512_permutexvar_ps(shifted, table);
+    const int64_t groups = args.blocks / args.blocks_per_group;
+    for (int64_t g = 0; g < groups; ++g) {
+      Real low[kPanels], high[kPanels];
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) low[p] = high[p] = SplatReal(0);
+      for (int64_t r = 0; r < 4 * args.blocks_per_group; ++r, x += 8) {
+#pragma GCC unroll 4
+        for (int b = 0; b < 4; ++b) {
+          const Real x_low = SplatReal(x[b]), x_high = SplatReal(x[4 + b]);
+#pragma GCC unroll 4
+          for (int p = 0; p < kPanels; ++p) {
+            Row lanes = LoadRow(weights[p] + r * kRowBytes + b);
+            Pin(&lanes);
+            low[p] = Fma(LookUp<4>(lanes), x_low, low[p]);
+            high[p] = Fma(FromBits<4>(lanes, 4), x_high, high[p]);
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) {
+        weights[p] += 4 * args.blocks_per_group * kRowBytes;
+        const Real part = _mm512_add_ps(low[p], high[p]);
+        if (kScaled) {
+          total[p] = Fma(part, HalfScales(weights[p]), total[p]);
+          weights[p] += sizeof(GroupScales);
+        } else {
+          total[p] = _mm512_add_ps(total[p], part);
+        }
+      }
     }
-    const __m512i value = _mm512_and_si512(shifted, _mm512_set1_epi32(255));
-    return _mm512_sub_ps(_mm512_cvtepi32_ps(value), _mm512_set1_ps(128));
+    for (int p = 0; p < kPanels; ++p) StoreReal(out + p * kPanelColumns, total[p]);
   }
 
   static uint32_t SignByte(const float* x) { return PlainSignByte(x); }

@@ -13,7 +13,7 @@ struct Neon {
   static constexpr bool kUnsignedWeights = false;
   static constexpr int kPanels = 1, kGemvPanels = 2, kMaxRowSize = 2, kMaxGroupedRowSize = 2;
   static constexpr bool kOwnTiles = false, kOwnRealGemv = false;
-  static constexpr bool kStagesBinary = false;
+  static constexpr bool kStagesIntegers = true, kStagesBinary = false;
   static constexpr int kBinaryStretch = 256, kSignRows = 1;
 
   struct Sum {
@@ -81,6 +81,9 @@ struct Neon {
     const uint8x16_t value = vandq_u8(shifted, vdupq_n_u8((1 << kBits) - 1));
     return vsubq_s8(vreinterpretq_s8_u8(value), vdupq_n_s8(kBits == 4 ? 8 : 2));
   }
+
+  template <int, bool, int, bool>
+  static constexpr int kChains = 1;
 
   template <int kBits, bool kPacked, int kRows, int kCount>
   static inline __attribute__((always_inline)) void Dot(const uint8_t* const (&weights)[kCount],

@@ -8,7 +8,7 @@ struct Portable {
   static constexpr bool kUnsignedWeights = true;
   static constexpr int kPanels = 1, kGemvPanels = 1, kMaxRowSize = 2, kMaxGroupedRowSize = 2;
   static constexpr bool kOwnTiles = false, kOwnRealGemv = false;
-  static constexpr bool kStagesBinary = false;
+  static constexpr bool kStagesIntegers = true, kStagesBinary = false;
   static constexpr int kBinaryStretch = 256, kSignRows = 1;
 
   struct Sum {
@@ -69,6 +69,9 @@ struct Portable {
     }
     return r;
   }
+
+  template <int, bool, int, bool>
+  static constexpr int kChains = 1;
 
   template <int kBits, bool kPacked, int kRows, int kCount>
   static void Dot(const uint8_t* const (&weights)[kCount], const int8_t* x,
