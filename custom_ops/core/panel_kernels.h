@@ -14,8 +14,11 @@
 //   Unpack<kBits>(block, bytes)                          a block as 8 rows of bytes; if
 //                                                        kStagesIntegers
 //   Value<kBits>(row, index)                             one k of a row, offset removed, as Real
-//   BinaryTile<staged, rows>, SignByte, EncodeByte       1-bit weights; StageBinary if
-//   kStagesBinary DequantizeRun, DequantizeColumns, Fence              plain rows
+//   BinaryTile<staged, rows>, SignByte, EncodeByte       1-bit weights; StageBinary, if
+//                                                        kStagesBinary
+//   DequantizeRun, DequantizeColumns, Fence              plain rows
+//   DequantizeBook                                       the same of 8 bits and a codebook; columns
+//                                                        that it did, or 0
 // and, if kOwnTiles, in place of Dot
 //   IntegerTile<kBits, kPacked, scales, rows, panels>, OffsetPairs
 // which want what Kernels::pair_offsets and Kernels::wide say, and of Unpack too; if kOwnRealGemv
@@ -577,8 +580,9 @@ void DequantizeBits(const DequantizeArgs& a) {
     }
     base = small;
   }
+  const int64_t done = kBits == 8 && a.codebook ? Isa::DequantizeBook(a) : 0;
   for (int64_t at = 0, g = 0; at < a.columns; at += a.group_size, ++g) {
-    int64_t i = at;
+    int64_t i = at < done ? done : at;
     const int64_t end = Min(at + a.group_size, a.columns);
     if (end - i >= 16 && i % kInByte == 0) {
       const float zero_point = a.codebook ? 0.0f : ZeroPoint<kBits>(a, g);

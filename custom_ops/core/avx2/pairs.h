@@ -436,6 +436,8 @@ struct Pairs {
     }
   }
 
+  static int64_t DequantizeBook(const DequantizeArgs&) { return 0; }
+
   template <int kBits>
   static inline __attribute__((always_inline)) int64_t DequantizeRun(const DequantizeArgs& a,
                                                                      int64_t at, int64_t count,

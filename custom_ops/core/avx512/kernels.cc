@@ -299,6 +299,24 @@ struct Avx512 {
     }
   }
 
+  // Of 256 floats: every pair of registers is looked up, and bits 5 to 7 choose between the eight.
+  static __m512 LookUp256(__m512i index, const __m512 (&book)[16]) {
+    __m512 found[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      found[i] = _mm512_permutex2var_ps(book[2 * i], index, book[2 * i + 1]);
+    }
+#pragma GCC unroll 3
+    for (int bit = 0; bit < 3; ++bit) {
+      const __mmask16 upper = _mm512_test_epi32_mask(index, _mm512_set1_epi32(32 << bit));
+#pragma GCC unroll 4
+      for (int i = 0; i < 4 >> bit; ++i) {
+        found[i] = _mm512_mask_blend_ps(upper, found[2 * i], found[2 * i + 1]);
+      }
+    }
+    return found[0];
+  }
+
   static bool Streams(const DequantizeArgs& a, int64_t at) {
     return a.stream && a.type == DataType::kFloat32 &&
            reinterpret_cast<uintptr_t>(static_cast<float*>(a.out) + at) % 64 == 0;
@@ -314,6 +332,27 @@ struct Avx512 {
     } else {
       RunOf16<kBits, false>(a, at, whole, base, scale, zero_point);
     }
+    return whole;
+  }
+
+  template <bool kStream>
+  static void BookGroups(const DequantizeArgs& a, int64_t whole) {
+    __m512 book[16];
+    for (int i = 0; i < 16; ++i) book[i] = _mm512_loadu_ps(a.codebook + 16 * i);
+    for (int64_t i = 0, g = 0; i < whole; ++g) {
+      const __m512 scale = _mm512_set1_ps(a.scale[g]);
+      for (const int64_t end = Min(whole, i + a.group_size); i < end; i += 16) {
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(a.packed + i));
+        const __m512 v = LookUp256(_mm512_cvtepu8_epi32(bytes), book);
+        Store16<kStream>(a, i, _mm512_mul_ps(v, scale));
+      }
+    }
+  }
+
+  static int64_t DequantizeBook(const DequantizeArgs& a) {
+    if (a.group_size % 16 != 0 && a.group_size < a.columns) return 0;
+    const int64_t whole = a.columns / 16 * 16;
+    Streams(a, 0) ? BookGroups<true>(a, whole) : BookGroups<false>(a, whole);
     return whole;
   }
 

@@ -167,6 +167,8 @@ struct Neon {
   }
 
   static void Fence() {}
+  static int64_t DequantizeBook(const DequantizeArgs&) { return 0; }
+
   template <int kBits>
   static int64_t DequantizeRun(const DequantizeArgs& a, int64_t at, int64_t count,
                                const float* base, float scale, float zero_point) {
