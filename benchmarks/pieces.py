@@ -18,7 +18,11 @@ class Row:
     rows: tuple
 
 
-# Verdicts. No kernel can meet a bar that the rival's time over our floor is below.
+# The most of the floor that w4a8 may take.
+FLOOR_BARS = [
+    (1.5, lambda piece: piece.m >= 64),
+    (1.2, lambda piece: piece.cold),
+]
 MISSED, ABOVE = "MISSED", "missed, also at the floor"
 # Between them lies what `--markdown` replaces.
 
@@ -83,19 +87,27 @@ class Piece:
 
 
 def write_report(folder, markdown):
-    """Prints the tables of every machine's pieces, or puts them between the marks of a file."""
+    """Prints how every machine's pieces did; or puts it between the marks of a file.
+
+    The tables themselves go beside the pieces, into one file for each machine.
+    """
     folders = sorted(path for path in pathlib.Path(folder).iterdir() if path.is_dir())
-    lines = ["## How many rows are met", "", *counts_table(folders), ""]
+    lines = summary(folders)
     for machine in folders:
-        lines += machine_report(machine)
+        write_text(machine.with_suffix(".md"), "\n".join(machine_report(machine)))
     if markdown is None:
         print("\n".join(lines))
         return
     path, (begin, end) = pathlib.Path(markdown), MARKS
     before, _, rest = path.read_text().partition(begin)
     after = rest.partition(end)[2]
+    write_text(path, "\n".join([before + begin, "", *lines, end]) + after)
+
+
+def write_text(path, text):
+    """Writes a file, as a whole or not at all."""
     made = path.with_suffix(".part")
-    made.write_text("\n".join([before + begin, "", *lines, end]) + after)
+    made.write_text(text)
     os.replace(made, path)
 
 
@@ -113,10 +125,10 @@ def read_pieces(folder):
 def machine_report(folder):
     """The tables of the pieces that one machine left in a folder called after its path."""
     found, pieces = read_entries(folder), read_pieces(folder)
-    lines = [f"## The tables of {folder.name}", ""]
+    lines = [f"# {folder.name}: what lowbit_matmul.py printed", ""]
     for threads in sorted({piece.threads for piece in pieces}):
         mine = [piece for piece in pieces if piece.threads == threads]
-        lines += [f"### {threads} thread{'s' * (threads > 1)}", "", *targets_table(mine)]
+        lines += [f"## {threads} thread{'s' * (threads > 1)}", "", *targets_table(mine)]
         lines += ["", "Our time / floor, medians:", "", *floors_table(mine), ""]
     for entry in found:
         if "dequantize" in entry:
@@ -129,12 +141,34 @@ def machine_report(folder):
     return lines
 
 
-def targets_table(pieces):
-    """A row for each bar and piece that it applies to: the rival's time / ours, and / our floor."""
-    lines = [
-        "| target | bar | where | min | median | max | at the floor | |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+@dataclasses.dataclass
+class Result:
+    """How a row of the target table did in a piece.
+
+    Attributes:
+        target: Ours and the rival.
+        bar: What the rival's time / ours must reach.
+        where: The piece.
+        low, middle, high: Minimum, median and maximum of it.
+        most: What it would be if ours took no more than the floor.
+    """
+
+    target: str
+    bar: float
+    where: str
+    low: float
+    middle: float
+    high: float
+    most: float
+
+    @property
+    def verdict(self):
+        """No kernel meets a bar that the rival's time over our floor is below."""
+        return "met" if self.middle >= self.bar else ABOVE if self.most < self.bar else MISSED
+
+
+def results(pieces):
+    """A result for each row and piece that it applies to."""
     for row in TARGETS:
         for piece in pieces:
             both = row.ours in piece.seconds and row.rival in piece.seconds
@@ -142,28 +176,69 @@ def targets_table(pieces):
                 continue
             rival = piece.seconds[row.rival]
             ratios = np.divide(rival, piece.seconds[row.ours])
-            low, middle, high = np.min(ratios), np.median(ratios), np.max(ratios)
-            most = np.median(rival) / piece.floors[row.ours]
-            verdict = "met" if middle >= row.bar else ABOVE if most < row.bar else MISSED
-            cells = [f"{row.ours} / {row.rival}", str(row.bar), piece.where]
-            cells += [f"{value:.2f}" for value in (low, middle, high, most)]
-            lines.append("| " + " | ".join([*cells, verdict]) + " |")
-    return lines
+            yield Result(
+                f"{row.ours} / {row.rival}",
+                row.bar,
+                piece.where,
+                np.min(ratios),
+                np.median(ratios),
+                np.max(ratios),
+                np.median(rival) / piece.floors[row.ours],
+            )
+    for bar, chosen in FLOOR_BARS:
+        for piece in filter(chosen, pieces):
+            if "w4a8 g32" not in piece.seconds:
+                continue
+            shares = np.divide(piece.floors["w4a8 g32"], piece.seconds["w4a8 g32"])
+            low, middle, high = np.min(shares), np.median(shares), np.max(shares)
+            yield Result("floor / w4a8 g32", 1 / bar, piece.where, low, middle, high, 1.0)
 
 
-def counts_table(folders):
-    """How many rows of each machine are met, missed, and missed where the floor misses as well."""
-    lines = ["| machine | threads | rows | met | missed | of these, missed by the floor, too |"]
-    lines.append("|---|---|---|---|---|---|")
+def table(*heads):
+    """The first two lines of one."""
+    return ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+
+
+def line(*cells):
+    """A line of one."""
+    texts = [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells]
+    return "| " + " | ".join(texts) + " |"
+
+
+def targets_table(pieces):
+    """Every result."""
+    lines = table("target", "bar", "where", "min", "median", "max", "at the floor", "")
+    return lines + [line(*dataclasses.astuple(r), r.verdict) for r in results(pieces)]
+
+
+def spread(found):
+    """Some results in words."""
+    middles = [r.middle for r in found]
+    met = sum(r.verdict == "met" for r in found)
+    return f"{min(middles):.2f} to {max(middles):.2f}, {met} of {len(found)}"
+
+
+def summary(folders):
+    """How many results of each machine are met, then the same of each target."""
+    lines = table("machine", "threads", "rows", "met", "missed, also at the floor", "missed")
+    verdicts = ("met", ABOVE, MISSED)
+    of_targets = {}
     for folder in folders:
         pieces = read_pieces(folder)
         for threads in sorted({piece.threads for piece in pieces}):
-            rows = targets_table([piece for piece in pieces if piece.threads == threads])[2:]
-            met = sum(row.endswith("| met |") for row in rows)
-            above = sum(row.endswith(f"| {ABOVE} |") for row in rows)
-            cells = [folder.name, threads, len(rows), met, len(rows) - met, above]
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return lines
+            found = list(results([piece for piece in pieces if piece.threads == threads]))
+            counts = [sum(r.verdict == verdict for r in found) for verdict in verdicts]
+            link = f"[{folder.name}]({folder.parent.name}/{folder.name}.md)"
+            lines.append(line(link, threads, len(found), *counts))
+            for r in found if threads == 1 else ():
+                of_targets.setdefault((r.target, r.bar), {}).setdefault(folder.name, []).append(r)
+    names = [folder.name for folder in folders]
+    lines += ["", "One thread: the lowest and the highest median, and how many meet the bar.", ""]
+    lines += table("target", "bar", *names)
+    for (target, bar), machines in of_targets.items():
+        cells = [spread(machines[name]) if name in machines else "" for name in names]
+        lines.append(line(target, bar, *cells))
+    return [*lines, ""]
 
 
 def floors_table(pieces):
@@ -208,9 +283,7 @@ def dequantize_table(shares):
 def write_json(path, value):
     """Writes a file, as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = path.with_suffix(".part")
-    made.write_text(json.dumps(rounded(value), indent=1) + "\n")
-    os.replace(made, path)
+    write_text(path, json.dumps(rounded(value), indent=1) + "\n")
 
 
 def rounded(value):

@@ -16,12 +16,12 @@
 namespace tfquant {
 namespace {
 
-constexpr int64_t kPassRows = 1024;     // rows of x that are quantized at a time
-constexpr int64_t kStripeRows = 128;    // rows whose quantized x stays in the second-level cache
-constexpr int64_t kIntegerBlocks = 64;  // stretch of K of a tile: 2048 values, staged in 32 KB
-constexpr int64_t kRealBlocks = 4;      // 128 values, staged in 16 KB of floats
-constexpr int64_t kDirectRealRows = 8;  // up to these, float tiles read the packed weights
-constexpr size_t kStagedTiles = 3;      // unpacking to the cache first pays from so many tiles on
+constexpr int64_t kPassRows = 1024;      // rows of x that are quantized at a time
+constexpr int64_t kStripeRows = 128;     // rows whose quantized x stays in the second-level cache
+constexpr int64_t kIntegerBlocks = 64;   // stretch of K of a tile: 2048 values, staged in 32 KB
+constexpr int64_t kRealBlocks = 4;       // 128 values, staged in 16 KB of floats
+constexpr int64_t kDirectRealRows = 16;  // up to these, float tiles read the packed weights
+constexpr size_t kStagedTiles = 3;       // unpacking to the cache first pays from so many tiles on
 // The same of matrix tiles, which pay from kMatrixRows on.
 constexpr int64_t kMatrixRows = 9;
 constexpr int64_t kMatrixStripeRows = 256, kMatrixRealStripeRows = 64;
@@ -68,12 +68,10 @@ std::vector<RowBlock> CutRows(int64_t m, int min_size, int max_size) {
   return blocks;
 }
 
-// Group sums beside totals fill the registers, so such tiles have fewer rows; staged floats are
-// already scaled and have no group sums.
-int MaxRowSize(const MatmulArgs& args, const Kernels& kernels, int64_t m) {
+// Group sums beside totals fill the registers, so such tiles of integers have fewer rows.
+int MaxRowSize(const MatmulArgs& args, const Kernels& kernels) {
   const bool real = args.activations == Activations::kFloat;
-  const bool group_sums = args.layout.group_size != 0 && !(real && m > kDirectRealRows);
-  return kernels.max_row_size[group_sums];
+  return kernels.max_row_size[args.layout.group_size != 0 && !real];
 }
 
 // Whether `m` rows go through the tiles of a matrix unit.
@@ -163,7 +161,7 @@ void PrepareRows(const MatmulArgs& args, const Kernels& kernels, int64_t first, 
     p->unit = MatrixUnit(args);
     p->stretch = kBlockDepth * (real ? kRealBlocks : kMatrixBlocks);
   } else {
-    p->blocks = CutRows(rows, 0, MaxRowSize(args, kernels, rows));
+    p->blocks = CutRows(rows, 0, MaxRowSize(args, kernels));
     p->unit = real || binary ? 1 : 4;
     p->stretch =
         binary ? kernels.binary_stretch : kBlockDepth * (real ? kRealBlocks : kIntegerBlocks);
