@@ -48,6 +48,14 @@ def test_the_op_is_the_reference(rng, num_bits, group_size):
         assert (np.abs(lowbit.matmul(x, packed, **form) - expected) <= bound).all()
 
 
+def test_an_eager_call_takes_the_fast_way_of_tensorflow(rng, monkeypatch):
+    def slow(*args, **settings):
+        raise AssertionError(f"the slow way with {settings}")
+
+    monkeypatch.setattr(library.ops(), "tfquant_lowbit_matmul_eager_fallback", slow)
+    lowbit.matmul(tf.ones((2, 70)), weights(rng, 4, 32), x_scale=1, activations="static")
+
+
 @pytest.mark.parametrize("batch", [(), (1,), (2, 3), (0,), (2, 0, 3), (4, 1, 2)])
 def test_batch_dimensions_are_kept(rng, batch):
     packed = weights(rng, 4, 32)
