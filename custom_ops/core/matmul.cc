@@ -325,7 +325,7 @@ void RunUnit(const Job& job, const Stripe& stripe, int64_t unit) {
   const bool wide = job.kernels.wide && layout.num_bits == 8;
   const size_t tiles = stripe.last_block - stripe.first_block;
   const Source packed = SourceOf(layout.num_bits, false);
-  const bool staged = real       ? p.m > kDirectRealRows
+  const bool staged = real       ? p.matrix || p.m > kDirectRealRows
                       : p.matrix ? !MatrixReadsPacked(layout)
                                  : (tiles >= kStagedTiles && job.kernels.stage[packed] != nullptr);
   const int64_t stretch = std::min(blocks, p.stretch / kBlockDepth);

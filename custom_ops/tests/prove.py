@@ -237,15 +237,16 @@ def main():
         if missing := proof.missing():
             left_out.append(f"{proof.name}, needs {missing}")
             continue
-        print(f"\n== {proof.name}: {proof.claim}", flush=True)
-        begin = time.monotonic()
+        print(f"\n== {proof.name}: to be shown: {proof.claim}", flush=True)
+        verdict, begin = "holds", time.monotonic()
         with tempfile.TemporaryDirectory(prefix="tfquant-") as folder:
             try:
                 proof.show(pathlib.Path(folder), args)
             except (subprocess.CalledProcessError, RuntimeError) as error:
                 failed.append(proof.name)
+                verdict = "FAILED"
                 print(error, flush=True)
-        print(f"== {proof.name}: {time.monotonic() - begin:.0f} s", flush=True)
+        print(f"== {proof.name}: {verdict}, {time.monotonic() - begin:.0f} s", flush=True)
     for line in left_out:
         print(f"left out: {line}")
     print(f"failed: {', '.join(failed)}" if failed else "nothing failed")

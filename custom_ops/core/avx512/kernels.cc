@@ -52,7 +52,7 @@ struct Avx512 {
   // The part-th value of every byte.
   template <int kBits>
   static __m512i Part(__m512i row, int part) {
-    const __m512i mask = _mm512_set1_epi8((1 << kBits) - 1);
+    const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << kBits) - 1));
     if (kBits == 8) return row;
     if (part == 0) return _mm512_and_si512(row, mask);
     return _mm512_and_si512(_mm512_srli_epi16(row, static_cast<unsigned>(part * kBits)), mask);
@@ -112,15 +112,21 @@ struct Avx512 {
     }
   }
 
+  // By literals: of a variable GCC 12 warns in its own header.
+  static inline __attribute__((always_inline)) __m512i ShiftDown(__m512i v, int bits) {
+    return bits == 2   ? _mm512_srai_epi32(v, 2)
+           : bits == 4 ? _mm512_srai_epi32(v, 4)
+           : bits == 6 ? _mm512_srai_epi32(v, 6)
+                       : v;
+  }
+
   template <int kBits, int kCopies, int kCount>
   static inline __attribute__((always_inline)) void Join(Sum (&sum)[kCopies][kCount]) {
 #pragma GCC unroll 4
     for (int chain = 1; chain < kCopies; ++chain) {
 #pragma GCC unroll 4
       for (int p = 0; p < kCount; ++p) {
-        const __m512i shifted =
-            kBits == 8 ? sum[chain][p]
-                       : _mm512_srai_epi32(sum[chain][p], static_cast<unsigned>(chain * kBits));
+        const __m512i shifted = ShiftDown(sum[chain][p], kBits == 8 ? 0 : chain * kBits);
         sum[0][p] = _mm512_add_epi32(sum[0][p], shifted);
       }
     }
