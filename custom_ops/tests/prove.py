@@ -198,12 +198,14 @@ PROOFS = (
                 pathlib.Path("/usr/include/simde/x86/avx512.h").is_file,
             ),
         ),
+        quick=True,
     ),
     Proof(
         "bazel",
         "Bazel builds a library that works",
         bazel,
         (program("bazel", "bazel-bootstrap"),),
+        quick=True,
     ),
     Proof(
         "nvrtc",
