@@ -18,16 +18,9 @@ class Row:
     rows: tuple
 
 
-# The most of the floor that w4a8 may take.
-FLOOR_BARS = [
-    (1.5, lambda piece: piece.m >= 64),
-    (1.2, lambda piece: piece.cold),
-]
-MISSED, ABOVE = "MISSED", "missed, also at the floor"
 # Between them lies what `--markdown` replaces.
-
-
 MARKS = ("<!-- made by lowbit_matmul.py --report -->", "<!-- end -->")
+MISSED, ABOVE = "MISSED", "missed, also at the floor"
 TARGETS = [
     Row("w4a8 g32", "ort 4b acc4", 2.5, (1, 8, 64, 512)),
     Row("w4a8 g32x32", "ort 4b acc4", 2.5, (1, 8, 64, 512)),
@@ -51,6 +44,8 @@ TARGETS = [
     Row("w1a1", "larq", 6.0, (1, 8, 64, 512)),
     Row("w1a1 tf", "tf.matmul", 7.0, (1, 8, 64, 512)),
 ]
+# How many times the floor w4a8 g32 may take.
+FLOOR_BARS = [(1.5, lambda piece: piece.m >= 64), (1.2, lambda piece: piece.cold)]
 
 
 @dataclasses.dataclass
