@@ -10,8 +10,7 @@ import subprocess
 import tempfile
 
 import numpy as np
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from floor import ROOT
 
 
 @dataclasses.dataclass

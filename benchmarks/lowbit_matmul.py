@@ -80,16 +80,12 @@ def main():
         made = []
         with alone(args.alone):
             floor.measure()
-            eager = eager_seconds()
+            floor.eager = eager_seconds()
             for m, (calls, _) in ready.items():
                 for cold in (False, True) if m == 1 else (False,):
                     seconds = race(calls, twins if cold else None, args)
                     floors = {name: floor.seconds(name, m, k, n, cold) for name in seconds}
-                    floors = {
-                        name: t + eager if name.endswith(" tf") else t
-                        for name, t in floors.items()
-                        if t
-                    }
+                    floors = {name: t for name, t in floors.items() if t}
                     form = (args.threads, [k, n], m, cold, machine(floor), seconds, floors)
                     made.append(Piece(*form))
         for piece in made:

@@ -12,16 +12,15 @@ import argparse
 import ctypes
 import gc
 import os
-import pathlib
 import subprocess
 import sys
 import tempfile
 import time
 
 import numpy as np
+from floor import ROOT
 from lowbit_matmul import alone
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 KINDS = ("float", "packed")
 
 

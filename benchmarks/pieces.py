@@ -75,6 +75,12 @@ class Piece:
         """Its name in tables."""
         return f"{self.shape[0]}x{self.shape[1]} M={self.m}{' cold' if self.cold else ''}"
 
+    def share(self, name):
+        """The time of a contestant over its floor; nothing where it has none."""
+        if name not in self.floors:
+            return ""
+        return float(np.median(self.seconds[name]) / self.floors[name])
+
     def save(self, folder):
         """Writes its file, as a whole or not at all."""
         name = f"{self.threads}-{self.shape[0]}x{self.shape[1]}-{self.m}{'-cold' * self.cold}.json"
@@ -238,40 +244,29 @@ def summary(folders):
 
 def floors_table(pieces):
     """Our times as multiples of the floor, a column for each piece."""
-    names = list(dict.fromkeys(name for piece in pieces for name in piece.floors))
-    lines = ["| | " + " | ".join(piece.where for piece in pieces) + " |"]
-    lines.append("|---" * (len(pieces) + 1) + "|")
-    for name in names:
-        cells = [
-            f"{np.median(piece.seconds[name]) / piece.floors[name]:.2f}"
-            if name in piece.floors
-            else ""
-            for piece in pieces
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
+    names = dict.fromkeys(name for piece in pieces for name in piece.floors)
+    lines = table("", *(piece.where for piece in pieces))
+    return lines + [line(name, *(piece.share(name) for piece in pieces)) for name in names]
 
 
 def times_table(piece):
     """Milliseconds of every contestant."""
-    lines = [f"\n## {piece.where}\n", "| contestant | ms: min median max | GMAC/s | time / floor |"]
-    lines.append("|---|---|---|---|")
+    lines = [f"\n## {piece.where}\n"]
+    lines += table("contestant", "ms: min median max", "GMAC/s", "time / floor")
     for name, seconds in piece.seconds.items():
         middle = np.median(seconds)
-        share = f"{middle / piece.floors[name]:.2f}" if name in piece.floors else ""
         ends = f"{np.min(seconds) * 1e3:.3f} {middle * 1e3:.3f} {np.max(seconds) * 1e3:.3f}"
         speed = piece.m * np.prod(piece.shape) / middle / 1e9
-        lines.append(f"| {name} | {ends} | {speed:.1f} | {share} |")
+        lines.append(line(name, ends, f"{speed:.1f}", piece.share(name)))
     return lines
 
 
 def dequantize_table(shares):
     """The bandwidth of dequantize beside that of a copy."""
-    lines = ["| bits | scales | min | median | max | |", "|---|---|---|---|---|---|"]
+    lines = table("bits", "scales", "min", "median", "max", "")
     for name, ratios in shares.items():
         low, middle, high = np.min(ratios), np.median(ratios), np.max(ratios)
-        verdict = "met" if middle >= 0.8 else "MISSED"
-        lines.append(f"| {name} | {low:.2f} | {middle:.2f} | {high:.2f} | {verdict} |")
+        lines.append(line(name, low, middle, high, "met" if middle >= 0.8 else MISSED))
     return lines
 
 
