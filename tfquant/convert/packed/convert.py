@@ -356,7 +356,9 @@ def _site(unit) -> KernelSite:
         _grid(unit.outputs),
         group=quantizer and quantizer.group,
         clamp=wrapper.call_sites[unit.kwargs.get("call_site", 0)].clamp,
-        fixed_point=wrapper.quantize_config.fixed_point,
+        rounding=wrapper.quantize_config.rounding(
+            wrapper, _grid(unit.inputs).spec, unit.outputs[0].shape
+        ),
     )
 
 
