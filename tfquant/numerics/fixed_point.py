@@ -132,10 +132,10 @@ def requantize_one_rounding(accumulator, multiplier):
         Float64 tensor of integers.
     """
     significand, exponent = quantize_multiplier(multiplier)
-    left = ops.maximum(exponent, int64(0))
-    product = ops.cast(accumulator, "int64") * power_of_two(left) * significand
-    shift = ops.minimum(int64(31) + left - exponent, int64(62))
-    return ops.cast(rounding_shift(product, shift), "float64")
+    product = ops.cast(accumulator, "int64") * significand
+    return ops.cast(
+        rounding_shift(product, ops.minimum(int64(31) - exponent, int64(62))), "float64"
+    )
 
 
 def requantize_half_away(steps, multiplier):

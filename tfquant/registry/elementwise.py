@@ -1,11 +1,11 @@
 """Layers without a kernel: sums, products, activations, pooling, and what only moves values."""
 
 import keras
-import tensorflow as tf
 from keras import ops, tree
 
 from tfquant.devices import fixed_grid
 from tfquant.devices.builtin import flat_axes
+from tfquant.layers.plain import PlainSum, PlainUnitNorm
 from tfquant.numerics import QuantParams, QuantSpec
 from tfquant.quantizers import AbsMax, Fixed, Grid, Static, on_grid
 from tfquant.registry.linear import clamp_layer
@@ -101,18 +101,6 @@ class SumConfig(OutputConfig):
         return {**super().get_config(), "sign": self.sign}
 
 
-class PlainSum(keras.layers.Layer):
-    """The sum of two tensors. `keras.ops.add` reshapes what it takes for a bias at batch size 1."""
-
-    def call(self, pair):
-        """Returns the sum."""
-        return tf.add(*pair)
-
-    def compute_output_spec(self, pair):
-        """Returns a KerasTensor of the shape that both broadcast to."""
-        return ops.add(*pair)
-
-
 @keras.saving.register_keras_serializable(package="tfquant")
 class ProductConfig(OutputConfig):
     """Elementwise products of two tensors."""
@@ -193,14 +181,6 @@ class UnitNormConfig(OutputConfig):
         """Calls the norm as one operator."""
         del wrapper, call_site, kwargs, input_grids
         return Lowering(PlainUnitNorm(name=name)(*args))
-
-
-class PlainUnitNorm(keras.layers.Layer):
-    """The norm over the last axis, in the one form that the converter knows."""
-
-    def call(self, x):
-        """Returns vectors of length 1."""
-        return tf.math.l2_normalize(x, axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

@@ -4,17 +4,16 @@ import dataclasses
 import math
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from tfquant.devices import Product
+from tfquant.layers.copy import copy_layer
 from tfquant.numerics import PerAxis, PerGroup, QuantSpec, group_scale
 from tfquant.numerics.fixed_point import accumulate, multiplier_dtype, requantize
 from tfquant.numerics.params import SMALLEST_SCALE
 from tfquant.quantizers import AbsMax, Dynamic, Float16, Static
 from tfquant.registry.schemes import Scheme
 from tfquant.wrappers import LoweredKernel, Lowering, QuantizeConfig
-from tfquant.wrappers.config import copy_layer
 from tfquant.wrappers.wrapper import clamp
 
 # A bias may take this much of an int32 accumulator; the rest is left for the products. A kernel
@@ -156,18 +155,29 @@ class LinearConfig(QuantizeConfig):
         accumulator = accumulator + ops.cast(bias, accumulator.dtype)
         if call.quantizer is None:
             return clamp(ops.cast(accumulator, "float32") * (scale_in * scale), call.clamp)
-        rounding = self.rounding(wrapper, grid.spec, accumulator.shape)
         scales = scale_in, scale, call.output.params.scale
-        scale_in, scale, scale_out = (ops.cast(v, multiplier_dtype(rounding)) for v in scales)
-        return call.finish(requantize(accumulator, scale_in * scale / scale_out, rounding))
 
-    def rounding(self, wrapper, spec, shape) -> str:
+        def requantized(rounding):
+            dtype = multiplier_dtype(rounding)
+            x_scale, kernel_scale, scale_out = (ops.cast(v, dtype) for v in scales)
+            return requantize(accumulator, x_scale * kernel_scale / scale_out, rounding)
+
+        plain, biased = (
+            self.rounding(wrapper, grid.spec, accumulator.shape, bias) for bias in (False, True)
+        )
+        steps = requantized(biased)
+        if plain != biased:
+            steps = ops.where(has_bias(wrapper), steps, requantized(plain))
+        return call.finish(steps)
+
+    def rounding(self, wrapper, spec, shape, bias: bool) -> str:
         """Returns how the device rounds what the layer computes.
 
         Args:
             wrapper: The `QuantizeWrapper`.
             spec: `QuantSpec` of the input.
             shape: Shape of the output, batch and channels included.
+            bias: Whether there is one.
         """
         kernel, positions = getattr(wrapper.layer, self.kernel), shape[1:-1]
         channels = _channels(wrapper.layer, wrapper)
@@ -178,14 +188,9 @@ class LinearConfig(QuantizeConfig):
             depth=math.prod(kernel.shape) // channels,
             channels=channels,
             columns=None if None in positions else math.prod(positions),
-            bias=self._has_bias(wrapper),
+            bias=bias,
         )
         return wrapper.device.rounding(product)
-
-    def _has_bias(self, wrapper) -> bool:
-        """Whether the file has a bias: converters drop zeros."""
-        with tf.init_scope():  # Also while a graph is traced: the answer shapes the graph.
-            return bool((_folded_bias(wrapper)[1].numpy() != 0).any())
 
     def real_call(self, wrapper, args, kwargs):
         """Multiplies by the folded kernel: one pass over the output less than a batch norm."""
@@ -377,6 +382,11 @@ class ReversibleEmbeddingConfig(QuantizeConfig):
 def is_grouped(wrapper) -> bool:
     """Whether the kernel of a `QuantizeWrapper` has a scale for each group of its inputs."""
     return any(getattr(q, "grouped", False) for _, q in wrapper.weight_quantizers)
+
+
+def has_bias(wrapper):
+    """Returns whether a file has a bias of the wrapped layer, a tensor: converters drop zeros."""
+    return ops.any(_folded_bias(wrapper)[1] != 0)
 
 
 def clamp_layer(x, bounds):

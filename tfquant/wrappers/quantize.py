@@ -6,6 +6,7 @@ from keras import ops
 
 from tfquant import devices
 from tfquant.quantizers import Grid, RecordingScope, Static, grid_of, round_to, steps_of
+from tfquant.wrappers.straight_through import straight_through
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -38,12 +39,18 @@ class Quantize(keras.layers.Layer):
         if training:
             check_ranges([self.quantizer], self.name)
             x = tf.debugging.check_numerics(x, f"Values of '{self.name}' must be finite")
-        grid = None if training or RecordingScope.current() else grid_of(x)
-        if grid is None or not self.quantizer.calibrated:
+        if training or RecordingScope.current() or not self.quantizer.calibrated:
             return self.quantizer.call(x, training=training)
+        trained = self.quantizer.trainable_variables
+        return straight_through(self._exact, self.quantizer.still, x, trained)[0]
+
+    def _exact(self, x):
+        """Requantizes what lies on a grid, and quantizes what does not."""
+        grid = grid_of(x)
+        if grid is None:
+            return self.quantizer.call(x)
         output = Grid(self.quantizer.params(), self.quantizer.spec, group=self.quantizer.group)
-        source = grid._replace(steps=steps_of(x))
-        steps = self.device.compute("QUANTIZE", (source,), output)
+        steps = self.device.compute("QUANTIZE", (grid._replace(steps=steps_of(x)),), output)
         return round_to(output, ops.cast(steps, "float32"))
 
     def compute_output_shape(self, input_shape):
