@@ -36,10 +36,10 @@ ParallelFor ThreadsOf(OpKernelContext* ctx) {
 class Cpu {
  public:
   absl::Status Start(OpKernelConstruction*) {
-    Path path;
+    const Path* path = nullptr;
     const std::string error = ChosenPath(&path);
     if (!error.empty()) return absl::FailedPreconditionError(error);
-    kernels_ = &KernelsOf(path);
+    kernels_ = &path->kernels();
     return absl::OkStatus();
   }
 

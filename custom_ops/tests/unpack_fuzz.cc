@@ -36,9 +36,10 @@ class Input {
 };
 
 const Kernels& AnyKernels(Input* in) {
-  Path path = static_cast<Path>(in->Number(kPaths));
-  if (!PathSupported(path)) path = Path::kPortable;
-  return KernelsOf(path);
+  int count = 0;
+  while (PathAt(count) != nullptr) ++count;
+  const Path* const path = PathAt(static_cast<int>(in->Number(count)));
+  return (path->Supported() ? path : PathAt(0))->kernels();
 }
 
 void Packed(Input* in) {
