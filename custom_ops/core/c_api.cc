@@ -6,7 +6,8 @@
 #include <string>
 
 #include "c_arguments.h"
-#include "kernels.h"
+#include "dequantize.h"
+#include "matmul.h"
 #include "pack.h"
 #include "path.h"
 #include "thread_pool.h"

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "blocks.h"
-#include "matmul.h"
+#include "settings.h"
 
 namespace tfquant {
 

@@ -2,6 +2,8 @@
 #include <memory>
 #include <string>
 
+#include "../core/dequantize.h"
+#include "../core/matmul.h"
 #include "../core/path.h"
 #include "../core/thread_pool.h"
 #include "op_kernels.h"

@@ -9,6 +9,7 @@
 
 #include "../core/dequantize.h"
 #include "../core/float16.h"
+#include "../core/matmul.h"
 #include "../core/path.h"
 #include "../core/thread_pool.h"
 #include "test_cases.h"

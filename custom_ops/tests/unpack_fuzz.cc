@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../core/dequantize.h"
+#include "../core/matmul.h"
 #include "../core/pack.h"
 #include "../core/path.h"
 
