@@ -6,6 +6,11 @@ import itertools
 import keras
 from keras import tree
 
+from tfquant.graph.graph import UniqueNames, real, tensors
+from tfquant.graph.subclassed import readable
+from tfquant.graph.walk import all_layers
+from tfquant.layers.copy import copy_layer, transfer_weights
+from tfquant.passes.precision import TO_FLOAT32_WEIGHTS, policy, with_float32_weights
 from tfquant.quantizers import Static, WeightQuantizer
 from tfquant.quantizers.families import activation_quantizer
 from tfquant.registry import QuantizeRegistry, schemes
@@ -13,16 +18,12 @@ from tfquant.registry.elementwise import SameGridConfig
 from tfquant.registry.parts import ConstantConfig
 from tfquant.registry.registry import KERAS_LAYERS
 from tfquant.rewrite.agree import Agreement
-from tfquant.rewrite.annotate import all_layers, skip_predicate
+from tfquant.rewrite.annotate import skip_predicate
 from tfquant.rewrite.choose import Choices
-from tfquant.rewrite.composite import readable
-from tfquant.rewrite.decompose import standalone_batch_norm
-from tfquant.rewrite.graph import UniqueNames, real, tensors
-from tfquant.rewrite.precision import TO_FLOAT32_WEIGHTS, policy, with_float32_weights
 from tfquant.rewrite.units import Unit
 from tfquant.rewrite.validate import check_model
+from tfquant.unfold.decompose import standalone_batch_norm
 from tfquant.wrappers import CallSite, OperationLayer, Quantize, QuantizeWrapper
-from tfquant.wrappers.config import copy_layer, transfer_weights
 
 
 @policy(TO_FLOAT32_WEIGHTS)

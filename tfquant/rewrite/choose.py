@@ -5,20 +5,21 @@ import logging
 import keras
 from keras import layers, tree
 
+from tfquant.graph.graph import real, trace
+from tfquant.graph.read import is_composite
+from tfquant.graph.walk import all_layers
+from tfquant.layers.parts import Constant
+from tfquant.passes.affine import merge_affine
+from tfquant.passes.fold import fold_forward
+from tfquant.passes.merge import merge_clamps
+from tfquant.passes.permutes import cancel_permutes, delay_permutes
 from tfquant.registry.keras_layers import FLOAT, LINEAR
-from tfquant.registry.parts import Constant
 from tfquant.registry.weights import WeightsConfig, matrices
-from tfquant.rewrite.affine import merge_affine
-from tfquant.rewrite.annotate import QuantizeAnnotate, all_layers
-from tfquant.rewrite.decompose import decompose
-from tfquant.rewrite.fold import fold_forward
-from tfquant.rewrite.graph import real, trace
-from tfquant.rewrite.layout import cancel_permutes, delay_permutes
-from tfquant.rewrite.merge import merge_clamps
-from tfquant.rewrite.operations import operation_config
-from tfquant.rewrite.read import is_composite
-from tfquant.rewrite.unfold import becomes_others, unfold
 from tfquant.rewrite.units import fuse
+from tfquant.unfold.decompose import decompose
+from tfquant.unfold.operations import operation_config
+from tfquant.unfold.unfold import becomes_others, unfold
+from tfquant.wrappers import QuantizeAnnotate
 
 _logger = logging.getLogger("tfquant")
 

@@ -7,8 +7,8 @@ settle the rest: a tensor's name carries the names of the layers that it was com
 import numpy as np
 
 from tfquant.convert.tflite.flatbuffer import File
+from tfquant.layers.parts import Constant
 from tfquant.quantizers import grid_of
-from tfquant.registry.parts import Constant
 from tfquant.rewrite.lower import Lowered, Point
 from tfquant.wrappers import Quantize
 

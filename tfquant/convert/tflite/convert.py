@@ -10,7 +10,6 @@ import tensorflow as tf
 from keras import tree
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from tfquant.calibrate.data import batches
 from tfquant.convert.files import check_file, replacing
 from tfquant.convert.tflite import rules
 from tfquant.convert.tflite.anchor import anchor
@@ -19,11 +18,12 @@ from tfquant.convert.tflite.float_file import convert_float, probe
 from tfquant.convert.tflite.interpreter import run_inner
 from tfquant.convert.tflite.verify import Verifier, point_tensors, saturated_biases, sqnr
 from tfquant.convert.tflite.write import write
+from tfquant.data.batches import batches
+from tfquant.passes.front import split_front
+from tfquant.passes.precision import TO_FLOAT32, in_float32, policy
 from tfquant.registry import LinearConfig
 from tfquant.report import ConversionReport, FloatOperator, LayerReport
-from tfquant.rewrite.front import split_front
 from tfquant.rewrite.lower import lower
-from tfquant.rewrite.precision import TO_FLOAT32, in_float32, policy
 from tfquant.rewrite.validate import check_is_model
 from tfquant.wrappers import Quantize
 

@@ -7,7 +7,7 @@ import inspect
 import keras
 from keras import tree
 
-from tfquant.wrappers.config import copy_layer
+from tfquant.layers.copy import copy_layer
 
 
 @dataclasses.dataclass
