@@ -19,6 +19,7 @@ from tfquant.registry.elementwise import (
     SameGridConfig,
     SumConfig,
     SwishConfig,
+    TableConfig,
     UnitNormConfig,
     VectorConfig,
 )
@@ -212,7 +213,7 @@ def _embedding(layer, scheme):
     if not scheme.static:
         return WeightsConfig.for_scheme(scheme)
     # Quantizing what a lookup returns is quantizing the table.
-    return OutputConfig(scheme.activations)
+    return TableConfig(scheme.activations)
 
 
 def _reversible_embedding(layer, scheme):

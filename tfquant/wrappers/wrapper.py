@@ -142,6 +142,36 @@ class QuantizeWrapper(keras.layers.Layer):
     def build(self, *args, **kwargs):
         """Does nothing: the layer arrives built."""
 
+    def give_integers(self, integers, scale, index: int = 0) -> None:
+        """Replaces a weight of the layer by given integers and their steps.
+
+            w = scale * q
+
+        What is computed, trained from here, packed and converted are these integers. A batch norm
+        of the wrapper stays: integers and steps are those of the weight in front of it. (A channel
+        whose step a device cannot multiply by, because the batch norm all but removes it, is
+        rounded again when that batch norm is folded.)
+
+        Args:
+            integers: Array of whole numbers, of the shape of the weight.
+            scale: Steps: one, one for each channel or one for each group, as the wrapper's config
+                says.
+            index: Which of `weight_quantizers`.
+
+        Raises:
+            ValueError: If there is no such weight, or integers or steps do not fit it.
+        """
+        grids = [q.spec for q in self._weight_quantizers]
+        if not 0 <= index < len(grids) or grids[index] is None:
+            raise ValueError(
+                f"`index` must be that of a weight of '{self.layer.name}' which becomes integers. "
+                f"Received: index={index}, of {len(grids)} quantized weights."
+            )
+        variable, quantizer = self.weight_quantizers[index]
+        q, steps = quantizer.checked_integers(integers, scale)
+        quantizer.set_steps(steps)
+        variable.assign(q * ops.convert_to_numpy(quantizer.spread(steps)))
+
     def call(self, *args, training=None, call_site=0, mask=None, **kwargs):
         """Runs the layer; see the class."""
         if self.layer_takes_mask and any(m is not None for m in tree.flatten(mask)):
