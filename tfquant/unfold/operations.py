@@ -10,8 +10,8 @@ from keras import activations, layers
 from tfquant.graph.graph import real
 from tfquant.layers.parts import Constant, MatMul, Select
 from tfquant.registry.elementwise import (
-    AbsConfig,
     OutputConfig,
+    ReduceConfig,
     ReduceProductConfig,
     SameGridConfig,
 )
@@ -328,6 +328,11 @@ MOVING = frozenset(
 VECTOR_FUNCTIONS = {"LogSoftmax": activations.log_softmax, "Softmax": activations.softmax}
 
 
+# The device's operators of functions of one tensor, and of sums over some axes.
+FUNCTIONS = {"Abs": "ABS", "Absolute": "ABS", "Exp": "EXP", "Log": "LOG", "Rsqrt": "RSQRT"}
+REDUCTIONS = {"Mean": "MEAN", "Sum": "SUM"}
+
+
 def operation_config(operation, spec, outputs: int):
     """Returns the config of an operation of real tensors that no layer stands for.
 
@@ -343,7 +348,9 @@ def operation_config(operation, spec, outputs: int):
         return SameGridConfig()
     if name == "Prod" and spec.stored_bits == 8:
         return ReduceProductConfig(spec)
-    return AbsConfig(spec) if name in ("Abs", "Absolute") else OutputConfig(spec, outputs)
+    if name in REDUCTIONS:
+        return ReduceConfig(spec, operator=REDUCTIONS[name])
+    return OutputConfig(spec, outputs, operator=FUNCTIONS.get(name))
 
 
 OPERATIONS = {

@@ -7,9 +7,11 @@ import math
 import keras
 from keras import ops, tree
 
+from tfquant import devices
 from tfquant.quantizers import MovingAverage, RecordingScope
 from tfquant.quantizers.families import activation_quantizer as make_activation_quantizer
 from tfquant.quantizers.families import weight_quantizer as make_weight_quantizer
+from tfquant.wrappers.call import Call
 from tfquant.wrappers.config import QuantizeConfig
 from tfquant.wrappers.hook import CallHook
 from tfquant.wrappers.quantize import check_ranges
@@ -54,6 +56,8 @@ class QuantizeWrapper(keras.layers.Layer):
             `"learned_threshold"` or `"dorefa"`.
         activation_quantizer: Family that takes the place of `Static`: `"static"`,
             `"moving_average"`, `"learned_step"`, `"learned_threshold"` or `"learned_clip"`.
+        device: Name of the device that inference simulates, a key of `tfquant.devices.DEVICES`;
+            `None` for that of the processor at hand.
 
     Attributes:
         batch_norm_frozen: Whether training normalizes by the moving statistics and leaves them.
@@ -77,6 +81,7 @@ class QuantizeWrapper(keras.layers.Layer):
         call_sites: tuple[CallSite, ...] = (CallSite(),),
         weight_quantizer: str = "abs_max",
         activation_quantizer: str = "static",
+        device: str | None = None,
         **kwargs,
     ):
         kwargs.setdefault("name", f"quant_{layer.name}")
@@ -95,6 +100,7 @@ class QuantizeWrapper(keras.layers.Layer):
         self.call_sites = tuple(call_sites)
         self.weight_quantizer = weight_quantizer
         self.activation_quantizer = activation_quantizer
+        self.device = devices.get(device)
         self.batch_norm_frozen = False
         self.dampening = None
         pairs = quantize_config.get_weights_and_quantizers(layer)
@@ -200,7 +206,7 @@ class QuantizeWrapper(keras.layers.Layer):
         if hook is not None:
             outputs = hook.function(self, args, kwargs)
         if outputs is None and RecordingScope.current() is None:
-            computed = self.quantize_config.device_call(self, call_site, args, kwargs)
+            computed = self.quantize_config.device_call(Call(self, call_site, args, kwargs))
             if computed is not None:
                 return computed
         if outputs is None:
@@ -329,6 +335,7 @@ class QuantizeWrapper(keras.layers.Layer):
             "call_sites": [dataclasses.asdict(site) for site in self.call_sites],
             "weight_quantizer": self.weight_quantizer,
             "activation_quantizer": self.activation_quantizer,
+            "device": self.device.name,
         }
 
     @classmethod
