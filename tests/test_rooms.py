@@ -15,10 +15,16 @@ PACKAGE = ROOT / "tfquant"
 # From left to right; a room imports rooms to its left only.
 ORDER = (
     "numerics",
+    "data",
+    "layers",
     "lowbit",
     "quantizers",
+    "devices",
+    "graph",
     "wrappers",
     "registry",
+    "unfold",
+    "passes",
     "rewrite",
     "calibrate",
     "train",

@@ -8,7 +8,7 @@ from keras import tree
 from rich.progress import Progress
 
 from tfquant.calibrate.bias_correction import correct_biases
-from tfquant.calibrate.data import batches
+from tfquant.data.batches import batches
 from tfquant.quantizers import RecordingScope, Watch
 from tfquant.rewrite.validate import check_is_model
 from tfquant.wrappers import Quantize, QuantizeWrapper

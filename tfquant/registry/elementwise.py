@@ -3,9 +3,9 @@
 import math
 
 import keras
-import tensorflow as tf
 from keras import ops, tree
 
+from tfquant.layers.plain import PlainSum, PlainUnitNorm
 from tfquant.numerics import QuantSpec
 from tfquant.numerics.fixed_point import (
     hard_swish,
@@ -65,6 +65,11 @@ class OutputConfig(QuantizeConfig):
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
+class TableConfig(OutputConfig):
+    """Rows of a table, looked up by numbers that have no grid, whatever their dtype."""
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
 class SumConfig(OutputConfig):
     """Sums (`sign` 1) and differences (`sign` -1) of two tensors.
 
@@ -100,18 +105,6 @@ class SumConfig(OutputConfig):
 
     def get_config(self):
         return {**super().get_config(), "sign": self.sign}
-
-
-class PlainSum(keras.layers.Layer):
-    """The sum of two tensors. `keras.ops.add` reshapes what it takes for a bias at batch size 1."""
-
-    def call(self, pair):
-        """Returns the sum."""
-        return tf.add(*pair)
-
-    def compute_output_spec(self, pair):
-        """Returns a KerasTensor of the shape that both broadcast to."""
-        return ops.add(*pair)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -237,14 +230,6 @@ class UnitNormConfig(OutputConfig):
         """Calls the norm as one operator."""
         del wrapper, call_site, kwargs, input_grids
         return Lowering(PlainUnitNorm(name=name)(*args))
-
-
-class PlainUnitNorm(keras.layers.Layer):
-    """The norm over the last axis, in the one form that the converter knows."""
-
-    def call(self, x):
-        """Returns vectors of length 1."""
-        return tf.math.l2_normalize(x, axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

@@ -5,13 +5,13 @@ import dataclasses
 import keras
 from keras import ops
 
+from tfquant.layers.copy import copy_layer
 from tfquant.numerics import PerAxis, PerGroup, QuantSpec, group_scale
 from tfquant.numerics.fixed_point import accumulate, requantize
 from tfquant.numerics.params import SMALLEST_SCALE
 from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, from_steps, grid_of, steps_of
 from tfquant.registry.schemes import Scheme
 from tfquant.wrappers import LoweredKernel, Lowering, QuantizeConfig
-from tfquant.wrappers.config import copy_layer
 from tfquant.wrappers.wrapper import clamp
 
 # A bias may take this much of an int32 accumulator; the rest is left for the products. A kernel

@@ -4,10 +4,10 @@ import collections
 
 from keras import tree
 
+from tfquant.graph.graph import real
 from tfquant.registry.elementwise import OutputConfig, SameGridConfig
-from tfquant.rewrite.annotate import QuantizeAnnotate
 from tfquant.rewrite.choose import Choices
-from tfquant.rewrite.graph import real
+from tfquant.wrappers import QuantizeAnnotate
 
 
 class Agreement:

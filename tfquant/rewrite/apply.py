@@ -6,23 +6,25 @@ import itertools
 import keras
 from keras import tree
 
+from tfquant.graph.graph import UniqueNames, real, tensors
+from tfquant.graph.subclassed import readable
+from tfquant.graph.walk import all_layers
+from tfquant.layers.copy import copy_layer, transfer_weights
+from tfquant.layers.integers import truthful
+from tfquant.passes.precision import TO_FLOAT32_WEIGHTS, policy, with_float32_weights
 from tfquant.quantizers import Static, WeightQuantizer
 from tfquant.quantizers.families import activation_quantizer
 from tfquant.registry import QuantizeRegistry, schemes
-from tfquant.registry.elementwise import SameGridConfig
+from tfquant.registry.elementwise import SameGridConfig, TableConfig
 from tfquant.registry.parts import ConstantConfig
 from tfquant.registry.registry import KERAS_LAYERS
 from tfquant.rewrite.agree import Agreement
-from tfquant.rewrite.annotate import all_layers, skip_predicate
+from tfquant.rewrite.annotate import skip_predicate
 from tfquant.rewrite.choose import Choices
-from tfquant.rewrite.composite import readable
-from tfquant.rewrite.decompose import standalone_batch_norm
-from tfquant.rewrite.graph import UniqueNames, real, tensors
-from tfquant.rewrite.precision import TO_FLOAT32_WEIGHTS, policy, with_float32_weights
 from tfquant.rewrite.units import Unit
 from tfquant.rewrite.validate import check_model
+from tfquant.unfold.decompose import standalone_batch_norm
 from tfquant.wrappers import CallSite, OperationLayer, Quantize, QuantizeWrapper
-from tfquant.wrappers.config import copy_layer, transfer_weights
 
 
 @policy(TO_FLOAT32_WEIGHTS)
@@ -177,7 +179,7 @@ class _Builder:
         config = self.configs[id(unit.node)]
         args, kwargs = self._arguments(unit)
         if config is None and not lone:
-            layer = self._plain(unit.node)
+            layer = self._plain(unit.node, args, kwargs)
             if isinstance(layer, OperationLayer):
                 args, kwargs = tensors((args, kwargs)), {}
             return layer(*args, **kwargs)
@@ -220,7 +222,8 @@ class _Builder:
         """Whether a call takes its inputs on grids."""
         config = self.configs[id(unit.node)]
         quantized = self.choices.is_lone_batch_norm(unit.node) if config is None else True
-        return self.scheme.static and quantized and not getattr(config, "reads_floats", False)
+        as_it_comes = getattr(config, "reads_floats", False) or isinstance(config, TableConfig)
+        return self.scheme.static and quantized and not as_it_comes
 
     def _arguments(self, unit):
         """Returns the arguments of a call, on grids if the call takes them so."""
@@ -230,6 +233,8 @@ class _Builder:
     def _argument(self, unit, x):
         y = self.values[id(x)]
         if not (self._reads_grids(unit) and keras.backend.is_float_dtype(y.dtype)):
+            return y
+        if id(x) in self.choices.looked_up:
             return y
         several = self.agreement.keeps_grid(unit) and len(real(unit.node.inputs)) > 1
         if several and self.agreement.is_fixed(x):
@@ -324,13 +329,13 @@ class _Builder:
         layer.build(shape)
         return QuantizeWrapper(layer, SameGridConfig(), name=self.unique(f"quant_{layer.name}"))
 
-    def _plain(self, node):
+    def _plain(self, node, args, kwargs):
         """Returns the float layer (or operation) of a call."""
         if not isinstance(node.layer, keras.layers.Layer):
             return self._operation_layer(node)
         key = id(node.layer)
         if key not in self.made:
-            self.made[key] = self._filled(node)
+            self.made[key] = truthful(self._filled(node), args, kwargs)
         return self.made[key]
 
     def _operation_layer(self, node):

@@ -7,15 +7,16 @@ import keras
 import numpy as np
 from keras import tree
 
+from tfquant.graph.graph import UniqueNames, clone_graph, real
+from tfquant.layers.copy import copy_layer, transfer_weights
+from tfquant.layers.parts import Constant
+from tfquant.layers.plain import Barrier
 from tfquant.numerics import QuantParams
 from tfquant.quantizers import Grid, Quantizer, grid_of, on_grid
 from tfquant.registry.elementwise import SameGridConfig
 from tfquant.registry.linear import LinearConfig
-from tfquant.registry.parts import Constant
-from tfquant.rewrite.graph import UniqueNames, clone_graph, real
 from tfquant.rewrite.validate import check_finite, check_is_model
-from tfquant.wrappers import Barrier, LoweredKernel, Quantize, QuantizeWrapper
-from tfquant.wrappers.config import copy_layer, transfer_weights
+from tfquant.wrappers import LoweredKernel, Quantize, QuantizeWrapper
 
 
 @dataclasses.dataclass(eq=False)

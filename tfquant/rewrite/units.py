@@ -4,8 +4,8 @@ import dataclasses
 
 from keras import layers, tree
 
+from tfquant.graph.graph import Graph, Node
 from tfquant.registry.keras_layers import LINEAR, clamp_of
-from tfquant.rewrite.graph import Graph, Node
 
 # Kernels that apply a clamp to their output themselves.
 CLAMPING = (*LINEAR, layers.Add, layers.Subtract, layers.Multiply)

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from tfquant.rewrite.graph import is_readable
+from tfquant.graph.graph import is_readable
 from tfquant.wrappers import Quantize, QuantizeWrapper
 
 

@@ -2,9 +2,7 @@
 
 import dataclasses
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from tfquant.numerics import QuantSpec
 
@@ -46,26 +44,3 @@ class Lowering:
     kernels: tuple[LoweredKernel, ...] = ()
     dynamic: bool = False
     bias: np.ndarray | None = None
-
-
-class Barrier(keras.layers.Layer):
-    """Returns its input, by an operator that no converter draws into its neighbours.
-
-    Converters move the bias of one kernel through the next, or a product into the kernel before
-    it. The tensor between them, whose range was calibrated, is gone then. Who converts takes the
-    operator out of the file again.
-    """
-
-    LIMIT = 3.0e38
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.supports_masking = True
-
-    def call(self, x):
-        """Returns `min(x, LIMIT)`."""
-        return tf.minimum(x, self.LIMIT)
-
-    def compute_output_spec(self, x):
-        """Returns a KerasTensor like `x`."""
-        return keras.KerasTensor(x.shape, x.dtype)

@@ -10,22 +10,16 @@ from keras import layers, tree
 from tfquant import lowbit
 from tfquant.convert.files import check_file, check_new_folder, new_folder, replacing
 from tfquant.convert.packed.layers import make, store, why_not
+from tfquant.graph.graph import UniqueNames, clone_graph
+from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.lowbit.layers import PackedEmbedding, PackedLayer
 from tfquant.numerics import QuantSpec
 from tfquant.quantizers import Dynamic, Static, grid_of
 from tfquant.registry.linear import LinearConfig, clamp_layer
 from tfquant.report import PackedLayerReport, PackingReport
-from tfquant.rewrite.graph import UniqueNames, clone_graph
 from tfquant.rewrite.lower import lower
 from tfquant.rewrite.validate import check_is_model
-from tfquant.wrappers import (
-    DynamicKernel,
-    IntegerKernel,
-    KernelSite,
-    Quantize,
-    QuantizeWrapper,
-)
-from tfquant.wrappers.config import copy_layer, transfer_weights
+from tfquant.wrappers import DynamicKernel, IntegerKernel, KernelSite, Quantize, QuantizeWrapper
 
 # Static activations enter the packed matmul as integers of step 1, and its sums leave it as they
 # are: what they mean is the business of the `IntegerKernel` around it.

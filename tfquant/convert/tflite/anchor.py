@@ -7,8 +7,8 @@ settle the rest: a tensor's name carries the names of the layers that it was com
 import numpy as np
 
 from tfquant.convert.tflite.flatbuffer import File
+from tfquant.layers.parts import Constant
 from tfquant.quantizers import grid_of
-from tfquant.registry.parts import Constant
 from tfquant.rewrite.lower import Lowered, Point
 from tfquant.wrappers import Quantize
 
@@ -50,6 +50,21 @@ def anchor(
             rounded_again[index] = others
     found = {id(point.tensor) for points in found.values() for point in points}
     return anchors, rounded_again, _lost(found, lowered)
+
+
+def layer_names(file: File, anchors: dict[int, list[Point]]) -> dict[str, str]:
+    """Returns the layer behind each name of an anchored tensor, as it may be called in the file.
+
+    Args:
+        file: The float file.
+        anchors: From `anchor`.
+    """
+    found = {}
+    for index, points in anchors.items():
+        name = file.name(index).split(";")[0]
+        for suffix in ("", "_quantized", "_dequant"):  # ai-edge-quantizer's.
+            found[name + suffix] = points[0].name
+    return found
 
 
 def _found(values, points, compute):

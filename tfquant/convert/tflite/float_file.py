@@ -8,8 +8,8 @@ import tensorflow as tf
 from keras import tree
 
 from tfquant.convert.tflite.flatbuffer import File
+from tfquant.layers.plain import Barrier
 from tfquant.rewrite.lower import Lowered
-from tfquant.wrappers import Barrier
 
 LIMIT = np.float32(Barrier.LIMIT)
 

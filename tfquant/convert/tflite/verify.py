@@ -11,8 +11,8 @@ from keras import tree
 from tfquant.convert.tflite.assign import Assignment
 from tfquant.convert.tflite.flatbuffer import File
 from tfquant.convert.tflite.interpreter import dequantize, quantize, run, run_inner, to_file_inputs
+from tfquant.layers.parts import Constant
 from tfquant.quantizers import RecordingScope, on_grid
-from tfquant.registry.parts import Constant
 from tfquant.report import Parity
 from tfquant.rewrite.lower import Lowered, Point
 from tfquant.wrappers import Quantize

@@ -4,13 +4,11 @@ Its kernels take two spatial axes and the channels last. A third spatial axis is
 on its own: `max` and the mean over a box are those over its faces and then along its edge.
 """
 
-import keras
-from keras import activations, layers
+from keras import layers
 
+from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.registry.keras_layers import LINEAR
-from tfquant.rewrite.annotate import QuantizeAnnotate
-from tfquant.rewrite.graph import Graph, Node
-from tfquant.wrappers.config import copy_layer, transfer_weights
+from tfquant.wrappers import QuantizeAnnotate
 
 POOLING_3D = {
     layers.AdaptiveAveragePooling3D: layers.AdaptiveAveragePooling2D,
@@ -57,7 +55,7 @@ def is_channels_first(layer) -> bool:
 
 
 def unfold_channels_first(layer, scheme):
-    """Computes channels last, between two permutations; see `tfquant.rewrite.unfold`."""
+    """Computes channels last, between two permutations; see `tfquant.unfold.unfold`."""
     del scheme
 
     def call(x, training=None):
@@ -79,7 +77,7 @@ def unfold_channels_first(layer, scheme):
 
 
 def unfold_batch_norm(layer, scheme):
-    """Normalizes the channels of axis 1 as the last; see `tfquant.rewrite.unfold`."""
+    """Normalizes the channels of axis 1 as the last; see `tfquant.unfold.unfold`."""
     if layer.axis != 1 or not scheme.static:
         return None
 
@@ -101,7 +99,7 @@ def unfold_batch_norm(layer, scheme):
 
 
 def unfold_pooling_3d(layer, scheme):
-    """Pools height and width, then depth; see `tfquant.rewrite.unfold`.
+    """Pools height and width, then depth; see `tfquant.unfold.unfold`.
 
     (d, h, w, c) -> (h, w, d * c) -> (h', w', d * c) -> (h' * w', d, c) -> (h' * w', d', c)
     """
@@ -139,83 +137,3 @@ def unfold_pooling_3d(layer, scheme):
         return mark(layers.Permute, (3, 1, 2, 4), name="depth_first")(y)
 
     return call
-
-
-def delay_permutes(graph: Graph) -> list[tuple[Node, Node]]:
-    """Moves permutations behind layers that compute each element by itself.
-
-        relu(permute(x)) = permute(relu(x))
-
-    Args:
-        graph: `Graph`, changed in place.
-
-    Returns:
-        Pairs of a new call of a permutation and the call that it repeats.
-    """
-    made = []
-    for node in list(graph.nodes):
-        before = [graph.producer(x) for x in node.inputs]
-        if (
-            not _is_elementwise(node.layer)
-            or any(b is None or type(b.layer) is not layers.Permute for b in before)
-            or len({b.layer.dims for b in before}) != 1
-            or graph.is_output(node.outputs)
-        ):
-            continue
-        moved = Node(before[0].layer, before[0].clone, (), {}, node.outputs)
-        inside = {id(b.outputs): b.inputs[0] for b in before}
-        node.args, node.kwargs = _replace(inside, (node.args, node.kwargs))
-        node.outputs = node.clone(*node.args, **node.kwargs)
-        moved.args = (node.outputs,)
-        graph.nodes.insert(graph.nodes.index(node) + 1, moved)
-        graph.forget_order()
-        made.append((moved, before[0]))
-    return made
-
-
-def _is_elementwise(layer):
-    if type(layer) is layers.Activation:
-        return layer.activation is not activations.softmax
-    return type(layer) in (
-        layers.Add,
-        layers.ELU,
-        layers.LeakyReLU,
-        layers.Multiply,
-        layers.ReLU,
-        layers.Subtract,
-    )
-
-
-def cancel_permutes(graph: Graph) -> None:
-    """Removes permutations that undo the one before them.
-
-    Args:
-        graph: `Graph`, changed in place.
-    """
-    replaced = {}
-    for node in graph.nodes:
-        if replaced:
-            node.args, node.kwargs = _replace(replaced, (node.args, node.kwargs))
-        before = graph.producer(node.inputs[0]) if type(node.layer) is layers.Permute else None
-        if before is None or type(before.layer) is not layers.Permute:
-            continue
-        inner, outer = before.layer.dims, node.layer.dims
-        if [inner[axis - 1] for axis in outer] == sorted(inner) and not graph.is_output(
-            node.outputs
-        ):
-            replaced[id(node.outputs)] = before.inputs[0]
-    graph.forget_order()
-    _remove_unread(graph)
-
-
-def _replace(replaced, structure):
-    return keras.tree.map_structure(lambda x: replaced.get(id(x), x), structure)
-
-
-def _remove_unread(graph):
-    """Removes permutations that nobody reads."""
-    for node in reversed(list(graph.nodes)):
-        unread = not graph.is_output(node.outputs) and not graph.consumers(node.outputs)
-        if type(node.layer) is layers.Permute and unread:
-            graph.nodes.remove(node)
-            graph.forget_order()

@@ -2,8 +2,8 @@
 
 from keras import tree
 
+from tfquant.graph.graph import Graph
 from tfquant.registry.keras_layers import clamp_of
-from tfquant.rewrite.graph import Graph
 
 
 def merge_clamps(graph: Graph, may_merge) -> None:

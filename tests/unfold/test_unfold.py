@@ -7,7 +7,7 @@ from keras import layers
 
 import tfquant as tfq
 from tfquant.registry import SCHEMES
-from tfquant.rewrite.unfold import unfold
+from tfquant.unfold.unfold import unfold
 
 SEQUENCE = (5, 4)  # Time steps, channels.
 

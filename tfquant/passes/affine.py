@@ -1,37 +1,10 @@
-"""Constant factors and shifts of channels."""
+"""Constant factors and shifts that follow each other, made one."""
 
-import keras
 import numpy as np
 
-from tfquant.registry.parts import ChannelAffine
-from tfquant.rewrite.annotate import QuantizeAnnotate
-from tfquant.rewrite.graph import Graph
-from tfquant.wrappers.config import copy_layer
-
-
-def channel_affine(x, factor, shift, trainable, name):
-    """Returns `x * factor + shift`, or `None` if the channels of `x` are not known.
-
-    Args:
-        x: KerasTensor `(batch, ..., channels)`.
-        factor: Number, or one for each channel.
-        shift: Likewise.
-        trainable: Whether both train.
-        name: Name of the layer.
-    """
-    channels = x.shape[-1]
-    if channels is None or not 2 <= len(x.shape) <= 4 or "float" not in x.dtype:
-        return None
-    layer = ChannelAffine(trainable=trainable, name=name)
-    layer.build(x.shape)
-    factor, shift = (np.broadcast_to(v, channels).astype(np.float32) for v in (factor, shift))
-    layer.set_weights([factor, shift, np.zeros(channels), np.ones(channels)])
-    return QuantizeAnnotate(layer)(x)
-
-
-def constants(x) -> np.ndarray:
-    """Returns a constant or the value of a variable, as float64 without axes of length 1."""
-    return np.asarray(keras.ops.convert_to_numpy(x), np.float64).reshape(-1)
+from tfquant.graph.graph import Graph
+from tfquant.layers.copy import copy_layer
+from tfquant.layers.parts import ChannelAffine
 
 
 def merge_affine(graph: Graph) -> None:

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from tfquant.registry.parts import CountTokens
-from tfquant.rewrite.affine import channel_affine, constants
-from tfquant.rewrite.annotate import QuantizeAnnotate
+from tfquant.layers.parts import CountTokens
+from tfquant.unfold.affine import channel_affine, constants
+from tfquant.wrappers import QuantizeAnnotate
 
 
 def unfold_rescaling(layer, scheme):
-    """Computes `x * scale + offset` in integers; see `tfquant.rewrite.unfold`."""
+    """Computes `x * scale + offset` in integers; see `tfquant.unfold.unfold`."""
     if not scheme.static:
         return None
     factor, shift = constants(layer.scale), constants(layer.offset)
@@ -34,7 +34,7 @@ def unfold_normalization(layer, scheme):
 
 
 def unfold_category_encoding(layer, scheme):
-    """Counts tokens by comparing: LiteRT has no histogram. See `tfquant.rewrite.unfold`."""
+    """Counts tokens by comparing: LiteRT has no histogram. See `tfquant.unfold.unfold`."""
     del scheme
     if layer.output_mode not in ("multi_hot", "count") or layer.sparse:
         return None

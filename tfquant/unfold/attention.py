@@ -6,20 +6,11 @@ import keras
 import numpy as np
 from keras import activations, layers
 
+from tfquant.layers.parts import Affine, CausalMask, Constant, MatMul, RepeatHeads
 from tfquant.registry.elementwise import OutputConfig, SameGridConfig
-from tfquant.registry.parts import (
-    Affine,
-    CausalMask,
-    Constant,
-    ConstantConfig,
-    MaskedScoresConfig,
-    MatMul,
-    MatMulConfig,
-    RepeatHeads,
-    ScoresConfig,
-)
-from tfquant.rewrite.affine import channel_affine
-from tfquant.rewrite.annotate import QuantizeAnnotate
+from tfquant.registry.parts import ConstantConfig, MaskedScoresConfig, MatMulConfig, ScoresConfig
+from tfquant.unfold.affine import channel_affine
+from tfquant.wrappers import QuantizeAnnotate
 
 # Added to scores that a mask hides. Large against scores, and small enough for the 8-bit grid of a
 # mask and the multiplier between it and the grid of scores.
@@ -27,7 +18,7 @@ HIDDEN = -1000.0
 
 
 def unfold_attention(layer, scheme):
-    """Unfolds multi-head and grouped-query attention; see `tfquant.rewrite.unfold`.
+    """Unfolds multi-head and grouped-query attention; see `tfquant.unfold.unfold`.
 
         softmax((x @ Wq) @ (x @ Wk)^T / sqrt(d) + mask) @ (x @ Wv) @ Wo
 
@@ -190,7 +181,7 @@ class _Layer(_Parts):
 
 
 def unfold_dot_product_attention(operation, scheme):
-    """Unfolds `keras.ops.dot_product_attention`; see `tfquant.rewrite.unfold`."""
+    """Unfolds `keras.ops.dot_product_attention`; see `tfquant.unfold.unfold`."""
 
     def call(query, key, value, bias=None, mask=None, scale=None):
         if operation.attn_logits_soft_cap is not None or bias is not None or not scheme.static:
@@ -213,7 +204,7 @@ def unfold_dot_product_attention(operation, scheme):
 
 
 def unfold_softmax(layer, scheme):
-    """Adds the mask of a softmax to what it reads; see `tfquant.rewrite.unfold`."""
+    """Adds the mask of a softmax to what it reads; see `tfquant.unfold.unfold`."""
     axes = tuple(layer.axis) if isinstance(layer.axis, (tuple, list)) else (layer.axis,)
 
     def call(x, mask=None):
@@ -276,7 +267,7 @@ def contract(equation, a, b, name, scheme):
 
 
 def unfold_einsum(layer, scheme):
-    """Unfolds an `EinsumDense` that multiplies by a matrix; see `tfquant.rewrite.unfold`.
+    """Unfolds an `EinsumDense` that multiplies by a matrix; see `tfquant.unfold.unfold`.
 
     The summed axes must be the last of the input and the first of the kernel, and the kernel's
     others the last of the output, in the same order: `abc,cde->abde`, `abcd,cde->abe`. What the

@@ -4,7 +4,7 @@ import pytest
 from keras import layers, ops
 
 import tfquant as tfq
-from tfquant.rewrite.graph import trace
+from tfquant.graph.graph import trace
 
 # Keras 3.15 converts what it reads from a file without numpy 2's `copy` keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -15,14 +15,14 @@ import keras
 import numpy as np
 from keras import layers
 
+from tfquant.graph.read import read
+from tfquant.layers.copy import copy_layer, transfer_weights
+from tfquant.layers.parts import Affine, Constant, Scale, Split, Stack, Unstack
 from tfquant.registry import schemes
 from tfquant.registry.elementwise import OutputConfig, SameGridConfig, SumConfig
 from tfquant.registry.keras_layers import activation_config
 from tfquant.registry.linear import LinearConfig
-from tfquant.registry.parts import Affine, Constant, Scale, Split, Stack, Unstack
-from tfquant.rewrite.annotate import QuantizeAnnotate
-from tfquant.rewrite.read import read
-from tfquant.wrappers.config import copy_layer, transfer_weights
+from tfquant.wrappers import QuantizeAnnotate
 
 _logger = logging.getLogger("tfquant")
 
@@ -33,7 +33,7 @@ MAX_STEPS = 256
 def unfold_recurrent(layer, scheme):
     """Unrolls an LSTM, GRU, SimpleRNN, ConvLSTM1D or ConvLSTM2D, or an RNN of cells.
 
-    See `tfquant.rewrite.unfold`.
+    See `tfquant.unfold.unfold`.
 
     `recurrent_dropout` is not applied in training. A cell of your own is read as a composite layer
     is. A layer with more than `MAX_STEPS` or an unknown number of steps stays whole. A stateful
@@ -123,7 +123,7 @@ def _unfold_own_cell(layer, scheme):
 
 
 def unfold_time_distributed(layer, scheme):
-    """Calls the layer inside a `TimeDistributed` on every step; see `tfquant.rewrite.unfold`.
+    """Calls the layer inside a `TimeDistributed` on every step; see `tfquant.unfold.unfold`.
 
     A composite layer inside, one that treats masks or trains on statistics stays whole.
     """
@@ -149,7 +149,7 @@ def unfold_time_distributed(layer, scheme):
 
 
 def unfold_bidirectional(layer, scheme):
-    """Unrolls both directions of a `Bidirectional`; see `tfquant.rewrite.unfold`."""
+    """Unrolls both directions of a `Bidirectional`; see `tfquant.unfold.unfold`."""
     directions = [unfold_recurrent(x, scheme) for x in (layer.forward_layer, layer.backward_layer)]
     merge = {
         "concat": lambda: layers.Concatenate(name=f"{layer.name}_concat"),

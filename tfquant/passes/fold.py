@@ -3,8 +3,8 @@
 import numpy as np
 from keras import layers
 
-from tfquant.rewrite.graph import Graph, Node
-from tfquant.wrappers.config import copy_layer
+from tfquant.graph.graph import Graph, Node
+from tfquant.layers.copy import copy_layer
 
 
 def fold_forward(graph: Graph, may_fold) -> None:

@@ -4,9 +4,9 @@ import contextlib
 
 import keras
 
-from tfquant.rewrite.annotate import all_layers
-from tfquant.rewrite.graph import clone_graph
-from tfquant.wrappers.config import copy_layer
+from tfquant.graph.graph import clone_graph
+from tfquant.graph.walk import all_layers
+from tfquant.layers.copy import copy_layer
 
 NARROW = ("bfloat16", "float16")
 MIXED = tuple(f"mixed_{name}" for name in NARROW)

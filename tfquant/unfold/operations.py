@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import activations, layers
 
+from tfquant.graph.graph import real
+from tfquant.layers.parts import Constant, MatMul, Select
 from tfquant.registry.elementwise import (
     AbsConfig,
     OutputConfig,
@@ -14,14 +16,14 @@ from tfquant.registry.elementwise import (
     SameGridConfig,
 )
 from tfquant.registry.keras_layers import activation_config
-from tfquant.registry.parts import Constant, ConstantConfig, MatMul, MatMulConfig, Select
-from tfquant.rewrite.affine import channel_affine, constants
-from tfquant.rewrite.annotate import QuantizeAnnotate
-from tfquant.rewrite.attention import contract, unfold_dot_product_attention
+from tfquant.registry.parts import ConstantConfig, MatMulConfig
+from tfquant.unfold.affine import channel_affine, constants
+from tfquant.unfold.attention import contract, unfold_dot_product_attention
+from tfquant.wrappers import QuantizeAnnotate
 
 
 def unfold_operation(operation, scheme):
-    """Finds the layers that an operation stands for; see `tfquant.rewrite.unfold`.
+    """Finds the layers that an operation stands for; see `tfquant.unfold.unfold`.
 
     Args:
         operation: `keras.Operation` that is no layer.
@@ -108,7 +110,7 @@ def _matmul(operation, scheme):
 
     def call(a, b):
         if isinstance(a, keras.KerasTensor) and isinstance(b, keras.KerasTensor):
-            if min(len(a.shape), len(b.shape)) < 3:
+            if min(len(a.shape), len(b.shape)) < 3 or len(real([a, b])) < 2:
                 return None
             config = MatMulConfig(scheme.activations) if scheme.static else None
             return QuantizeAnnotate(MatMul(name=operation.name), config)(a, b)

@@ -3,8 +3,8 @@
 import numpy as np
 from keras import activations, layers
 
+from tfquant.layers.copy import copy_layer
 from tfquant.registry.keras_layers import LINEAR
-from tfquant.wrappers.config import copy_layer
 
 
 def decompose(layer):

@@ -5,10 +5,9 @@ import logging
 import keras
 from keras import tree
 
+from tfquant.graph.read import OPEN, read
 from tfquant.registry.elementwise import OutputConfig
-from tfquant.rewrite.annotate import QuantizeAnnotate
-from tfquant.rewrite.graph import is_readable
-from tfquant.rewrite.read import OPEN, read
+from tfquant.wrappers import QuantizeAnnotate
 
 _logger = logging.getLogger("tfquant")
 
@@ -17,7 +16,7 @@ _FLOAT_OPERATIONS = frozenset({"Log", "Norm", "Power", "Rsqrt", "Sqrt", "Square"
 
 
 def unfold_composite(layer, scheme):
-    """Reads what the `call` of a composite layer consists of; see `tfquant.rewrite.unfold`.
+    """Reads what the `call` of a composite layer consists of; see `tfquant.unfold.unfold`.
 
     `call` runs once on symbolic tensors, for inference: what it does in training only is left out.
     A layer stays whole if its `call` needs real tensors, or contains no layer with a kernel and
@@ -46,42 +45,3 @@ def _is_worthwhile(model):
     operations = [x for x in model.operations if not isinstance(x, keras.layers.InputLayer)]
     has_weights = any(isinstance(x, keras.layers.Layer) and x.weights for x in operations)
     return has_weights or not any(type(x).__name__ in _FLOAT_OPERATIONS for x in operations)
-
-
-def readable(model):
-    """Returns `model`, or the functional model that a subclassed one amounts to.
-
-    Args:
-        model: Keras model. A subclassed one must be built.
-
-    Raises:
-        ValueError: If a subclassed model is not built, or its `call` needs real tensors.
-    """
-    if not isinstance(model, keras.Model) or isinstance(model, keras.Sequential):
-        return model
-    if is_readable(model):
-        return model
-    config = model.get_build_config() if model.built else None
-    if not config or "input_shape" not in config:
-        raise ValueError(
-            f"Model '{model.name}' ({type(model).__name__}) is not built: call it on data once."
-        )
-    inputs = _inputs(config["input_shape"])
-    try:
-        outputs = read(model, (inputs,), {})
-        return keras.Model(inputs, outputs, name=model.name)
-    except Exception as error:
-        raise ValueError(
-            f"A model whose `call(inputs)` consists of Keras layers and keras.ops is expected. "
-            f"Received: '{model.name}' ({type(model).__name__}), whose `call` cannot be read on "
-            f"symbolic tensors: {error}"
-        ) from error
-
-
-def _inputs(shapes):
-    """Returns inputs, of any batch size, for the shapes that a model was built with."""
-    if isinstance(shapes, dict):
-        return {name: keras.Input(shape[1:], name=name) for name, shape in shapes.items()}
-    if isinstance(shapes[0], (tuple, list)):
-        return [keras.Input(shape[1:]) for shape in shapes]
-    return keras.Input(shapes[1:])

@@ -3,7 +3,7 @@
 import keras
 from keras import layers, tree
 
-from tfquant.rewrite.graph import clone_graph, tensors
+from tfquant.graph.graph import clone_graph, tensors
 
 FRONT = (
     layers.HashedCrossing,

@@ -14,8 +14,8 @@ import keras
 import numpy as np
 from keras import layers, tree
 
-from tfquant.registry.parts import Constant
-from tfquant.rewrite.graph import clone_graph, is_readable, tensors
+from tfquant.graph.graph import clone_graph, is_readable, tensors
+from tfquant.layers.parts import Constant
 
 _KERAS_LAYERS = frozenset(x for x in vars(keras.layers).values() if isinstance(x, type))
 

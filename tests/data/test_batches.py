@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfquant.calibrate.data import batches
+from tfquant.data.batches import batches
 
 ONE = [keras.KerasTensor((None, 4, 3), name="image")]
 TWO = [

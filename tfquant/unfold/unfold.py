@@ -3,33 +3,30 @@
 import keras
 from keras import layers
 
+from tfquant.graph.graph import real, tensors
+from tfquant.graph.read import is_composite
+from tfquant.layers.copy import copy_layer, transfer_weights
+from tfquant.layers.parts import MatMul, Unmask
 from tfquant.registry.elementwise import SameGridConfig
-from tfquant.registry.parts import MatMul, MatMulConfig, Unmask
-from tfquant.rewrite.affine import channel_affine
-from tfquant.rewrite.annotate import QuantizeAnnotate
-from tfquant.rewrite.attention import unfold_attention, unfold_einsum, unfold_softmax
-from tfquant.rewrite.composite import unfold_composite
-from tfquant.rewrite.graph import tensors
-from tfquant.rewrite.layout import (
+from tfquant.registry.parts import MatMulConfig
+from tfquant.unfold.affine import channel_affine
+from tfquant.unfold.attention import unfold_attention, unfold_einsum, unfold_softmax
+from tfquant.unfold.composite import unfold_composite
+from tfquant.unfold.layout import (
     POOLING_3D,
     is_channels_first,
     unfold_batch_norm,
     unfold_channels_first,
     unfold_pooling_3d,
 )
-from tfquant.rewrite.operations import unfold_operation
-from tfquant.rewrite.preprocess import (
+from tfquant.unfold.operations import unfold_operation
+from tfquant.unfold.preprocess import (
     unfold_category_encoding,
     unfold_normalization,
     unfold_rescaling,
 )
-from tfquant.rewrite.read import is_composite
-from tfquant.rewrite.recurrent import (
-    unfold_bidirectional,
-    unfold_recurrent,
-    unfold_time_distributed,
-)
-from tfquant.wrappers.config import copy_layer, transfer_weights
+from tfquant.unfold.recurrent import unfold_bidirectional, unfold_recurrent, unfold_time_distributed
+from tfquant.wrappers import QuantizeAnnotate
 
 
 def unfold_merge(layer, scheme):
@@ -54,6 +51,7 @@ def unfold_average(layer, scheme):
     def call(inputs):
         if len({len(x.shape) for x in inputs}) > 1:
             return None
+        inputs = [x if real([x]) else keras.ops.cast(x, "float32") for x in inputs]
         y = QuantizeAnnotate(layers.Add(name=f"{layer.name}_sum"))(inputs)
         return channel_affine(y, 1.0 / len(inputs), 0.0, False, layer.name)
 
@@ -67,7 +65,7 @@ def unfold_dot(layer, scheme):
 
     def call(inputs):
         a, b = inputs
-        if 0 in axes:
+        if 0 in axes or len(real(inputs)) < 2:
             return None
         if layer.normalize:
             sides = zip(inputs, axes, ("left", "right"), strict=True)

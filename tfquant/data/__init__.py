@@ -1,0 +1,1 @@
+"""Batches of the user's data, whatever their form."""

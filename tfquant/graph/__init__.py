@@ -1,0 +1,1 @@
+"""A model as the calls of its layers."""

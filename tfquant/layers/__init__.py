@@ -1,0 +1,1 @@
+"""Plain Keras layers that converters understand, and copies of layers."""

@@ -1,0 +1,1 @@
+"""Graph in, graph out, with the same outputs."""

@@ -1,0 +1,1 @@
+"""Layers taken apart into layers that have a kernel each."""
