@@ -5,7 +5,16 @@ from keras import ops
 
 from tfquant.numerics import QuantParams, QuantSpec
 from tfquant.numerics.fixed_point import requantize_fixed_point
-from tfquant.quantizers import AbsMax, Grid, SoftmaxInput, from_steps, grid_of, on_grid, steps_of
+from tfquant.quantizers import (
+    AbsMax,
+    Grid,
+    MaskInput,
+    SoftmaxInput,
+    from_steps,
+    grid_of,
+    on_grid,
+    steps_of,
+)
 from tfquant.registry.elementwise import OutputConfig, SumConfig
 from tfquant.wrappers import QuantizeConfig
 
@@ -76,6 +85,21 @@ class ScoresConfig(MatMulConfig):
         """Returns one `SoftmaxInput`."""
         del layer
         return [SoftmaxInput(self.activations)]
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class GivenMaskConfig(OutputConfig):
+    """A mask that the model is given, as numbers that are added to scores."""
+
+    @property
+    def reads_floats(self) -> bool:
+        """Whether the mask comes without a grid: it does."""
+        return True
+
+    def get_output_quantizers(self, layer):
+        """Returns one `MaskInput`."""
+        del layer
+        return [MaskInput(self.activations)]
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
