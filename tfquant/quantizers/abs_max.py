@@ -36,6 +36,10 @@ class AbsMax(WeightQuantizer):
         # differently, and the same model would have other integers in a graph than outside.
         return positive(self.largest(x) * self.clip * (1.0 / self.spec.qmax))
 
+    def _scaled_steps(self, gain):
+        del gain  # The steps follow the weights.
+        return []
+
     def fit(self, w) -> None:
         """Sets `clip` to the fraction with the least squared error, scale by scale."""
         self.clip.assign(self.best_clip(w))

@@ -12,6 +12,7 @@ from tfquant.quantizers.families import activation_quantizer as make_activation_
 from tfquant.quantizers.families import weight_quantizer as make_weight_quantizer
 from tfquant.wrappers.config import QuantizeConfig
 from tfquant.wrappers.hook import CallHook
+from tfquant.wrappers.originals import Originals
 from tfquant.wrappers.quantize import check_ranges
 
 
@@ -58,6 +59,7 @@ class QuantizeWrapper(keras.layers.Layer):
         batch_norm_frozen: Whether training normalizes by the moving statistics and leaves them.
         dampening: Function without arguments that returns the strength of the loss which pulls
             weights to the middle of their step, or `None`. All three shape the graph.
+        originals: `Originals` of what calibration changed.
 
     Call arguments:
         *args, **kwargs: Those of `layer`.
@@ -96,6 +98,7 @@ class QuantizeWrapper(keras.layers.Layer):
         self.activation_quantizer = activation_quantizer
         self.batch_norm_frozen = False
         self.dampening = None
+        self.originals = Originals(self)
         pairs = quantize_config.get_weights_and_quantizers(layer)
         self._weights_quantized = [variable for variable, _ in pairs]
         self._weight_quantizers = [make_weight_quantizer(weight_quantizer, q) for _, q in pairs]
@@ -250,6 +253,15 @@ class QuantizeWrapper(keras.layers.Layer):
         if isinstance(inputs, tuple) and len(inputs) == 1:
             (inputs,) = inputs
         return self.layer.compute_mask(inputs, previous_mask)
+
+    def save_own_variables(self, store):
+        """Saves what calibration changed, too."""
+        super().save_own_variables(store)
+        self.originals.save(store)
+
+    def load_own_variables(self, store):
+        """Loads what `save_own_variables` saved."""
+        super().load_own_variables(self.originals.load(store))
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
