@@ -199,20 +199,47 @@ class LinearConfig(QuantizeConfig):
         kernel, bias = self._real_weights(wrapper)
         return self._multiply(wrapper, ops.cast(args[0], "float32"), kernel) + bias
 
-    def shift_bias(self, wrapper, shift) -> bool:
-        """Adds `shift`, one number for each channel, to what layer and batch norm compute.
+    def rescaled(self, wrapper, gain, shift) -> list | None:
+        """Returns what makes layer and batch norm compute `gain * y + shift` instead of `y`.
+
+        The integers of the kernel stay: a gain belongs to the batch norm's gamma, else to the
+        kernel and its steps alike.
+
+        Args:
+            wrapper: The `QuantizeWrapper`.
+            gain: Positive, one number for each channel.
+            shift: Likewise, of any sign.
 
         Returns:
-            Whether there is a variable to hold it.
+            Pairs of a variable and its new value; `None` where there is no variable for it.
         """
         layer, norm = wrapper.layer, wrapper.batch_norm
-        if norm is not None and norm.center:
-            norm.beta.assign_add(ops.cast(shift, norm.beta.dtype))
-        elif norm is None and layer.use_bias:
-            layer.bias.assign_add(ops.cast(shift, layer.bias.dtype))
-        else:
-            return False
-        return True
+        center = norm.center if norm is not None else layer.use_bias
+        moves = bool(ops.any(gain != 1))
+        if not center or (norm is None and layer.bias.shape != shift.shape):
+            return None
+        if norm is not None and (norm.scale or not moves):
+            scaled = [(norm.gamma, norm.gamma * gain)] if moves else []
+            return [*scaled, (norm.beta, norm.beta * gain + shift)]
+        if norm is None and not moves:
+            return [(layer.bias, layer.bias + shift)]
+        scaled = self._scaled_kernel(wrapper, gain)
+        if scaled is None or norm is None:
+            return scaled and [*scaled, (layer.bias, layer.bias * gain + shift)]
+        if layer.use_bias:
+            scaled = [*scaled, (layer.bias, layer.bias * gain)]
+        # The mean that the norm takes off is in front of the gain.
+        mean = norm.moving_mean / ops.sqrt(norm.moving_variance + norm.epsilon)
+        return [*scaled, (norm.beta, norm.beta * gain + shift + (1 - gain) * mean)]
+
+    def _scaled_kernel(self, wrapper, gain):
+        """Returns the pairs that scale the channels of the kernel, `None` where steps cannot."""
+        if not wrapper.weight_quantizers or not isinstance(self.weights, QuantSpec):
+            return None
+        ((variable, quantizer),) = wrapper.weight_quantizers
+        gain = ops.reshape(gain, _channel_shape(variable, self.channel_axis))
+        steps = quantizer.scaled_steps(gain)
+        return None if steps is None else [(variable, variable * gain), *steps]
 
     def integer_weights(self, wrapper, input_scale):
         """Returns the integers that the device multiplies with, batch norm folded.

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from tfquant.numerics import QuantParams, QuantSpec
-from tfquant.quantizers import AbsMax, Grid, SoftmaxInput, on_grid
+from tfquant.quantizers import AbsMax, Grid, MaskInput, SoftmaxInput, on_grid
 from tfquant.registry.elementwise import OutputConfig, SumConfig
 from tfquant.wrappers import QuantizeConfig
 
@@ -64,6 +64,21 @@ class ScoresConfig(MatMulConfig):
         """Returns one `SoftmaxInput`."""
         del layer
         return [SoftmaxInput(self.activations)]
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class GivenMaskConfig(OutputConfig):
+    """A mask that the model is given, as numbers that are added to scores."""
+
+    @property
+    def reads_floats(self) -> bool:
+        """Whether the mask comes without a grid: it does."""
+        return True
+
+    def get_output_quantizers(self, layer):
+        """Returns one `MaskInput`."""
+        del layer
+        return [MaskInput(self.activations)]
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

@@ -14,6 +14,7 @@ from tfquant.quantizers.families import weight_quantizer as make_weight_quantize
 from tfquant.wrappers.call import Call
 from tfquant.wrappers.config import QuantizeConfig
 from tfquant.wrappers.hook import CallHook
+from tfquant.wrappers.originals import Originals
 from tfquant.wrappers.quantize import check_ranges
 from tfquant.wrappers.straight_through import straight_through
 
@@ -63,6 +64,7 @@ class QuantizeWrapper(keras.layers.Layer):
         batch_norm_frozen: Whether training normalizes by the moving statistics and leaves them.
         dampening: Function without arguments that returns the strength of the loss which pulls
             weights to the middle of their step, or `None`. All three shape the graph.
+        originals: `Originals` of what calibration changed.
 
     Call arguments:
         *args, **kwargs: Those of `layer`.
@@ -103,6 +105,7 @@ class QuantizeWrapper(keras.layers.Layer):
         self.device = devices.get(device)
         self.batch_norm_frozen = False
         self.dampening = None
+        self.originals = Originals(self)
         pairs = quantize_config.get_weights_and_quantizers(layer)
         self._weights_quantized = [variable for variable, _ in pairs]
         self._weight_quantizers = [make_weight_quantizer(weight_quantizer, q) for _, q in pairs]
@@ -324,6 +327,15 @@ class QuantizeWrapper(keras.layers.Layer):
         if isinstance(inputs, tuple) and len(inputs) == 1:
             (inputs,) = inputs
         return self.layer.compute_mask(inputs, previous_mask)
+
+    def save_own_variables(self, store):
+        """Saves what calibration changed, too."""
+        super().save_own_variables(store)
+        self.originals.save(store)
+
+    def load_own_variables(self, store):
+        """Loads what `save_own_variables` saved."""
+        super().load_own_variables(self.originals.load(store))
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
