@@ -16,6 +16,7 @@ from tfquant.convert.tflite.anchor import anchor, layer_names
 from tfquant.convert.tflite.assign import AS_THE_SCHEME_SAYS, assign
 from tfquant.convert.tflite.float_file import convert_float, probe
 from tfquant.convert.tflite.interpreter import first_refused, run_inner, to_file_inputs
+from tfquant.convert.tflite.interpreter import run as run_here
 from tfquant.convert.tflite.verify import Verifier, point_tensors, saturated_biases, sqnr
 from tfquant.convert.tflite.write import write
 from tfquant.data.batches import batches
@@ -44,6 +45,7 @@ def to_tflite(
     batch_size: int | None = 1,
     samples=None,
     verify: bool = True,
+    run=None,
     progress: bool = True,
 ) -> ConversionReport:
     """Converts a calibrated model to a `.tflite` file, runs both, and compares them.
@@ -62,6 +64,10 @@ def to_tflite(
             `calibrate` saw; a model loaded from a file has forgotten it, and random inputs within
             the calibrated range are used.
         verify: Whether to compare.
+        run: Function that runs a file on the device that the model simulates, where that is
+            elsewhere: of the file's bytes and a list of arrays of integers, one for each input with
+            the rows first; it returns such a list of outputs. The default is LiteRT on this
+            machine; where it cannot stand for the device nothing is compared, as the report says.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -105,10 +111,12 @@ def to_tflite(
         content = file.to_bytes()
         _check_runs(file, rows, layer_names(float_file, anchors))
         verifier, device = None, lowered.device
-        if verify and device.runs_here():
+        if run is None and device.runs_here():
+            run = partial(run_here, resolver=device.resolver)
+        if verify and run is not None:
             bar.update(task, description="Comparing Keras with LiteRT")
             tensors = point_tensors(file, float_file, anchors)
-            verifier = Verifier(model, lowered, file, content, tensors, rows, lambda: None)
+            verifier = Verifier(model, lowered, file, content, tensors, rows, lambda: None, run)
         report = ConversionReport(
             path=path,
             float_bytes=float_bytes,
