@@ -89,7 +89,7 @@ def _error(content, rows):
     return None
 
 
-def run_inner(file: File, rows: list[np.ndarray], resolver: str = "AUTO") -> dict[int, np.ndarray]:
+def run_inner(file: File, rows: list[np.ndarray], run=run) -> dict[int, np.ndarray]:
     """Runs a file and returns every computed tensor.
 
     The inner tensors are outputs of a copy of the file. (Asking LiteRT to preserve all tensors
