@@ -104,6 +104,7 @@ class ConversionReport(Printable):
         float_operators: Operators that stayed float, with the reason.
         saturated_biases: Number of biases at the end of their integer range; 0 in a right file.
         end_to_end: `Parity` of the outputs, Keras against LiteRT, or `None` without verification.
+        not_compared: Why file and model could not be compared; empty if they were, or nobody asked.
         samples: Where the inputs of the comparison came from.
         front_layers: Names and types of the model's layers that are not in the file: lookups, whose
             outputs are the file's inputs.
@@ -119,6 +120,7 @@ class ConversionReport(Printable):
     float_operators: list[FloatOperator]
     saturated_biases: int = 0
     end_to_end: Parity | None = None
+    not_compared: str = ""
     samples: str = ""
     front_layers: dict[str, str] = dataclasses.field(default_factory=dict)
     lost_layers: list[str] = dataclasses.field(default_factory=list)
@@ -141,6 +143,8 @@ class ConversionReport(Printable):
             yield Text(f"op by op:   {_in_words(self.op_by_op)}")
         if self.end_to_end is not None:
             yield Text(f"end to end: {_in_words(self.end_to_end)}, on {self.samples}")
+        if self.not_compared:
+            yield Text(f"NOT COMPARED with the model: {self.not_compared}", style="bold red")
         if self.front_layers:
             named = ", ".join(f"'{name}' ({kind})" for name, kind in self.front_layers.items())
             yield Text(f"not in the file, run before it: {named}")
