@@ -1,14 +1,16 @@
 // What a path must provide: one table of functions. Each path fills it in its own folder, from the
-// algorithms of panel_kernels.h; matmul.cc and dequantize.cc call through it.
+// algorithms of generic/; matmul.cc and dequantize.cc call through it.
 #ifndef TFQUANT_CUSTOM_OPS_CORE_KERNELS_H_
 #define TFQUANT_CUSTOM_OPS_CORE_KERNELS_H_
 
 #include <cstdint>
 
 #include "blocks.h"
-#include "matmul.h"
+#include "settings.h"
 
 namespace tfquant {
+
+static constexpr int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 constexpr int kMaxPanels = 4;                       // panels that one tile covers at most
 constexpr int64_t kStreamBytes = int64_t{4} << 20;  // more output than caches hold
@@ -30,6 +32,11 @@ struct TileArgs {
   int64_t next;               // bytes to what the next tile of one row will read of a panel, or 0
 };
 using Tile = void (*)(const TileArgs&);
+
+// Unpacks `count` blocks of a panel to `values`; with `scales`, those behind every group of blocks
+// to `scale`, 16 floats each, unless the values have them in them.
+using Stage = void (*)(const uint8_t* blocks, int64_t count, int64_t blocks_per_group, bool scales,
+                       uint8_t* values, float* scale);
 
 // Where a tile's weights come from: straight from the packed blocks, or unpacked before.
 enum Source {
@@ -129,7 +136,6 @@ struct DequantizeArgs {
 struct Kernels {
   int64_t panels, gemv_panels;  // panels of a tile, and of a kGemv tile
   int max_row_size[2];          // log2 of the most rows of a tile, without and with group scales
-  bool unsigned_weights;        // stored offsets are left in and undone by offset_sum
   // Weights of 4 and 2 bits with groups: offset_sum is [block][rows], each value two int16, the
   // lower one for the first two of every four values of k, the upper one for the last two.
   bool pair_offsets;
@@ -141,10 +147,8 @@ struct Kernels {
   Tile real[3][2][kRowSizes];   // float activations, packed weights
   Tile staged_real[kRowSizes];  // floats, scaled
   // By Source, packed. Null where integer tiles unpack as they go.
-  void (*stage[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group, bool scales,
-                   uint8_t* values, float* scale);
-  void (*stage_real[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group, bool scales,
-                        float* values);
+  Stage stage[3];
+  Stage stage_real[3];  // to floats, scaled
   // Of a matrix unit, null without one. Before a thread's first tile and after its last come
   // matrix_begin and matrix_end. Integer activations: on weights staged as signed bytes, or, of 8
   // bits and without groups, on packed ones.
@@ -156,10 +160,8 @@ struct Kernels {
   // float.
   Tile matrix_real[2][kMatrixSizes];
   // By Source, packed; signed bytes, and pairs of bfloat16: [k / 2][16][2].
-  void (*stage_signed[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group,
-                          bool scales, uint8_t* values, float* scale);
-  void (*stage_brain[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group,
-                         bool scales, uint8_t* values, float* scale);
+  Stage stage_signed[3];
+  Stage stage_brain[3];
   void (*prepare_parts)(const PrepareArgs&);
   void (*prepare)(const PrepareArgs&);
   void (*finish)(const FinishArgs&);

@@ -8,6 +8,7 @@ import keras
 from keras import tree
 
 from tfquant.layers.copy import copy_layer
+from tfquant.layers.integers import truthful
 
 
 @dataclasses.dataclass
@@ -149,7 +150,7 @@ class _Tracer:
                 inputs = {id(x): x for x in tensors((args, kwargs))}
                 return _replay(self.trace(model), list(inputs.values()), nodes)
         if parts is None or callable(parts):
-            copy = self._copy(original)
+            copy = self.copies[id(original)] = truthful(self._copy(original), args, kwargs)
             outputs = copy(*args, **kwargs)
             nodes.append(Node(original, copy, args, kwargs, outputs))
             return outputs

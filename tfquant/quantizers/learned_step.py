@@ -45,7 +45,11 @@ class LearnedStep(WeightQuantizer):
 
     def fit(self, w) -> None:
         """Sets the steps to those with the least squared error for `w`."""
-        self.initial_scale.assign(self.best_steps(w))
+        self.set_steps(self.best_steps(w))
+
+    def set_steps(self, steps) -> None:
+        """Sets the steps that training begins with."""
+        self.initial_scale.assign(steps)
         self.step.assign(ops.ones_like(self.step))
 
     def real_steps(self, x=None):
@@ -53,6 +57,9 @@ class LearnedStep(WeightQuantizer):
         del x
         step = ops.maximum(self.step.value, SMALLEST_STEP)
         return relative(step, self.initial_scale.value)
+
+    def _scaled_steps(self, gain):
+        return [(self.initial_scale, self.initial_scale * gain)]
 
     def train(self, x):
         gradient_scale = 1.0 / math.sqrt(self.sharers * self.spec.qmax)

@@ -11,6 +11,7 @@ from tfquant.graph.walk import all_layers
 from tfquant.layers.parts import Constant
 from tfquant.passes.affine import merge_affine
 from tfquant.passes.fold import fold_forward
+from tfquant.passes.masks import hide_scores
 from tfquant.passes.merge import merge_clamps
 from tfquant.passes.permutes import cancel_permutes, delay_permutes
 from tfquant.registry.keras_layers import FLOAT, LINEAR
@@ -27,6 +28,9 @@ _logger = logging.getLogger("tfquant")
 _KNOWN = (layers.BatchNormalization, Constant, *FLOAT)
 
 
+_TABLES = (layers.Embedding, layers.ReversibleEmbedding)
+
+
 class Choices:
     """Reads a model and decides what becomes of each call.
 
@@ -41,6 +45,7 @@ class Choices:
         graph: `Graph` of the calls, whole networks unfolded.
         marked: Ids of the calls that are to be quantized, if they can be.
         own_configs: Dict from the id of a layer to the config that the user gave it.
+        looked_up: Ids of real tensors whose values are looked up in a table.
         configs: Dict from the id of a call to its config, `None` for one that stays float.
         units: Calls that the device computes as one.
     """
@@ -67,11 +72,18 @@ class Choices:
             lambda node: id(node) in self.marked and id(node.layer) not in self.own_configs,
         )
         fold_forward(self.graph, self._may_fold)
+        self.looked_up = self._leave_ids_alone()
         edges = self._edges()
         self.configs = {
             id(node): self._config(node, scheme.edge if id(node.layer) in edges else scheme)
             for node in self.graph.nodes
         }
+        if scheme.static:
+            for node, config in hide_scores(
+                self.graph, scheme.activations, lambda node: self.configs[id(node)]
+            ):
+                self.configs[id(node)] = config
+                self.marked.add(id(node))
         self._keep_residuals_float()
         self._warn_of_unknown_layers()
         self.units = fuse(
@@ -151,6 +163,22 @@ class Choices:
             and self.registry.get_quantize_config(dense.layer, self.scheme) is not None
         )
 
+    def _leave_ids_alone(self):
+        """Leaves float what computes the numbers of rows in a table; returns the ids of those.
+
+        `keras.Input((10,))` in front of an `Embedding` is float32: its ids have no grid.
+        """
+        looked_up = set()
+        for node in reversed(self.graph.nodes):
+            if any(id(x) in looked_up for x in tree.flatten(node.outputs)):
+                if type(node.layer) in LINEAR:
+                    continue
+                self.marked.discard(id(node))
+            elif not isinstance(node.layer, _TABLES) or node.kwargs.get("reverse"):
+                continue
+            looked_up.update(map(id, real(node.inputs)))
+        return looked_up
+
     def _edges(self):
         """Returns the first and the last layer with a kernel, in the order of calls."""
         linear = [id(node.layer) for node in self.graph.nodes if type(node.layer) in LINEAR]
@@ -163,15 +191,17 @@ class Choices:
         own = self.own_configs.get(id(node.layer))
         if own is not None:
             return own
+        outputs = tree.flatten(node.outputs)
+        if len(real(outputs)) < len(outputs):
+            return None  # Integers and truth values have no grid.
         if isinstance(node.layer, keras.layers.Layer):
             config = self.registry.get_quantize_config(node.layer, scheme)
             if config is None and self.unknown_layers == "weights" and self._is_unknown(node.layer):
                 return WeightsConfig.for_scheme(scheme)
             return config
         # What an operation computes from values on grids is rounded to a grid in its turn.
-        outputs = tree.flatten(node.outputs)
         if self.scheme.static and len(real([*node.inputs, *outputs])) == len(node.inputs + outputs):
-            return operation_config(node.layer, self.scheme.activations, len(outputs))
+            return operation_config(node.layer, self.scheme, len(outputs))
         return None
 
     def _keep_residuals_float(self):

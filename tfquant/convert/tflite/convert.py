@@ -14,7 +14,7 @@ from tfquant.convert.files import check_file, replacing
 from tfquant.convert.tflite.anchor import anchor, layer_names
 from tfquant.convert.tflite.assign import assign
 from tfquant.convert.tflite.compared import Compared, compare_all
-from tfquant.convert.tflite.describe import float_operators, layer_report
+from tfquant.convert.tflite.describe import elsewhere, float_operators, layer_report
 from tfquant.convert.tflite.float_file import convert_float
 from tfquant.convert.tflite.interpreter import first_refused
 from tfquant.convert.tflite.verify import Verifier, point_tensors, saturated_biases
@@ -106,7 +106,7 @@ def to_tflite(
         _check_runs(file, layer_names(float_file, anchors))
         describe = partial(layer_report, file=float_file, anchors=anchors, assignment=assignment)
         compared = Compared([describe(unit, verifier=None) for unit in lowered.units])
-        if verify:
+        if verify and lowered.device.runs_here():
             bar.update(task, description="Comparing Keras with LiteRT")
             tensors = point_tensors(file, float_file, anchors)
             begin = partial(Verifier, model, lowered, file, content, tensors, rows)
@@ -125,6 +125,8 @@ def to_tflite(
             samples=origin,
             front_layers=_front_layers(front),
             lost_layers=lost,
+            device=lowered.device.name,
+            elsewhere=elsewhere(lowered, float_file, anchors, assignment),
         )
     if lost:
         _logger.warning(

@@ -2,7 +2,7 @@
 
 import keras
 
-from tfquant.convert.tflite import rules
+from tfquant import devices
 from tfquant.convert.tflite.anchor import MOVES
 from tfquant.convert.tflite.assign import AS_THE_SCHEME_SAYS, Assignment
 from tfquant.convert.tflite.flatbuffer import File
@@ -42,7 +42,7 @@ def layer_report(unit, file: File, anchors, assignment: Assignment, verifier) ->
         activation_bits=grid.spec.num_bits if grid else None,
         output_sqnr=verifier.output_sqnr(unit) if verifier else None,
         parity=verifier.unit(unit) if verifier else None,
-        arithmetic=rules.TABLE_OR_FIXED_POINT.get(name, "exact"),
+        arithmetic=unit.layer.device.arithmetic(name, grid and grid.spec.stored_bits),
         note=_note(unit),
         **fields,
     )
@@ -93,3 +93,24 @@ def float_operators(file: File, assignment: Assignment, lowered) -> list[FloatOp
                     reason = f"layer '{layer}' ({kind}) {what}"
         operators.append(FloatOperator(name, op.name, reason))
     return operators
+
+
+def elsewhere(lowered, file: File, anchors, assignment: Assignment) -> dict[str, list[str]]:
+    """Returns what other devices compute otherwise: a dict from their names to operators."""
+    rows, device = set(), lowered.device
+    grids = {id(p.tensor): p.grid for points in anchors.values() for p in points}
+    for unit in lowered.units:
+        op, grid = _operator(unit, file, anchors, assignment), grids.get(id(unit.outputs[0]))
+        spec = next((kernel.spec for kernel in unit.kernels), None)
+        if op is not None and grid is not None:
+            rows.add((op.name, spec and spec.num_bits, grid.spec.stored_bits))
+    found = {}
+    for other in devices.DEVICES.values():
+        named = {
+            f"INT{weight_bits or num_bits} {name}"
+            for name, weight_bits, num_bits in rows
+            if device.differs(other, name, weight_bits, num_bits)
+        }
+        if named:
+            found[other.name] = sorted(named)
+    return found

@@ -75,7 +75,8 @@ class Verifier:
         self.model, self.lowered, self.file, self.content = model, lowered, file, content
         self.rows = rows
         inner = [array[:INNER_ROWS] for array in rows]
-        self.device = run_inner(file, to_file_inputs(file, inner))
+        self.resolver = lowered.device.resolver
+        self.device = run_inner(file, to_file_inputs(file, inner), self.resolver)
         self.float_values = self._float_values(inner)
         self.tensor_of, self.computed_away = tensors, {}
 
@@ -85,7 +86,7 @@ class Verifier:
         count = max(ROWS_PER_BATCH, min(ROWS, int(VALUES / max(size, 1))))
         rows = [array[:count] for array in self.rows]
         ours = self._predict(rows)
-        theirs = run(self.content, to_file_inputs(self.file, rows))
+        theirs = run(self.content, to_file_inputs(self.file, rows), resolver=self.resolver)
         outputs = list(zip(self.file.outputs, ours, theirs, strict=True))
         parts = [parity(self.file, index, *pair) for index, *pair in outputs]
         total = sum(parts[1:], parts[0])
