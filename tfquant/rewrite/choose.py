@@ -11,6 +11,7 @@ from tfquant.graph.walk import all_layers
 from tfquant.layers.parts import Constant
 from tfquant.passes.affine import merge_affine
 from tfquant.passes.fold import fold_forward
+from tfquant.passes.masks import hide_scores
 from tfquant.passes.merge import merge_clamps
 from tfquant.passes.permutes import cancel_permutes, delay_permutes
 from tfquant.registry.keras_layers import FLOAT, LINEAR
@@ -77,6 +78,12 @@ class Choices:
             id(node): self._config(node, scheme.edge if id(node.layer) in edges else scheme)
             for node in self.graph.nodes
         }
+        if scheme.static:
+            for node, config in hide_scores(
+                self.graph, scheme.activations, lambda node: self.configs[id(node)]
+            ):
+                self.configs[id(node)] = config
+                self.marked.add(id(node))
         self._keep_residuals_float()
         self._warn_of_unknown_layers()
         self.units = fuse(
@@ -194,7 +201,7 @@ class Choices:
             return config
         # What an operation computes from values on grids is rounded to a grid in its turn.
         if self.scheme.static and len(real([*node.inputs, *outputs])) == len(node.inputs + outputs):
-            return operation_config(node.layer, self.scheme.activations, len(outputs))
+            return operation_config(node.layer, self.scheme, len(outputs))
         return None
 
     def _keep_residuals_float(self):

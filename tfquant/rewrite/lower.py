@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from tfquant.devices import Device
 from tfquant.graph.graph import UniqueNames, clone_graph, real
 from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.layers.parts import Constant
@@ -92,6 +93,11 @@ class Lowered:
     float_layers: dict[str, str]
     weights_only: dict[str, str]
 
+    @property
+    def device(self) -> Device:
+        """The device that the quantized model simulates."""
+        return self.units[0].layer.device
+
 
 def lower(model) -> Lowered:
     """Takes a quantized model apart into a float model and a table of parameters.
@@ -158,7 +164,8 @@ def lower(model) -> Lowered:
 
 
 class _Bare:
-    """Tensors behind which no converter would stop: of kernels without a clamp, of float layers."""
+    """Tensors behind which no converter would stop: of kernels without a clamp, of what is combined
+    with constants, of float layers."""
 
     def __init__(self):
         self.ids, self.constants = set(), set()
@@ -169,7 +176,8 @@ class _Bare:
             self.constants.update(map(id, unit.outputs))
         config = unit.layer.quantize_config
         kernel = isinstance(config, LinearConfig) and not unit.layer.call_sites[call_site].clamp
-        if kernel or config.reads_floats:
+        constant = any(id(x) in self.constants for x in unit.inputs)
+        if kernel or constant or config.reads_floats:
             self.note_float(unit.outputs)
         elif isinstance(config, SameGridConfig):
             self.note_moved(unit.inputs, unit.outputs)
