@@ -15,8 +15,8 @@ from tfquant.numerics.fixed_point import (
     requantize_sum,
 )
 from tfquant.quantizers import AbsMax, Fixed, Grid, Static, from_steps, grid_of, on_grid, steps_of
-from tfquant.registry.linear import clamp_layer
 from tfquant.wrappers import Lowering, QuantizeConfig
+from tfquant.wrappers.lowering import clamp_layer
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -49,12 +49,6 @@ class OutputConfig(QuantizeConfig):
         if self.fixed:
             return [Fixed(self.activations, *self.fixed) for _ in range(self.outputs)]
         return [Static(self.activations) for _ in range(self.outputs)]
-
-    def lower(self, wrapper, call_site, args, kwargs, input_grids, name):
-        """Calls a copy of the layer, then the clamp."""
-        lowered = super().lower(wrapper, call_site, args, kwargs, input_grids, name)
-        bounds = wrapper.call_sites[call_site].clamp
-        return Lowering(clamp_layer(lowered.outputs, bounds)) if bounds else lowered
 
     def get_config(self):
         return {

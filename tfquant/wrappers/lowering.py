@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 
 from tfquant.numerics import QuantSpec
@@ -44,3 +45,10 @@ class Lowering:
     kernels: tuple[LoweredKernel, ...] = ()
     dynamic: bool = False
     bias: np.ndarray | None = None
+
+
+def clamp_layer(x, bounds):
+    """Applies the clamp `bounds`, `(low, high)` or `None`, as a layer that converters fuse."""
+    if bounds is None:
+        return x
+    return keras.layers.ReLU(max_value=bounds[1])(x)
