@@ -22,7 +22,7 @@ class Node:
         outputs: Structure of KerasTensors.
         origin: The layer of the user's model that this call is of or was taken apart from.
         marked: Whether it is to be quantized, if it can be.
-        part: Whether its layer is a part of `origin`, and not that layer.
+        part: Whether its layer is one of those that `origin` was unfolded into.
         unrolled: Whether it is of a part that may be called again and again, at every step.
         own: Whether its config was given with the layer, by the user or by what took it apart.
         scheme: `Scheme` of the call, its width; `None` where it stays float.

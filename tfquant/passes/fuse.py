@@ -1,6 +1,6 @@
 """What a kernel computes as well: the batch norm behind it, and the clamp behind both."""
 
-from keras import layers, tree
+from keras import activations, layers, tree
 
 from tfquant.graph.graph import Graph, Node
 from tfquant.registry.keras_layers import LINEAR, clamp_of
@@ -61,7 +61,11 @@ def _takes_followers(node):
 
 
 def _takes_norm(node):
-    return type(node.layer) in LINEAR and quantizes_kernel_alone(node.config, node.layer)
+    return (
+        type(node.layer) in LINEAR
+        and node.layer.activation is activations.linear
+        and quantizes_kernel_alone(node.config, node.layer)
+    )
 
 
 def _is_its_norm(node):

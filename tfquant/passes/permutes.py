@@ -70,7 +70,7 @@ def cancel_permutes(graph: Graph) -> None:
 def _remove_unread(graph):
     """Removes permutations that nobody reads."""
     for node in reversed(list(graph.nodes)):
-        unread = not graph.is_output(node.outputs) and not graph.consumers(node.outputs)
-        if type(node.layer) is layers.Permute and unread:
+        moves = type(node.layer) is layers.Permute
+        if moves and not graph.is_output(node.outputs) and not graph.consumers(node.outputs):
             graph.nodes.remove(node)
             graph.forget_order()

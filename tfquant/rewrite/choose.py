@@ -8,7 +8,8 @@ from keras import layers, tree
 from tfquant.graph.graph import Graph, Node, real, trace
 from tfquant.graph.read import is_composite
 from tfquant.layers.parts import Constant
-from tfquant.registry.keras_layers import FLOAT, LINEAR
+from tfquant.registry.keras_layers import CLAMPS, FLOAT, LINEAR
+from tfquant.registry.linear import LinearConfig
 from tfquant.registry.recipe import inner
 from tfquant.registry.weights import WeightsConfig, matrices
 from tfquant.unfold.decompose import decompose
@@ -66,13 +67,15 @@ class _Unfolding:
     def take_apart(self, layer, origin):
         """Returns what stands for `layer`; see `trace`."""
         row, marked = self.rows[origin], isinstance(layer, QuantizeAnnotate)
-        if row.scheme is None or _own_config(layer, origin, row) is not None:
+        own, layer = _own_config(layer, origin, row), inner(layer)
+        if row.scheme is None:
             return None
-        layer = inner(layer)
+        if own is not None:
+            return _without_activation(layer, own) if layer is inner(origin) else None
         if not self._is_or_becomes_quantized(layer, row.scheme):
             return None
-        own = is_composite(layer) and self.registry.supports(layer)
-        unfolded = None if own else unfold(layer, row.scheme)
+        whole = is_composite(layer) and self.registry.supports(layer)
+        unfolded = None if whole else unfold(layer, row.scheme)
         if unfolded is not None:
             return unfolded
         parts = decompose(layer)
@@ -90,6 +93,21 @@ class _Unfolding:
         )
 
 
+def _without_activation(layer, own):
+    """Takes off a layer of an own config the activation that its kernel does not compute itself.
+
+    Not where the config quantizes what is behind the activation, as one of the user's class does.
+    """
+    function = getattr(layer, "activation", None)
+    apart = isinstance(own, LinearConfig) or function in CLAMPS
+    parts = decompose(layer) if apart and type(layer) in LINEAR else None
+    if parts is None:
+        return None
+    (bare, weights), *behind = parts
+    marked = [(QuantizeAnnotate(part), weights) for part, weights in behind]
+    return [(QuantizeAnnotate(bare, own), weights), *marked]
+
+
 def _own_config(layer, origin, row):
     """Returns the config that a layer was given by hand, `None` for the registry's."""
     given = layer.quantize_config if isinstance(layer, QuantizeAnnotate) else None
@@ -102,9 +120,9 @@ def _unwrap(node: Node, rows):
     node.marked = row.scheme is not None
     node.config = _own_config(layer, node.origin, row) if node.marked else None
     node.own = node.config is not None
-    node.part = layer is not node.origin
+    node.part = layer is not node.origin and node.clone is not layer
     if isinstance(layer, QuantizeAnnotate):
-        node.unrolled = node.part and node.clone is not layer
+        node.unrolled = node.part
         node.layer, node.clone = layer.layer, node.clone.layer
 
 
