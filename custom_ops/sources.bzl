@@ -5,6 +5,7 @@ plain assignments of literals. Paths are relative to custom_ops/.
 """
 
 CORE_SOURCES = [
+    "core/args.cc",
     "core/c_api.cc",
     "core/cuda/launches.cc",
     "core/cuda/nvrtc_launch.cc",
@@ -58,9 +59,8 @@ TENSORFLOW_SOURCES = [
 # The GPU path by itself, for a library without TensorFlow: these and one way to launch, by the CUDA
 # runtime or on the emulated GPU.
 GPU_SOURCES = [
+    "core/args.cc",
     "core/cuda/launches.cc",
-    "core/dequantize.cc",
-    "core/matmul.cc",
     "core/pack.cc",
 ]
 

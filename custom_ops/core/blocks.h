@@ -88,6 +88,8 @@ static_assert(sizeof(GroupScales) == 32, "one f16 a column");
 
 constexpr int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
+constexpr int64_t CeilDivide(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
 constexpr int Offset(int num_bits) { return 1 << (num_bits - 1); }
 
 // The shape of a packed weight and where its parts lie; `Make` is in pack.h.

@@ -6,6 +6,8 @@
 #include <string>
 
 #include "c_arguments.h"
+#include "dequantize.h"
+#include "matmul.h"
 #include "pack.h"
 #include "path.h"
 #include "thread_pool.h"
@@ -18,9 +20,9 @@ thread_local LastError last_error;
 int Report(const std::string& error) { return last_error.Report(error); }
 
 std::string KernelsFor(const char* name, const Kernels** kernels) {
-  Path path = Path::kPortable;
+  const Path* path = nullptr;
   const std::string error = name == nullptr ? ChosenPath(&path) : FindPath(name, &path);
-  if (error.empty()) *kernels = &KernelsOf(path);
+  if (error.empty()) *kernels = &path->kernels();
   return error;
 }
 
@@ -48,16 +50,18 @@ int tfquant_abi_version(void) { return 1; }
 const char* tfquant_error(void) { return last_error.words.c_str(); }
 
 const char* tfquant_path_name(int index) {
-  return index >= 0 && index < kPaths ? PathName(static_cast<Path>(index)) : nullptr;
+  const Path* const path = PathAt(index);
+  return path ? path->name : nullptr;
 }
 
 int tfquant_path_supported(int index) {
-  return index >= 0 && index < kPaths && PathSupported(static_cast<Path>(index));
+  const Path* const path = PathAt(index);
+  return path != nullptr && path->Supported();
 }
 
 const char* tfquant_chosen_path(void) {
-  Path path = Path::kPortable;
-  return Report(ChosenPath(&path)) == 0 ? PathName(path) : nullptr;
+  const Path* path = nullptr;
+  return Report(ChosenPath(&path)) == 0 ? path->name : nullptr;
 }
 
 int64_t tfquant_packed_bytes(int num_bits, int64_t group_size, int64_t k, int64_t n) {

@@ -1,8 +1,8 @@
 /* The C ABI of core, for tests, benchmarks and hosts without TensorFlow; a language away by ctypes.
  *
  * Functions return 0, or -1 after which tfquant_error() of the same thread says what was wrong.
- * Enumerations are the integers of matmul.h and path.h; `path` is a name or null for the chosen
- * one. Sizes of buffers are checked; the buffers themselves are the caller's to get right. */
+ * Enumerations are the integers of settings.h; `path` is a name or null for the chosen one. Sizes
+ * of buffers are checked; the buffers themselves are the caller's to get right. */
 #ifndef TFQUANT_CUSTOM_OPS_CORE_C_API_H_
 #define TFQUANT_CUSTOM_OPS_CORE_C_API_H_
 

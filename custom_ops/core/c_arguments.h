@@ -7,8 +7,7 @@
 #include <initializer_list>
 #include <string>
 
-#include "dequantize.h"
-#include "matmul.h"
+#include "args.h"
 
 namespace tfquant {
 

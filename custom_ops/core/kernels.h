@@ -1,14 +1,16 @@
 // What a path must provide: one table of functions. Each path fills it in its own folder, from the
-// algorithms of panel_kernels.h; matmul.cc and dequantize.cc call through it.
+// algorithms of generic/; matmul.cc and dequantize.cc call through it.
 #ifndef TFQUANT_CUSTOM_OPS_CORE_KERNELS_H_
 #define TFQUANT_CUSTOM_OPS_CORE_KERNELS_H_
 
 #include <cstdint>
 
 #include "blocks.h"
-#include "matmul.h"
+#include "settings.h"
 
 namespace tfquant {
+
+static constexpr int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 constexpr int kMaxPanels = 4;                       // panels that one tile covers at most
 constexpr int64_t kStreamBytes = int64_t{4} << 20;  // more output than caches hold
@@ -129,7 +131,6 @@ struct DequantizeArgs {
 struct Kernels {
   int64_t panels, gemv_panels;  // panels of a tile, and of a kGemv tile
   int max_row_size[2];          // log2 of the most rows of a tile, without and with group scales
-  bool unsigned_weights;        // stored offsets are left in and undone by offset_sum
   // Weights of 4 and 2 bits with groups: offset_sum is [block][rows], each value two int16, the
   // lower one for the first two of every four values of k, the upper one for the last two.
   bool pair_offsets;

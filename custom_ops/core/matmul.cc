@@ -1,17 +1,12 @@
 #include "matmul.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <limits>
 #include <memory>
 #include <vector>
 
 #include "float16.h"
 #include "kernels.h"
-#include "pack.h"
-#include "path.h"
 
 namespace tfquant {
 namespace {
@@ -293,7 +288,7 @@ void FinishStripe(const Job& job, const Stripe& stripe, const void* sum, bool in
   finish.fused = args.fused;
   finish.type = args.type;
   const int64_t at = (job.first_row + stripe.begin) * n + first_column;
-  const int64_t size = args.type == DataType::kFloat32 ? 4 : 2;
+  const int64_t size = BytesOf(args.type);
   finish.y = static_cast<uint8_t*>(args.y) + at * size;
   finish.y_stride = n;
   finish.stream = args.m * n * size >= kStreamBytes;
@@ -302,7 +297,7 @@ void FinishStripe(const Job& job, const Stripe& stripe, const void* sum, bool in
 
 // What the end of a single row's unit reads and writes is on its way while the weights come.
 void FetchEnds(const Job& job, int64_t column, int64_t count) {
-  const int64_t size = job.args.type == DataType::kFloat32 ? 4 : 2;
+  const int64_t size = BytesOf(job.args.type);
   const uint8_t* const y = static_cast<const uint8_t*>(job.args.y);
   for (int64_t c = column; c < column + count; c += kPanelColumns) {
     __builtin_prefetch(job.column_scale + c);
@@ -442,64 +437,6 @@ void RunBinaryPanel(const Job& job, const Stripe& stripe, int64_t panel) {
 }
 
 }  // namespace
-
-void SerialFor(int64_t count, int64_t cost, const std::function<void(int64_t, int64_t)>& body) {
-  static_cast<void>(cost);
-  if (count > 0) body(0, count);
-}
-
-std::string CheckType(DataType type) {
-  if (type == DataType::kFloat32 || type == DataType::kBFloat16) return "";
-  return "`type` must be 0 (float32) or 1 (bfloat16). Received: type=" +
-         std::to_string(static_cast<int>(type)) + ".";
-}
-
-std::string CheckSettings(const MatmulArgs& args) {
-  PackedLayout layout;
-  std::string error = CheckType(args.type);
-  if (!error.empty()) return error;
-  error = MakeLayout(args.layout.num_bits, args.layout.group_size, args.layout.k, args.layout.n,
-                     &layout);
-  if (!error.empty()) return error;
-  const int mode = static_cast<int>(args.activations), fused = static_cast<int>(args.fused);
-  if (mode < 0 || mode > static_cast<int>(Activations::kStatic)) {
-    return "`activations` must be 0 to 3. Received: activations=" + std::to_string(mode) + ".";
-  }
-  if (fused < 0 || fused >= kFusedCount) {
-    return "`fused` must be 0 to " + std::to_string(kFusedCount - 1) +
-           ". Received: fused=" + std::to_string(fused) + ".";
-  }
-  if (args.activations == Activations::kPerGroup && layout.group_size == 0) {
-    return "Activations can have a scale per group only if the weights have groups. Received: "
-           "group_size=0.";
-  }
-  if (args.activations == Activations::kStatic && layout.num_bits != 1) {
-    // Below the smallest normal number 1 / x_scale could be infinite.
-    if (!(std::isfinite(args.x_scale) && args.x_scale >= std::numeric_limits<float>::min())) {
-      return "`x_scale` must be positive and finite. Received: x_scale=" +
-             std::to_string(args.x_scale) + ".";
-    }
-    if (args.zero_point < -128 || args.zero_point > 127) {
-      return "`zero_point` must lie in [-128, 127]. Received: zero_point=" +
-             std::to_string(args.zero_point) + ".";
-    }
-  }
-  return "";
-}
-
-std::string CheckMatmul(const MatmulArgs& args) {
-  const std::string error = CheckSettings(args);
-  if (!error.empty()) return error;
-  const PackedLayout& layout = args.layout;
-  constexpr int64_t kMost = int64_t{1} << 60;
-  if (args.m < 0 || args.m > kMost / layout.padded_k() || args.m > kMost / layout.padded_n()) {
-    return "`x` has a number of rows that overflows. Received: m=" + std::to_string(args.m) + ".";
-  }
-  if (args.weights == nullptr || (args.m > 0 && (args.x == nullptr || args.y == nullptr))) {
-    return "`x`, `weights` and `y` must not be null.";
-  }
-  return CheckPacked(args.weights, args.weights_bytes, layout);
-}
 
 void Matmul(const MatmulArgs& args, const Kernels& kernels, const ParallelFor& parallel_for) {
   const PackedLayout& layout = args.layout;

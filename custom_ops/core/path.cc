@@ -12,25 +12,27 @@
 #include <sys/auxv.h>
 #endif
 
+// Every path, from the plainest to the one that is preferred: on which processors it is compiled,
+// its name, and Xyz for its XyzKernels() and for HasXyz(), which looks at the processor.
+// clang-format off
+#define TFQUANT_PATHS(any, x86_64, aarch64) \
+  any(portable, Portable)                   \
+  x86_64(avx2, Avx2)                        \
+  x86_64(avxvnni, AvxVnni)                  \
+  x86_64(avx512, Avx512)                    \
+  x86_64(amx, Amx)                          \
+  aarch64(neon, Neon)
+// clang-format on
+
 namespace tfquant {
 
-const Kernels& PortableKernels();
-#if defined(__x86_64__)
-const Kernels& Avx2Kernels();
-const Kernels& AvxVnniKernels();
-const Kernels& Avx512Kernels();
-const Kernels& AmxKernels();
-#elif defined(__aarch64__)
-const Kernels& NeonKernels();
-#endif
+#define TFQUANT_DECLARE(name, Xyz) const Kernels& Xyz##Kernels();
+TFQUANT_PATHS(TFQUANT_DECLARE, TFQUANT_DECLARE, TFQUANT_DECLARE)
+#undef TFQUANT_DECLARE
 
 namespace {
 
-struct PathRow {
-  const char* name;
-  bool (*supported)();
-  const Kernels& (*kernels)();
-};
+bool HasPortable() { return true; }
 
 #if defined(__x86_64__)
 // A bit of cpuid that not every compiler's __builtin_cpu_supports knows by name.
@@ -70,7 +72,7 @@ bool HasAmx() {
 }
 #endif
 #elif defined(__aarch64__)
-bool HasDotProduct() {
+bool HasNeon() {                                         // and its dot product extension
 #if defined(__linux__)
   constexpr unsigned long kAsimdDotProduct = 1ul << 20;  // HWCAP_ASIMDDP
   return (getauxval(AT_HWCAP) & kAsimdDotProduct) != 0;
@@ -80,34 +82,23 @@ bool HasDotProduct() {
 }
 #endif
 
-bool Always() { return true; }
-
-// Indexed by Path; rows without kernels are not compiled in here.
-const PathRow kRows[kPaths] = {
-    {"portable", Always, PortableKernels},
+#define TFQUANT_HERE(name, Xyz) {#name, Has##Xyz, Xyz##Kernels},
+#define TFQUANT_ELSEWHERE(name, Xyz) {#name, nullptr, nullptr},
 #if defined(__x86_64__)
-    {"avx2", HasAvx2, Avx2Kernels},
-    {"avxvnni", HasAvxVnni, AvxVnniKernels},
-    {"avx512", HasAvx512, Avx512Kernels},
-    {"amx", HasAmx, AmxKernels},
-    {"neon", nullptr, nullptr},
+#define TFQUANT_X86_64 TFQUANT_HERE
+#define TFQUANT_AARCH64 TFQUANT_ELSEWHERE
 #elif defined(__aarch64__)
-    {"avx2", nullptr, nullptr},
-    {"avxvnni", nullptr, nullptr},
-    {"avx512", nullptr, nullptr},
-    {"amx", nullptr, nullptr},
-    {"neon", HasDotProduct, NeonKernels},
+#define TFQUANT_X86_64 TFQUANT_ELSEWHERE
+#define TFQUANT_AARCH64 TFQUANT_HERE
 #else
-    {"avx2", nullptr, nullptr},
-    {"avxvnni", nullptr, nullptr},
-    {"avx512", nullptr, nullptr},
-    {"amx", nullptr, nullptr},
-    {"neon", nullptr, nullptr},
+#define TFQUANT_X86_64 TFQUANT_ELSEWHERE
+#define TFQUANT_AARCH64 TFQUANT_ELSEWHERE
 #endif
-};
+constexpr Path kPaths[] = {TFQUANT_PATHS(TFQUANT_HERE, TFQUANT_X86_64, TFQUANT_AARCH64)};
+constexpr int kCount = static_cast<int>(sizeof(kPaths) / sizeof(kPaths[0]));
 
 struct Choice {
-  Path path = Path::kPortable;
+  const Path* path = kPaths;
   std::string error;
 };
 
@@ -118,39 +109,31 @@ Choice Choose() {
     if (!choice.error.empty()) choice.error = "Environment variable TFQUANT_PATH: " + choice.error;
     return choice;
   }
-  for (int i = 0; i < kPaths; ++i) {
-    if (PathSupported(static_cast<Path>(i))) choice.path = static_cast<Path>(i);
+  for (const Path& path : kPaths) {
+    if (path.Supported()) choice.path = &path;
   }
   return choice;
 }
 
 }  // namespace
 
-const char* PathName(Path path) { return kRows[static_cast<int>(path)].name; }
+const Path* PathAt(int index) { return index >= 0 && index < kCount ? &kPaths[index] : nullptr; }
 
-bool PathSupported(Path path) {
-  const PathRow& row = kRows[static_cast<int>(path)];
-  return row.supported != nullptr && row.supported();
-}
-
-const Kernels& KernelsOf(Path path) { return kRows[static_cast<int>(path)].kernels(); }
-
-std::string FindPath(const std::string& name, Path* path) {
+std::string FindPath(const std::string& name, const Path** path) {
   std::string supported;
-  for (int i = 0; i < kPaths; ++i) {
-    const Path candidate = static_cast<Path>(i);
-    if (!PathSupported(candidate)) continue;
-    if (name == PathName(candidate)) {
-      *path = candidate;
+  for (const Path& candidate : kPaths) {
+    if (!candidate.Supported()) continue;
+    if (name == candidate.name) {
+      *path = &candidate;
       return "";
     }
-    supported += (supported.empty() ? "" : ", ") + std::string(PathName(candidate));
+    supported += (supported.empty() ? "" : ", ") + std::string(candidate.name);
   }
   return "the path must be one that this processor supports: " + supported + ". Received: " + name +
          ".";
 }
 
-std::string ChosenPath(Path* path) {
+std::string ChosenPath(const Path** path) {
   static const Choice choice = Choose();
   *path = choice.path;
   return choice.error;

@@ -1,34 +1,35 @@
-// The one place where an instruction set is chosen, once, at run time.
+// The one place where an instruction set is chosen, once, at run time. The paths are listed in
+// path.cc; Python asks for their names (c_api.h) and keeps no list of its own.
 //
 // The best path that this processor supports runs, unless the environment variable TFQUANT_PATH
-// names one: portable, avx2, avxvnni, avx512, amx, neon. A name that is unknown or not supported
-// here is an error that every op reports, not a quiet fallback.
+// names another. A name that is unknown or not supported here is an error that every op reports,
+// not a quiet fallback.
 #ifndef TFQUANT_CUSTOM_OPS_CORE_PATH_H_
 #define TFQUANT_CUSTOM_OPS_CORE_PATH_H_
 
 #include <string>
 
-#include "kernels.h"
-
 namespace tfquant {
 
-// From the plainest to the one that is preferred.
-enum class Path : int { kPortable = 0, kAvx2 = 1, kAvxVnni = 2, kAvx512 = 3, kAmx = 4, kNeon = 5 };
-constexpr int kPaths = 6;
+struct Kernels;
 
-const char* PathName(Path path);
+struct Path {
+  const char* name;
+  // Whether this processor has the instructions; null where the path is not compiled in.
+  bool (*has_instructions)();
+  const Kernels& (*kernels)();
 
-// Compiled in, and this processor has the instructions.
-bool PathSupported(Path path);
+  bool Supported() const { return has_instructions != nullptr && has_instructions(); }
+};
 
-// `path` must be supported.
-const Kernels& KernelsOf(Path path);
+// The paths from the plainest to the one that is preferred, by index; null behind the last.
+const Path* PathAt(int index);
 
-// The path called `name`; what is wrong with the name in words, or "".
-std::string FindPath(const std::string& name, Path* path);
+// The supported path called `name`; what is wrong with the name in words, or "".
+std::string FindPath(const std::string& name, const Path** path);
 
 // The path of this process; the answer never changes.
-std::string ChosenPath(Path* path);
+std::string ChosenPath(const Path** path);
 
 }  // namespace tfquant
 

@@ -23,7 +23,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "matmul.h"
+#include "settings.h"
 
 namespace tfquant {
 

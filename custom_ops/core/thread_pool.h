@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "matmul.h"
+#include "parallel_for.h"
 
 namespace tfquant {
 

@@ -2,6 +2,8 @@
 #include <memory>
 #include <string>
 
+#include "../core/dequantize.h"
+#include "../core/matmul.h"
 #include "../core/path.h"
 #include "../core/thread_pool.h"
 #include "op_kernels.h"
@@ -36,10 +38,10 @@ ParallelFor ThreadsOf(OpKernelContext* ctx) {
 class Cpu {
  public:
   absl::Status Start(OpKernelConstruction*) {
-    Path path;
+    const Path* path = nullptr;
     const std::string error = ChosenPath(&path);
     if (!error.empty()) return absl::FailedPreconditionError(error);
-    kernels_ = &KernelsOf(path);
+    kernels_ = &path->kernels();
     return absl::OkStatus();
   }
 

@@ -8,8 +8,7 @@
 #include <limits>
 #include <string>
 
-#include "../core/dequantize.h"
-#include "../core/matmul.h"
+#include "../core/args.h"
 #include "../core/pack.h"
 #include "absl/status/status.h"
 

@@ -9,6 +9,7 @@
 
 #include "../core/dequantize.h"
 #include "../core/float16.h"
+#include "../core/matmul.h"
 #include "../core/path.h"
 #include "../core/thread_pool.h"
 #include "test_cases.h"
@@ -98,14 +99,14 @@ int Run(int argc, char** argv) {
   };
   const int64_t sizes[] = {1,  2,  3,  7,  8,  9,   15,  16,  17,  31,
                            32, 33, 63, 64, 65, 127, 128, 129, 521, 2049};
-  for (int i = 0; i < kPaths; ++i) {
-    const Path path = static_cast<Path>(i);
-    if (!PathSupported(path)) {
-      std::printf("%s: not supported here\n", PathName(path));
+  for (int i = 0; PathAt(i) != nullptr; ++i) {
+    const Path& path = *PathAt(i);
+    if (!path.Supported()) {
+      std::printf("%s: not supported here\n", path.name);
       continue;
     }
-    const Kernels& kernels = KernelsOf(path);
-    CheckPlainRows(kernels, PathName(path));
+    const Kernels& kernels = path.kernels();
+    CheckPlainRows(kernels, path.name);
     for (int round = 0; round < rounds; ++round) {
       for (int num_bits : {8, 4, 2, 1}) {
         for (int64_t group_size : {0, 32, 64, 128}) {
@@ -117,14 +118,14 @@ int Run(int argc, char** argv) {
             for (int mode = 0; mode < 4; ++mode) {
               const Activations activations = static_cast<Activations>(mode);
               if (activations == Activations::kPerGroup && !group_size) continue;
-              CheckShape(kernels, PathName(path), w, m, activations,
+              CheckShape(kernels, path.name, w, m, activations,
                          Uniform(0, 1) ? threads : ParallelFor(SerialFor));
             }
           }
         }
       }
     }
-    std::printf("%s: done\n", PathName(path));
+    std::printf("%s: done\n", path.name);
   }
   return Finish();
 }

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "../core/matmul.h"
+#include "../core/args.h"
 #include "../core/pack.h"
 #include "../core/reference_matmul.h"
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../core/dequantize.h"
+#include "../core/matmul.h"
 #include "../core/pack.h"
 #include "../core/path.h"
 
@@ -36,9 +37,10 @@ class Input {
 };
 
 const Kernels& AnyKernels(Input* in) {
-  Path path = static_cast<Path>(in->Number(kPaths));
-  if (!PathSupported(path)) path = Path::kPortable;
-  return KernelsOf(path);
+  int count = 0;
+  while (PathAt(count) != nullptr) ++count;
+  const Path* const path = PathAt(static_cast<int>(in->Number(count)));
+  return (path->Supported() ? path : PathAt(0))->kernels();
 }
 
 void Packed(Input* in) {

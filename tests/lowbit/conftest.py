@@ -1,8 +1,29 @@
+import re
+
 import numpy as np
 import pytest
 
-from tfquant.lowbit import doctor
+from tfquant.lowbit import build, doctor
 from tfquant.lowbit.core import Core
+
+# As core/path.cc lists them, whatever this processor can run.
+PATHS = re.findall(
+    r"^ +(?:any|x86_64|aarch64)\((\w+), \w+\)",
+    (build.source_root() / "core" / "path.cc").read_text(),
+    re.MULTILINE,
+)
+
+
+@pytest.fixture
+def listed_paths():
+    return tuple(PATHS)
+
+
+@pytest.fixture(params=PATHS)
+def path(request, core):
+    if request.param not in core.paths():
+        pytest.skip(f"this processor cannot run the path {request.param}")
+    return request.param
 
 
 @pytest.fixture

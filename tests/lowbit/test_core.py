@@ -17,14 +17,8 @@ from tfquant.lowbit import build, library
 from tfquant.lowbit.core import Core, aligned
 from tfquant.numerics import packing, reference
 
-PATHS = ["portable", "avx2", "avxvnni", "avx512", "amx", "neon"]
 FORMATS = [(8, 0), (8, 64), (4, 32), (4, 64), (4, 128), (4, 0), (2, 32), (2, 128), (2, 0), (1, 0)]
 ACTIVATIONS = list(reference.ACTIVATIONS)
-
-
-def need(core, path):
-    if path not in core.paths():
-        pytest.skip(f"this processor cannot run the path {path}")
 
 
 @functools.cache
@@ -59,13 +53,11 @@ def check(core, path, x, num_bits, group_size, n, activations, kind="random", th
     assert (error <= reference.lowbit_matmul_bound(x, q, scale, **settings)).all()
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("num_bits", "group_size"), FORMATS)
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 def test_paths_agree_on_both_sides_of_every_boundary(
     core, path, num_bits, group_size, activations, rng
 ):
-    need(core, path)
     if activations == "per_group" and not group_size:
         pytest.skip("scales per group need groups")
     edge = group_size or 32
@@ -83,7 +75,6 @@ def test_paths_agree_on_both_sides_of_every_boundary(
             )
 
 
-@pytest.mark.parametrize("path", PATHS)
 @hypothesis.settings(
     deadline=None,
     max_examples=60,
@@ -99,7 +90,6 @@ def test_paths_agree_on_both_sides_of_every_boundary(
     seed=st.integers(0, 2**31),
 )
 def test_paths_agree_on_any_shape(core, path, form, activations, m, k, n, threads, seed):
-    need(core, path)
     num_bits, group_size = form
     if activations == "per_group" and not group_size:
         activations = "per_row"
@@ -107,11 +97,9 @@ def test_paths_agree_on_any_shape(core, path, form, activations, m, k, n, thread
     check(core, path, x, num_bits, group_size, n, activations, threads=threads)
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("kind", ["lowest", "highest"])
 @pytest.mark.parametrize("value", [-128, 127])
 def test_extremes_never_saturate(core, path, kind, value):
-    need(core, path)
     for num_bits, group_size in FORMATS:
         for m, k in ((1, 1024), (5, 32), (5, 1024), (20, 1024)):
             x = np.full((m, k), value, np.float32)
@@ -120,13 +108,11 @@ def test_extremes_never_saturate(core, path, kind, value):
             check(core, path, x, num_bits, group_size, 20, "per_row", kind)
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("value", "zero_point"), [(-128, 0), (127, -128), (-128, 127)])
 @pytest.mark.parametrize("m", [1, 9])
 @pytest.mark.parametrize(("num_bits", "q"), [(8, -128), (8, 127), (4, -8), (4, 7), (2, -2), (2, 1)])
 def test_the_deepest_channel_fits_the_accumulator(core, path, value, zero_point, m, num_bits, q):
     """With a zero point the result does not fit 32 bits, only what is summed up does."""
-    need(core, path)
     k = packing.MAX_DEPTH
     packed = deepest(num_bits, q)
     x = np.full((m, k), value - zero_point, np.float32)
@@ -140,9 +126,7 @@ def deepest(num_bits, q):
     return packing.pack_matmul(np.full((packing.MAX_DEPTH, 1), q), np.ones(1), num_bits=num_bits)
 
 
-@pytest.mark.parametrize("path", PATHS)
 def test_integers_are_exact_per_channel(core, path, rng):
-    need(core, path)
     x = rng.integers(-127, 128, (11, 700)).astype(np.float32)
     x[:, 0] = 127  # the scale is one, and sums stay below 2^24
     q = rng.integers(-128, 128, (700, 50))
@@ -151,9 +135,7 @@ def test_integers_are_exact_per_channel(core, path, rng):
     np.testing.assert_array_equal(y, x.astype(int) @ q)
 
 
-@pytest.mark.parametrize("path", PATHS)
 def test_results_do_not_depend_on_the_number_of_threads(core, path, rng):
-    need(core, path)
     for num_bits, group_size in FORMATS:
         _, _, packed = weights(num_bits, group_size, 1031, 331)
         for m in (1, 3, 140):
@@ -164,10 +146,8 @@ def test_results_do_not_depend_on_the_number_of_threads(core, path, rng):
                 np.testing.assert_array_equal(core.matmul(x, packed, threads=threads, **form), one)
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("m", "offset"), [(5, 1), (5, 3), (5, 4), (5, 17), (20, 3)])
 def test_pointers_need_no_alignment(core, path, m, offset, rng):
-    need(core, path)
     for num_bits, group_size in FORMATS:
         _, _, packed = weights(num_bits, group_size, 257, 35)
         moved = aligned(packed.size, np.uint8, offset)
@@ -180,10 +160,8 @@ def test_pointers_need_no_alignment(core, path, m, offset, rng):
         np.testing.assert_array_equal(out, core.matmul(x.copy(), packed, **form))
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 def test_bfloat16_is_the_float_result_rounded(core, path, activations, rng):
-    need(core, path)
     for num_bits, group_size in FORMATS:
         if activations == "per_group" and not group_size:
             continue
@@ -198,11 +176,9 @@ def test_bfloat16_is_the_float_result_rounded(core, path, activations, rng):
             np.testing.assert_array_equal(y, rounded)
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 def test_depths_agree_on_both_sides_of_a_stretch(core, path, activations, rng):
     """Tiles go through 2048 values of k, unpacked before from some tens of rows on."""
-    need(core, path)
     for num_bits, group_size in FORMATS:
         if activations == "per_group" and not group_size:
             continue
@@ -211,10 +187,8 @@ def test_depths_agree_on_both_sides_of_a_stretch(core, path, activations, rng):
             check(core, path, x, num_bits, group_size, 17, activations)
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("m", [127, 129, 257, 1023, 1024, 1025, 1033])
 def test_rows_agree_on_both_sides_of_a_stripe_and_of_a_pass(core, path, m, rng):
-    need(core, path)
     for num_bits, group_size, activations in (
         (4, 32, "per_group"),
         (8, 0, "static"),
@@ -225,10 +199,8 @@ def test_rows_agree_on_both_sides_of_a_stripe_and_of_a_pass(core, path, m, rng):
         check(core, path, x, num_bits, group_size, 17, activations, threads=2)
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("fused", reference.FUSED)
 def test_fused_functions_agree(core, path, fused, rng):
-    need(core, path)
     x = rng.normal(size=(5, 64)).astype(np.float32) * 3
     q, scale, packed = weights(8, 0, 64, 70)
     form = {"num_bits": 8, "fused": fused}
@@ -240,10 +212,8 @@ def test_fused_functions_agree(core, path, fused, rng):
     np.testing.assert_array_less(np.abs(y - expected), bound + 2.0**-21 * (linear + 1))
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("m", [6, 20])
 def test_rows_that_are_not_finite_are_nan_alone(core, path, m, rng):
-    need(core, path)
     x = rng.normal(size=(m, 96)).astype(np.float32)
     x[1, 40], x[4, 95] = np.inf, np.nan
     x[2] = 0
@@ -259,11 +229,9 @@ def test_rows_that_are_not_finite_are_nan_alone(core, path, m, rng):
             assert not y[2].any()
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("m", [7, 20])
 def test_float_rows_of_any_size_are_right(core, path, m, rng):
     """Where floats are cut into parts, the parts of small ones must not vanish."""
-    need(core, path)
     x = rng.normal(size=(m, 161))
     x *= np.resize([1e-36, 1, 1e33, 0, 1e-20, 1e20, 1e-30], m)[:, None]
     x[0, 3], x[2, 4] = 0, 1e-38
@@ -271,11 +239,9 @@ def test_float_rows_of_any_size_are_right(core, path, m, rng):
         check(core, path, x.astype(np.float32), num_bits, group_size, 20, "float", bias=None)
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("m", [3, 20])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_a_float_that_is_not_finite_spoils_its_row_only(core, path, m, value, rng):
-    need(core, path)
     x = rng.normal(size=(m, 96)).astype(np.float32)
     x[1, 40] = value
     for num_bits, group_size in FORMATS[:-1]:
@@ -297,9 +263,7 @@ def test_core_packs_the_bytes_of_the_drawing(core, num_bits, group_size):
         np.testing.assert_array_equal(found, packed)
 
 
-@pytest.mark.parametrize("path", PATHS)
 def test_an_empty_batch_is_empty(core, path):
-    need(core, path)
     for num_bits, group_size in FORMATS:
         _, _, packed = weights(num_bits, group_size, 64, 5)
         form = {"units": 5, "num_bits": num_bits, "group_size": group_size, "path": path}

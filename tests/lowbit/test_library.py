@@ -13,6 +13,7 @@ import pytest
 from tfquant.lowbit import build, library
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+README = ROOT / "custom_ops" / "README.md"
 
 FALLBACK = """
 import sys, warnings
@@ -103,6 +104,37 @@ def test_each_stamp_has_its_own_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("TFQUANT_CACHE_DIR", str(tmp_path))
     first, second = (library.cache_folder({"sources": s}) for s in "ab")
     assert first != second and first.parent == second.parent == tmp_path
+
+
+def test_python_knows_every_path_that_the_sources_list(core, listed_paths):
+    """One for another processor is listed too, and not supported here."""
+    listed = library.path_names(library.c_library())
+    assert listed == listed_paths
+    assert {"portable", "avx2", "amx", "neon"} <= set(listed)
+    assert set(core.paths()) < set(listed)
+
+
+def test_the_doctor_names_the_last_path_too(core, monkeypatch):
+    """On an ARM processor the last one, neon, is the only one but the portable path."""
+    real = library.c_library()
+
+    class OnArm:
+        tfquant_cuda_describe = real.tfquant_cuda_describe
+        tfquant_path_name = real.tfquant_path_name
+
+        def tfquant_path_supported(self, index):
+            return self.tfquant_path_name(index) in (b"portable", b"neon")
+
+        def tfquant_chosen_path(self):
+            return b"neon"
+
+    monkeypatch.setattr(library, "c_library", OnArm)
+    assert library.doctor().supported_paths == ("portable", "neon")
+
+
+def test_the_readme_names_the_paths_that_one_can_force(listed_paths):
+    row = re.search(r"^\| force a path \|.*$", README.read_text(), re.MULTILINE).group()
+    assert re.findall(r"`(?:TFQUANT_PATH=)?(\w+)`", row) == list(listed_paths)
 
 
 def test_the_source_list_names_every_source_and_no_other():

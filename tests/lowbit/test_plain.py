@@ -14,7 +14,6 @@ from tfquant.lowbit import library
 from tfquant.lowbit.core import aligned
 from tfquant.numerics import packing, reference
 
-PATHS = ["portable", "avx2", "avxvnni", "avx512", "amx", "neon"]
 GROUPS = {
     "tensor": (10**6, 10**6),
     "row": (1, 10**6),
@@ -36,7 +35,6 @@ def case(rng, num_bits, columns, groups, rows=9):
     return packed, scale, zero_point, form
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("num_bits", [8, 4, 2, 1])
 @pytest.mark.parametrize("groups", GROUPS)
 def test_every_path_dequantizes_exactly(core, rng, path, num_bits, groups):
@@ -121,7 +119,6 @@ def test_any_shape_goes_there_and_back(
     np.testing.assert_array_equal(again, packed)
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("num_bits", [8, 4, 2, 1])
 def test_large_arrays_and_odd_places_dequantize_exactly(core, rng, path, num_bits):
     """From 4 MB on stores go past the caches where a row's place allows, which odd rows shift."""

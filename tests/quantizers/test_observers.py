@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 
 from tfquant.numerics import QuantSpec, choose_params
@@ -16,6 +17,7 @@ from tfquant.quantizers.observers import (
     Summary,
     get,
 )
+from tfquant.quantizers.observers.base import scattered
 
 INT8 = QuantSpec(8)
 INT4 = QuantSpec(4)
@@ -288,6 +290,62 @@ def test_entropy_does_not_depend_on_how_many_zeros_a_relu_leaves(rng):
     x = np.abs(rng.normal(size=30_000)).astype(np.float32)
     sparse = np.append(x, np.zeros(30_000, np.float32))
     assert observe(Entropy(), x).range(INT8) == observe(Entropy(), sparse).range(INT8)
+
+
+class TestScattered:
+    """The sample of a large tensor, told by the places it is taken from."""
+
+    @staticmethod
+    def places(count):
+        # float32 holds whole numbers up to 2**24.
+        return ops.convert_to_numpy(scattered(ops.arange(count, dtype="float32"), 65_536))
+
+    @pytest.mark.parametrize("count", [1, 2, 24, 65_535, 65_536])
+    def test_a_tensor_that_fits_is_taken_whole(self, count):
+        np.testing.assert_array_equal(self.places(count), np.arange(count))
+
+    @pytest.mark.parametrize("count", [65_537, 131_071, 131_072, 131_073, 1_000_000, 2**24])
+    def test_each_stretch_of_a_larger_one_gives_one_value(self, count):
+        found, i = self.places(count), np.arange(65_536)
+        assert (i * count // 65_536 <= found).all()
+        assert (found <= -(-(i + 1) * count // 65_536) - 1).all()
+
+    @pytest.mark.parametrize("shape", [(32, 16, 16), (7, 33, 29), (32, 128), (1000,)])
+    def test_no_number_of_channels_hides_one(self, shape):
+        for channels in range(1, 513):
+            count = min(int(np.prod(shape)) * channels, 2**24)
+            found = np.bincount(self.places(count).astype(int) % channels, minlength=channels)
+            expected = min(count, 65_536) / channels
+            # At least 128 are expected of each where the tensor does not fit, 11 the deviation.
+            assert found.min() > 0.5 * expected and found.max() < 1.7 * expected, channels
+
+    @pytest.mark.parametrize("count", [3 * 65_536, 24 * 65_536, 196_613, 12_845_056])
+    def test_no_period_hides_a_place(self, count):
+        """Rows, columns, frames and heads repeat at periods other than the channels."""
+        found = self.places(count).astype(np.int64)
+        for period in range(1, 513):
+            shares = np.bincount(found % period, minlength=period) * (period / 65_536)
+            assert shares.min() > 0.5 and shares.max() < 1.7, period
+
+    def test_a_graph_of_free_batch_takes_the_same_places(self):
+        x = np.arange(300_000, dtype=np.float32).reshape(-1, 24)
+        graph = tf.function(MeanSquaredError.summarize, input_signature=[tf.TensorSpec((None, 24))])
+        np.testing.assert_array_equal(graph(x), MeanSquaredError.summarize(ops.array(x)))
+
+
+@pytest.mark.parametrize("channels", [24, 40, 48, 96, 144])
+@pytest.mark.parametrize("observer", SAMPLING)
+def test_channels_larger_than_the_others_are_seen(observer, channels, rng):
+    x = rng.normal(size=(32, 16, 16, channels)).astype(np.float32)
+    x[..., 1::3] *= 4
+    seen = observer()
+    seen.update(Observer.unpack(ops.convert_to_numpy(seen.summarize(ops.array(x)))))
+    low, high = seen.range(INT8)
+    noise = squared_error(x, low, high, INT8)
+    # Rounding alone costs a step squared by twelve; clipping a third of the channels, decibels.
+    step = (high - low) / 255
+    assert noise < 1.5 * step**2 / 12
+    assert 10 * np.log10(np.mean(x**2) / noise) > 35
 
 
 @pytest.mark.parametrize("alias", OBSERVERS)

@@ -8,6 +8,7 @@ import keras
 from keras import tree
 
 from tfquant.layers.copy import copy_layer, transfer_weights, undrawn
+from tfquant.layers.integers import truthful
 
 
 @dataclasses.dataclass(eq=False)
@@ -63,7 +64,7 @@ class Node:
     @property
     def reads_grids(self) -> bool:
         """Whether it takes its inputs as integers."""
-        return self.config is not None and self.scheme.static and not self.config.reads_floats
+        return self.config is not None and self.scheme.static and self.config.reads_grids
 
     def read_instead(self, replaced: dict) -> None:
         """Has the call read other tensors, those that `replaced` gives for its own."""
@@ -86,12 +87,14 @@ class Graph:
         outputs: Structure of the output KerasTensors.
         nodes: Calls, none of a model: nested models are read through.
         name: Name of the model.
+        looked_up: Real tensors whose values are numbers of rows in a table, and have no grid.
     """
 
     inputs: object
     outputs: object
     nodes: list[Node]
     name: str
+    looked_up: set = dataclasses.field(default_factory=set)
 
     def producer(self, tensor) -> Node | None:
         """Returns the call that `tensor` comes from; `None` for an input."""
@@ -259,7 +262,7 @@ class _Tracer:
                 inputs = list(dict.fromkeys(tensors((args, kwargs))))
                 return _replay(self.trace(model, origin=origin), inputs, nodes)
         if parts is None or callable(parts):
-            copy = self._copy(layer)
+            copy = self.copies[layer] = truthful(self._copy(layer), args, kwargs)
             with undrawn(copy):
                 outputs = copy(*args, **kwargs)
             nodes.append(Node(layer, copy, args, kwargs, outputs, origin))

@@ -28,13 +28,7 @@ class Core:
 
     def paths(self):
         """Names of the paths that this processor can run."""
-        names = []
-        index = 0
-        while (name := self._c.tfquant_path_name(index)) is not None:
-            if self._c.tfquant_path_supported(index):
-                names.append(name.decode())
-            index += 1
-        return names
+        return library.supported_paths(self._c)
 
     def pack(self, q, scale, *, num_bits, group_size=0):
         """Like `numerics.packing.pack_matmul`; the same bytes, on a cache line."""

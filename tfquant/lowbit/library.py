@@ -11,8 +11,6 @@ import warnings
 
 from tfquant.lowbit import build
 
-_PATHS = 5
-
 
 class FallbackWarning(UserWarning):
     """The compiled ops are missing and the slow reference does their work."""
@@ -70,8 +68,7 @@ def doctor():
     path, supported, problem = "reference", (), loaded.problem
     if loaded.ops is not None:
         library = c_library()
-        names = [library.tfquant_path_name(i).decode() for i in range(_PATHS)]
-        supported = tuple(n for i, n in enumerate(names) if library.tfquant_path_supported(i))
+        supported = supported_paths(library)
         chosen = library.tfquant_chosen_path()
         if chosen is None:
             problem = library.tfquant_error().decode()
@@ -133,6 +130,20 @@ def open_c_library(file):
     library.tfquant_cuda_describe.restype = ctypes.c_char_p
     library.tfquant_cuda_kernel_name.restype = ctypes.c_char_p
     return library
+
+
+def path_names(library):
+    """Names of all paths of an opened library, plainest first; the list is `core/path.cc`."""
+    names = []
+    while (name := library.tfquant_path_name(len(names))) is not None:
+        names.append(name.decode())
+    return tuple(names)
+
+
+def supported_paths(library):
+    """Names of the paths of an opened library that this processor can run, plainest first."""
+    names = path_names(library)
+    return tuple(name for i, name in enumerate(names) if library.tfquant_path_supported(i))
 
 
 def _gpu():

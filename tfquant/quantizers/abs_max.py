@@ -1,6 +1,7 @@
 """Weights: symmetric, scaled by their largest magnitude."""
 
 import keras
+from keras import ops
 
 from tfquant.quantizers.weight import WeightQuantizer, positive
 
@@ -9,32 +10,40 @@ from tfquant.quantizers.weight import WeightQuantizer, positive
 class AbsMax(WeightQuantizer):
     """Symmetric grid whose range is the largest magnitude of the values, times `clip`.
 
-        scale = clip * max(|w|) / qmax
+        scale = clip * max(|w|) / qmax,   or `given`, where steps were given
 
     The scale follows the weights while they train; `clip` (one for each scale, 1 at first) is set
-    by `fit` and stands still. Gradients pass straight through where nothing is clipped
-    (Jacob et al. 2018, arXiv:1712.05877, section 3).
+    by `fit` and stands still, and so do given steps. Gradients pass straight through where nothing
+    is clipped (Jacob et al. 2018, arXiv:1712.05877, section 3).
 
     Args:
         spec: Symmetric `QuantSpec`, per tensor, per axis or per group.
     """
 
     def build(self, input_shape):
-        """Creates `clip`, one for each scale."""
+        """Creates `clip` and `given`, one for each scale; `given` is 0 where nobody gave a step."""
         super().build(input_shape)
-        self.clip = self.add_weight(
-            shape=self.scale_shape,
-            initializer="ones",
-            name="clip",
-            trainable=False,
-            dtype="float32",
+        self.clip, self.given = (
+            self.add_weight(
+                shape=self.scale_shape,
+                initializer=initializer,
+                name=name,
+                trainable=False,
+                dtype="float32",
+            )
+            for name, initializer in (("clip", "ones"), ("given", "zeros"))
         )
 
     def real_steps(self, x=None):
-        """Returns the share `clip` of the largest magnitudes, in steps of the grid."""
+        """Returns the share `clip` of the largest magnitudes, in steps of the grid; given steps."""
         # A product: graph optimizers turn a division by a constant into one, which rounds
         # differently, and the same model would have other integers in a graph than outside.
-        return positive(self.largest(x) * self.clip * (1.0 / self.spec.qmax))
+        found = positive(self.largest(x) * self.clip * (1.0 / self.spec.qmax))
+        return ops.where(self.given > 0, self.given, found)
+
+    def set_steps(self, steps) -> None:
+        """Gives the steps."""
+        self.given.assign(steps)
 
     def fit(self, w) -> None:
         """Sets `clip` to the fraction with the least squared error, scale by scale."""

@@ -58,6 +58,12 @@ class Quantizer(keras.layers.Layer, abc.ABC):
         y = fake_quantize(ops.cast(x, "float32"), params, self.spec)
         return on_grid(y, Grid(params, self.spec, group=self.group))
 
+    def still(self, x):
+        """Rounds `x` as a training step does, with its gradients, and moves no range."""
+        if not self.calibrated:
+            return x
+        return ops.cast(self.train(ops.cast(x, "float32")), x.dtype)
+
     @property
     def clamps(self) -> bool:
         """Whether a training step computes the activation in front of the quantizer, too."""

@@ -45,7 +45,11 @@ class LearnedStep(WeightQuantizer):
 
     def fit(self, w) -> None:
         """Sets the steps to those with the least squared error for `w`."""
-        self.initial_scale.assign(self.best_steps(w))
+        self.set_steps(self.best_steps(w))
+
+    def set_steps(self, steps) -> None:
+        """Sets the steps that training begins with."""
+        self.initial_scale.assign(steps)
         self.step.assign(ops.ones_like(self.step))
 
     def real_steps(self, x=None):

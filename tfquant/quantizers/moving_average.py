@@ -67,6 +67,11 @@ class MovingAverage(Static):
             self._follow(x)
         return super().train(x)
 
+    def still(self, x):
+        if not self.calibrated:
+            return x
+        return ops.cast(super().train(ops.cast(x, "float32")), x.dtype)
+
     def _follow(self, x):
         x = ops.stop_gradient(x)
         lowest, highest = self._extremes(x, *(self.clamp or (None, None)))

@@ -99,6 +99,62 @@ class WeightQuantizer(Quantizer):
     def fit(self, w) -> None:
         """Sets the grid for the weight `w`, an array, as well as it can be without training."""
 
+    def set_steps(self, steps) -> None:
+        """Sets the steps, of shape `scale_shape`, to given ones, exactly.
+
+        Raises:
+            ValueError: If the quantizer finds its steps itself, as `LearnedThreshold` and `DoReFa`.
+        """
+        raise ValueError(
+            "Steps can be given to the quantizers 'abs_max' and 'learned_step'. Received: "
+            f"{type(self).__name__}. Pass weight_quantizer='abs_max' to quantize_model."
+        )
+
+    def checked_integers(self, integers, scale):
+        """Returns given integers and steps as float32 arrays, integers in the shape of the weight.
+
+        Args:
+            integers: Array of the shape of the weight.
+            scale: Step, or array whose shape broadcasts to `scale_shape`; `[channels]`, where the
+                weight has a step for each channel.
+
+        Raises:
+            ValueError: If shapes do not fit, a value is no integer of the grid, or a step is not
+                positive and finite (in groups: not a number of 8 significant bits).
+        """
+        spec, q = self.spec, np.asarray(integers)
+        if q.shape != self.weight_shape:
+            raise ValueError(
+                f"`integers` must have the shape of the weight, {self.weight_shape}. Received: "
+                f"shape {q.shape}."
+            )
+        if not (np.isfinite(q).all() and (q == np.round(q)).all()):
+            raise ValueError("`integers` must hold whole numbers. Received: fractions or NaN.")
+        if q.size and (q.min() < spec.qmin or q.max() > spec.qmax):
+            raise ValueError(
+                f"`integers` must lie from {spec.qmin} to {spec.qmax}, the grid of "
+                f"{spec.num_bits} bits. Received: {q.min()} to {q.max()}."
+            )
+        steps = np.asarray(scale, np.float32)
+        if steps.ndim == 1 and steps.size == math.prod(self.scale_shape):
+            steps = steps.reshape(self.scale_shape)
+        try:
+            steps = np.broadcast_to(steps, self.scale_shape)
+        except ValueError as error:
+            raise ValueError(
+                f"`scale` must broadcast to {self.scale_shape}. Received: shape {steps.shape}."
+            ) from error
+        if not (np.isfinite(steps).all() and (steps > 0).all()):
+            raise ValueError(
+                f"`scale` must be positive and finite. Received: {steps.min()} to {steps.max()}."
+            )
+        if self.grouped and (np.asarray(group_scale(steps)) != steps).any():
+            raise ValueError(
+                "The scales of groups must be numbers of 8 significant bits, which half precision "
+                "and bfloat16 both hold; see tfq.numerics.group_scale. Received: others."
+            )
+        return q.astype(np.float32), steps
+
     def latent(self, w):
         """Returns the real values that are rounded; `w` itself for most quantizers."""
         return w

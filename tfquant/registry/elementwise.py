@@ -59,6 +59,16 @@ class OutputConfig(QuantizeConfig):
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
+class TableConfig(OutputConfig):
+    """Rows of a table, looked up by numbers that have no grid, whatever their dtype."""
+
+    @property
+    def reads_grids(self):
+        """False: ids come as they are."""
+        return False
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
 class SumConfig(OutputConfig):
     """Sums (`sign` 1) and differences (`sign` -1) of two tensors.
 

@@ -18,6 +18,7 @@ from tfquant.registry.elementwise import (
     SameGridConfig,
     SumConfig,
     SwishConfig,
+    TableConfig,
     UnitNormConfig,
 )
 from tfquant.registry.linear import LinearConfig, ReversibleEmbeddingConfig
@@ -206,7 +207,7 @@ def _embedding(layer, scheme):
     if not scheme.static:
         return WeightsConfig.for_scheme(scheme)
     # Quantizing what a lookup returns is quantizing the table.
-    return OutputConfig(scheme.activations)
+    return TableConfig(scheme.activations)
 
 
 def _reversible_embedding(layer, scheme):

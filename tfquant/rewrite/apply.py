@@ -7,6 +7,7 @@ from tfquant.graph.graph import Graph, UniqueNames, tensors
 from tfquant.graph.subclassed import readable
 from tfquant.graph.walk import all_layers
 from tfquant.layers.copy import copy_layer
+from tfquant.layers.integers import truthful
 from tfquant.passes import PASSES
 from tfquant.passes.precision import TO_FLOAT32_WEIGHTS, policy, with_float32_weights
 from tfquant.quantizers import WeightQuantizer
@@ -154,7 +155,7 @@ class _Builder:
     def _call(self, node, args, kwargs):
         """Calls what stands for `node` in the quantized model."""
         if node.layer not in self.made or not isinstance(node.layer, keras.layers.Layer):
-            self.made[node.layer] = self._layer(node)
+            self.made[node.layer] = self._layer(node, args, kwargs)
         layer = self.made[node.layer]
         inner = layer.layer if isinstance(layer, QuantizeWrapper) else layer
         if isinstance(inner, OperationLayer):
@@ -164,7 +165,7 @@ class _Builder:
             kwargs = {**kwargs, "call_site": site} if site else kwargs
         return layer(*args, **kwargs)
 
-    def _layer(self, node):
+    def _layer(self, node, args, kwargs):
         """Returns the layer that stands for that of `node`, for all of its calls."""
         if isinstance(node.layer, Quantize):
             return node.layer
@@ -174,7 +175,9 @@ class _Builder:
             layer = OperationLayer(
                 copy_layer(node.clone), node.args, node.kwargs, name=self.unique(node.layer.name)
             )
-        return layer if node.config is None else self._wrapper(node, layer)
+        if node.config is not None:
+            return self._wrapper(node, layer)
+        return truthful(layer, args, kwargs)
 
     def _wrapper(self, node, layer):
         calls = self.graph.calls(node.layer)

@@ -22,6 +22,8 @@ _logger = logging.getLogger("tfquant")
 # Layers with weights that nobody needs to be told about.
 _KNOWN = (layers.BatchNormalization, Constant, *FLOAT)
 
+_TABLES = (layers.Embedding, layers.ReversibleEmbedding)
+
 # What a batch norm becomes that no kernel takes; see `passes.ones`.
 ONES = layers.DepthwiseConv2D(1, data_format="channels_last", name="ones")
 
@@ -46,6 +48,7 @@ def choose(model, rows: dict, registry, unknown_layers: str) -> Graph:
     graph = trace(model, _Unfolding(rows, registry).take_apart)
     for node in graph.nodes:
         _unwrap(node, rows)
+    graph.looked_up = _leave_ids_alone(graph)
     edges = _edges(graph)
     for node in filter(lambda node: node.marked, graph.nodes):
         row = rows[node.origin]
@@ -126,6 +129,23 @@ def _unwrap(node: Node, rows):
         node.layer, node.clone = layer.layer, node.clone.layer
 
 
+def _leave_ids_alone(graph) -> set:
+    """Leaves float what computes the numbers of rows in a table; returns the tensors of those.
+
+    `keras.Input((10,))` in front of an `Embedding` is float32: its ids have no grid.
+    """
+    looked_up = set()
+    for node in reversed(graph.nodes):
+        if looked_up.intersection(tree.flatten(node.outputs)):
+            if type(node.layer) in LINEAR:
+                continue
+            node.marked, node.config = False, None
+        elif not isinstance(node.layer, _TABLES) or node.kwargs.get("reverse"):
+            continue
+        looked_up.update(real(node.inputs))
+    return looked_up
+
+
 def _edges(graph):
     """Returns the first and the last layer with a kernel, in the order of calls."""
     linear = [node.layer for node in graph.nodes if type(node.layer) in LINEAR]
@@ -134,14 +154,15 @@ def _edges(graph):
 
 def _config(node, registry, unknown_layers):
     """Returns the config of a call; `None` for one that stays float."""
-    layer, scheme = node.layer, node.scheme
+    layer, scheme, outputs = node.layer, node.scheme, tree.flatten(node.outputs)
+    if len(real(outputs)) < len(outputs):
+        return None  # Integers and truth values have no grid.
     if isinstance(layer, keras.layers.Layer):
         config = registry.get_quantize_config(layer, scheme)
         if config is None and unknown_layers == "weights" and _is_unknown(layer, registry):
             return WeightsConfig.for_scheme(scheme)
         return config
     # What an operation computes from values on grids is rounded to a grid in its turn.
-    outputs = tree.flatten(node.outputs)
     if scheme.static and len(real([*node.inputs, *outputs])) == len(node.inputs + outputs):
         return operation_config(layer, scheme.activations, len(outputs))
     return None

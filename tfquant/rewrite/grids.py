@@ -161,6 +161,8 @@ class _Placement:
         """
         replaced = {}
         for x in real(tree.flatten(self.graph.inputs)):
+            if x in self.graph.looked_up:
+                continue
             readers = [node for node in self.graph.consumers(x) if node.reads_grids]
             specs = [self.widths.wanted[node] or node.scheme.activations for node in readers]
             if specs:
@@ -173,6 +175,8 @@ class _Placement:
 
     def _argument(self, node, x):
         """Returns what `node` is to read in the place of `x`."""
+        if x in self.graph.looked_up:
+            return x
         width, wanted = self.widths.of.get(x), self.widths.wanted[node]
         if _joins(node) and not self.groups.can_agree(node, x):
             return self._quantize(x, self.groups.names[node], wanted, node.scheme)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import activations, layers
 
+from tfquant.graph.graph import real
 from tfquant.layers.parts import Constant, MatMul, Select
 from tfquant.registry.elementwise import (
     AbsConfig,
@@ -109,7 +110,7 @@ def _matmul(operation, scheme):
 
     def call(a, b):
         if isinstance(a, keras.KerasTensor) and isinstance(b, keras.KerasTensor):
-            if min(len(a.shape), len(b.shape)) < 3:
+            if min(len(a.shape), len(b.shape)) < 3 or len(real([a, b])) < 2:
                 return None
             config = MatMulConfig(scheme.activations) if scheme.static else None
             return QuantizeAnnotate(MatMul(name=operation.name), config)(a, b)

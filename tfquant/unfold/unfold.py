@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from tfquant.graph.graph import tensors
+from tfquant.graph.graph import real, tensors
 from tfquant.graph.read import is_composite
 from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.layers.parts import MatMul, Unmask
@@ -51,6 +51,7 @@ def unfold_average(layer, scheme):
     def call(inputs):
         if len({len(x.shape) for x in inputs}) > 1:
             return None
+        inputs = [x if real([x]) else keras.ops.cast(x, "float32") for x in inputs]
         y = QuantizeAnnotate(layers.Add(name=f"{layer.name}_sum"))(inputs)
         return channel_affine(y, 1.0 / len(inputs), 0.0, False, layer.name)
 
@@ -64,7 +65,7 @@ def unfold_dot(layer, scheme):
 
     def call(inputs):
         a, b = inputs
-        if 0 in axes:
+        if 0 in axes or len(real(inputs)) < 2:
             return None
         if layer.normalize:
             sides = zip(inputs, axes, ("left", "right"), strict=True)

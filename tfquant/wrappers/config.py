@@ -40,8 +40,13 @@ class QuantizeConfig(abc.ABC):
 
     @property
     def reads_floats(self) -> bool:
-        """Whether the layer takes its inputs as they come, and not on a grid."""
+        """Whether the layer computes in float on its inputs as they come, and not on a grid."""
         return False
+
+    @property
+    def reads_grids(self) -> bool:
+        """Whether its real inputs are brought to a grid."""
+        return not self.reads_floats
 
     def device_call(self, wrapper, call_site, args, kwargs):
         """Computes at inference what the device computes, to the last integer.

@@ -6,6 +6,7 @@ from keras import ops
 
 from tfquant.numerics.fixed_point import requantize_half_away, requantize_step
 from tfquant.quantizers import RecordingScope, Static, from_steps, grid_of, steps_of
+from tfquant.wrappers.straight_through import straight_through
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -36,9 +37,16 @@ class Quantize(keras.layers.Layer):
         if training:
             check_ranges([self.quantizer], self.name)
             x = tf.debugging.check_numerics(x, f"Values of '{self.name}' must be finite")
-        grid = None if training or RecordingScope.current() else grid_of(x)
-        if grid is None or not self.quantizer.calibrated:
+        if training or RecordingScope.current() or not self.quantizer.calibrated:
             return self.quantizer.call(x, training=training)
+        trained = self.quantizer.trainable_variables
+        return straight_through(self._exact, self.quantizer.still, x, trained)[0]
+
+    def _exact(self, x):
+        """Requantizes what lies on a grid, and quantizes what does not."""
+        grid = grid_of(x)
+        if grid is None:
+            return self.quantizer.call(x)
         scales = grid.params.scale, self.quantizer.params().scale
         if max(grid.spec.num_bits, self.quantizer.spec.num_bits) <= 8:
             steps = requantize_step(steps_of(x), scales[0] / scales[1])

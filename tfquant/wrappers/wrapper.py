@@ -13,6 +13,7 @@ from tfquant.quantizers.families import weight_quantizer as make_weight_quantize
 from tfquant.wrappers.config import QuantizeConfig
 from tfquant.wrappers.hook import CallHook
 from tfquant.wrappers.quantize import check_ranges
+from tfquant.wrappers.straight_through import straight_through
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,35 +136,92 @@ class QuantizeWrapper(keras.layers.Layer):
     def build(self, *args, **kwargs):
         """Does nothing: the layer arrives built."""
 
+    def give_integers(self, integers, scale, index: int = 0) -> None:
+        """Replaces a weight of the layer by given integers and their steps.
+
+            w = scale * q
+
+        What is computed, trained from here, packed and converted are these integers. A batch norm
+        of the wrapper stays: integers and steps are those of the weight in front of it. (A channel
+        whose step a device cannot multiply by, because the batch norm all but removes it, is
+        rounded again when that batch norm is folded.)
+
+        Args:
+            integers: Array of whole numbers, of the shape of the weight.
+            scale: Steps: one, one for each channel or one for each group, as the wrapper's config
+                says.
+            index: Which of `weight_quantizers`.
+
+        Raises:
+            ValueError: If there is no such weight, or integers or steps do not fit it.
+        """
+        grids = [q.spec for q in self._weight_quantizers]
+        if not 0 <= index < len(grids) or grids[index] is None:
+            raise ValueError(
+                f"`index` must be that of a weight of '{self.layer.name}' which becomes integers. "
+                f"Received: index={index}, of {len(grids)} quantized weights."
+            )
+        variable, quantizer = self.weight_quantizers[index]
+        q, steps = quantizer.checked_integers(integers, scale)
+        quantizer.set_steps(steps)
+        variable.assign(q * ops.convert_to_numpy(quantizer.spread(steps)))
+
     def call(self, *args, training=None, call_site=0, mask=None, **kwargs):
         """Runs the layer; see the class."""
         if self.layer_takes_mask and any(m is not None for m in tree.flatten(mask)):
             # Keras collects the masks of all that came by position.
             kwargs["mask"] = mask[0] if isinstance(mask, tuple) and len(mask) == 1 else mask
-        quantizers = self.output_quantizers[call_site]
         if training:
             if self.dampening is not None:
                 self._dampen()
+            check_ranges(self.output_quantizers[call_site], self.layer.name)
             outputs = self.float_call(*args, training=True, **kwargs)
-        else:
-            hook = CallHook.current()
-            outputs = None if hook is None else hook.function(self, args, kwargs)
-            if outputs is None and RecordingScope.current() is None:
-                computed = self.quantize_config.device_call(self, call_site, args, kwargs)
-                if computed is not None:
-                    return computed
-            if outputs is None:
-                outputs = self.quantize_config.real_call(self, args, kwargs)
+            return self._bounded(outputs, call_site, lambda q, x: q.call(x, training=True), True)
+        if RecordingScope.current() is not None or CallHook.current() is not None:
+            return self._infer(call_site, args, kwargs)
+        exact = lambda given: self._infer(call_site, *given)  # noqa: E731
+        real = lambda given: self._real(call_site, *given)  # noqa: E731
+        trained = [v for v in self._read_variables(call_site) if v.trainable]
+        outputs, losses = straight_through(exact, real, (args, kwargs), trained)
+        for loss in losses:
+            self.add_loss(loss)
+        return outputs
+
+    def _read_variables(self, call_site):
+        """Returns the variables of layer, batch norm and grids."""
+        outputs = [q for q in self.output_quantizers[call_site] if q is not None]
+        norm = [] if self.batch_norm is None else [self.batch_norm]
+        parts = [self.layer, *norm, *self._weight_quantizers, *outputs]
+        return [v for part in parts for v in part.variables]
+
+    def _infer(self, call_site, args, kwargs):
+        """Computes what the device computes; looked at by a hook or a scope, in real arithmetic."""
+        hook, outputs = CallHook.current(), None
+        if hook is not None:
+            outputs = hook.function(self, args, kwargs)
+        if outputs is None and RecordingScope.current() is None:
+            computed = self.quantize_config.device_call(self, call_site, args, kwargs)
+            if computed is not None:
+                return computed
+        if outputs is None:
+            outputs = self.quantize_config.real_call(self, args, kwargs)
+        return self._bounded(outputs, call_site, lambda q, x: q.call(x))
+
+    def _real(self, call_site, args, kwargs):
+        """Computes as a training step does, by the moving statistics and ranges as they are."""
+        outputs = self.float_call(*args, training=False, trains=True, **kwargs)
+        return self._bounded(outputs, call_site, lambda q, x: q.still(x))
+
+    def _bounded(self, outputs, call_site, quantize, training=False):
+        """Clamps and quantizes the outputs of the layer and its batch norm."""
+        quantizers = self.output_quantizers[call_site]
         if not (training and quantizers and all(q is not None and q.clamps for q in quantizers)):
             outputs = clamp(outputs, self.call_sites[call_site].clamp)
         if not quantizers:
             return outputs
-        flat = self._checked(outputs, quantizers)
-        if training:
-            check_ranges(quantizers, self.layer.name)
         flat = [
-            x if q is None else q.call(x, training=training)
-            for x, q in zip(flat, quantizers, strict=True)
+            x if q is None else quantize(q, x)
+            for x, q in zip(self._checked(outputs, quantizers), quantizers, strict=True)
         ]
         return tree.pack_sequence_as(outputs, flat)
 
@@ -189,11 +247,19 @@ class QuantizeWrapper(keras.layers.Layer):
             )
         return flat
 
-    def float_call(self, *args, training=None, **kwargs):
-        """Runs layer and batch norm in real arithmetic with quantized weights."""
+    def float_call(self, *args, training=None, trains=None, **kwargs):
+        """Runs layer and batch norm in real arithmetic with quantized weights.
+
+        Args:
+            *args: Arguments of the layer.
+            training: Of the layer and the batch norm.
+            trains: Whether the grids of the weights get gradients; `training` if `None`.
+            **kwargs: Arguments of the layer.
+        """
+        trains = training if trains is None else trains
         outputs = self.call_layer(
             *args,
-            weights=[(v, q.call(v.value, training=training)) for v, q in self.weight_quantizers],
+            weights=[(v, q.call(v.value, training=trains)) for v, q in self.weight_quantizers],
             training=training,
             **kwargs,
         )
@@ -229,12 +295,14 @@ class QuantizeWrapper(keras.layers.Layer):
             kwargs["training"] = training
         if not weights:
             return self.layer(*args, **kwargs)
+        swapped = {id(variable) for variable, _ in weights}
+        # A scope does not ask the one around it.
+        others = [(v, v.value) for v in self.layer.trainable_variables if id(v) not in swapped]
         with keras.StatelessScope(
-            state_mapping=weights, collect_losses=True, initialize_variables=False
+            state_mapping=[*weights, *others], collect_losses=True, initialize_variables=False
         ) as scope:
             outputs = self.layer(*args, **kwargs)
         # What the layer assigned or added inside the scope was only captured.
-        swapped = {id(variable) for variable, _ in weights}
         for variable in self.layer.non_trainable_variables:
             value = scope.get_current_value(variable)
             if value is not None and id(variable) not in swapped:

@@ -14,8 +14,12 @@
 namespace tfquant {
 namespace {
 
-struct Avx2 : Pairs {
-  static constexpr bool kOwnTiles = true;
+struct Avx2 : Pairs<Avx2> {
+  static constexpr bool kPairOffsets = true, kWide = true;
+  template <int kBits>
+  static constexpr bool kStages = true;
+  template <int kBits>
+  static constexpr int kStagedAs = kBits;
 
   // What Kernels::pair_offsets wants of 32 values.
   static int32_t OffsetPairs(const int8_t* q, int offset) {

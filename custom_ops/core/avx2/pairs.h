@@ -1,11 +1,11 @@
 // The operations on 16 lanes as two registers of eight, common to AVX2 and AVX-VNNI. What they lack
-// is `Dot`. In an anonymous namespace, like panel_kernels.h and for its reason.
+// is `Dot`. In an anonymous namespace, like generic/isa.h and for its reason.
 #ifndef TFQUANT_CUSTOM_OPS_CORE_AVX2_PAIRS_H_
 #define TFQUANT_CUSTOM_OPS_CORE_AVX2_PAIRS_H_
 
 #include <immintrin.h>
 
-#include "../panel_kernels.h"
+#include "../generic/table.h"
 
 // Stops GCC from re-associating a chain of 16-bit additions, after which it spills every product.
 #define TFQUANT_KEEP(v) asm("" : "+x"(v))
@@ -38,14 +38,11 @@ constexpr SignTables MakeSignTables() {
 }
 alignas(64) constexpr SignTables kSignTables = MakeSignTables();
 
-struct Pairs {
-  static constexpr bool kUnsignedWeights = true;
-  static constexpr int kPanels = 1, kGemvPanels = 4, kMaxRowSize = 2, kMaxGroupedRowSize = 2;
-  static constexpr bool kOwnTiles = false, kOwnRealGemv = true;
-  static constexpr bool kStagesIntegers = true, kStagesBinary = true;
-  template <int, bool, int, bool>
-  static constexpr int kChains = 1;
+template <class Isa>
+struct Pairs : GenericIsa<Isa> {
+  static constexpr int kGemvPanels = 4;
   static constexpr int kBinaryStretch = 120, kSignRows = 2;
+  static constexpr bool kStagesBinary = true;
 
   struct Sum {
     __m256i a, b;
@@ -123,6 +120,15 @@ struct Pairs {
     const __m256i b = _mm256_and_si256(_mm256_srli_epi32(row.b, shift), mask);
     return {_mm256_sub_ps(_mm256_cvtepi32_ps(a), offset),
             _mm256_sub_ps(_mm256_cvtepi32_ps(b), offset)};
+  }
+
+  template <int kBits, bool kScaled, int kRows, int kPanels>
+  static void RealTile(const TileArgs& args) {
+    if constexpr (kBits == 4 && kRows == 1) {
+      RealGemv4<kScaled, kPanels>(args);
+    } else {
+      GenericIsa<Isa>::template RealTile<kBits, kScaled, kRows, kPanels>(args);
+    }
   }
 
   // Float activations, one row, weights of 4 bits. The values -8 .. 7 are bfloat16s, whose two
@@ -435,8 +441,6 @@ struct Pairs {
                        _mm256_mul_ps(_mm256_sub_ps(w, zero), factor));
     }
   }
-
-  static int64_t DequantizeBook(const DequantizeArgs&) { return 0; }
 
   template <int kBits>
   static inline __attribute__((always_inline)) int64_t DequantizeRun(const DequantizeArgs& a,

@@ -6,7 +6,7 @@
 namespace tfquant {
 namespace {
 
-struct AvxVnni : Pairs {
+struct AvxVnni : Pairs<AvxVnni> {
   static __m256i DotFour(__m256i sum, __m256i w, __m256i x) {
     return _mm256_dpbusd_avx_epi32(sum, w, x);
   }

@@ -1,19 +1,17 @@
 // AVX512 with VNNI, VBMI-free: F, BW, DQ, VL, VNNI; the 1-bit tiles also want BITALG (Ice Lake, Zen
 // 4). A panel's row of 64 bytes is one register; vpdpbusd multiplies it with four values of k.
-#include "../panel_kernels.h"
-
 #if defined(__x86_64__)
 #include <immintrin.h>
+
+#include "../generic/table.h"
 
 namespace tfquant {
 namespace {
 
-struct Avx512 {
-  static constexpr bool kUnsignedWeights = true;
-  static constexpr int kPanels = 2, kGemvPanels = 4, kMaxRowSize = 3, kMaxGroupedRowSize = 2;
-  static constexpr bool kOwnTiles = false, kOwnRealGemv = true;
-  static constexpr bool kStagesIntegers = false, kStagesBinary = false;
-  static constexpr int kBinaryStretch = 256, kSignRows = 1;
+struct Avx512 : GenericIsa<Avx512> {
+  static constexpr int kPanels = 2, kGemvPanels = 4, kMaxRowSize = 3;
+  template <int kBits>
+  static constexpr bool kStages = false;
 
   using Sum = __m512i;
   using Real = __m512;
@@ -163,7 +161,16 @@ struct Avx512 {
     return LookUp<kBits>(shifted);
   }
 
-  // RealTile of one row and 4 bits. Loading a row from its byte b on shifts every lane by 8 * b;
+  template <int kBits, bool kScaled, int kRows, int kPanels>
+  static void RealTile(const TileArgs& args) {
+    if constexpr (kBits == 4 && kRows == 1) {
+      RealGemv4<kScaled, kPanels>(args);
+    } else {
+      GenericIsa::RealTile<kBits, kScaled, kRows, kPanels>(args);
+    }
+  }
+
+  // Of one row and 4 bits. Loading a row from its byte b on shifts every lane by 8 * b;
   // its last three bytes, then of what follows, are in no value. A byte's lower half is looked up,
   // which the higher half does without, since that would be one shift more for the same port.
   template <bool kScaled, int kPanels>
@@ -209,7 +216,6 @@ struct Avx512 {
     for (int p = 0; p < kPanels; ++p) StoreReal(out + p * kPanelColumns, total[p]);
   }
 
-  static uint32_t SignByte(const float* x) { return PlainSignByte(x); }
   static uint32_t EncodeByte(uint32_t byte, int) { return byte * 0x01010101u; }
 
   // 31 byte counts of at most 8 fit a byte; even and odd columns are then widened apart.
@@ -331,7 +337,8 @@ struct Avx512 {
   template <int kBits>
   static int64_t DequantizeRun(const DequantizeArgs& a, int64_t at, int64_t count,
                                const float* base, float scale, float zero_point) {
-    if (kBits == 8 && base) return PlainRun<kBits>(a, at, count, base, scale, zero_point);
+    if (kBits == 8 && base)
+      return GenericIsa::DequantizeRun<kBits>(a, at, count, base, scale, zero_point);
     const int64_t whole = count / 16 * 16;
     if (Streams(a, at)) {
       RunOf16<kBits, true>(a, at, whole, base, scale, zero_point);

@@ -4,17 +4,14 @@
 #if defined(__aarch64__)
 #include <arm_neon.h>
 
-#include "../panel_kernels.h"
+#include "../generic/table.h"
 
 namespace tfquant {
 namespace {
 
-struct Neon {
+struct Neon : GenericIsa<Neon> {
   static constexpr bool kUnsignedWeights = false;
-  static constexpr int kPanels = 1, kGemvPanels = 2, kMaxRowSize = 2, kMaxGroupedRowSize = 2;
-  static constexpr bool kOwnTiles = false, kOwnRealGemv = false;
-  static constexpr bool kStagesIntegers = true, kStagesBinary = false;
-  static constexpr int kBinaryStretch = 256, kSignRows = 1;
+  static constexpr int kGemvPanels = 2;
 
   struct Sum {
     int32x4_t v[4];
@@ -50,7 +47,6 @@ struct Neon {
   static void StoreReal(float* to, const Real& r) {
     for (int i = 0; i < 4; ++i) vst1q_f32(to + 4 * i, r.v[i]);
   }
-  static void StreamReal(float* to, const Real& r) { StoreReal(to, r); }
   static Real Mul(const Real& x, const Real& y) {
     Real r;
     for (int i = 0; i < 4; ++i) r.v[i] = vmulq_f32(x.v[i], y.v[i]);
@@ -81,9 +77,6 @@ struct Neon {
     const uint8x16_t value = vandq_u8(shifted, vdupq_n_u8((1 << kBits) - 1));
     return vsubq_s8(vreinterpretq_s8_u8(value), vdupq_n_s8(kBits == 4 ? 8 : 2));
   }
-
-  template <int, bool, int, bool>
-  static constexpr int kChains = 1;
 
   template <int kBits, bool kPacked, int kRows, int kCount>
   static inline __attribute__((always_inline)) void Dot(const uint8_t* const (&weights)[kCount],
@@ -135,8 +128,6 @@ struct Neon {
     return r;
   }
 
-  static uint32_t SignByte(const float* x) { return PlainSignByte(x); }
-  static uint32_t EncodeByte(uint32_t byte, int) { return byte; }
   template <bool, int kRows>
   static void BinaryTile(const uint8_t* weights, int64_t depth, const uint32_t* x, int32_t* sum) {
     while (depth > 0) {
@@ -164,19 +155,6 @@ struct Neon {
       }
       depth -= count;
     }
-  }
-
-  static void Fence() {}
-  static int64_t DequantizeBook(const DequantizeArgs&) { return 0; }
-
-  template <int kBits>
-  static int64_t DequantizeRun(const DequantizeArgs& a, int64_t at, int64_t count,
-                               const float* base, float scale, float zero_point) {
-    return PlainRun<kBits>(a, at, count, base, scale, zero_point);
-  }
-  template <int kBits>
-  static int64_t DequantizeColumns(const DequantizeArgs& a, int64_t count, const float*) {
-    return PlainColumns<kBits>(a, count);
   }
 };
 

@@ -1,16 +1,10 @@
 // The path that runs everywhere: plain C++ on arrays of 16, which compilers vectorize as they can.
-#include "../panel_kernels.h"
+#include "../generic/table.h"
 
 namespace tfquant {
 namespace {
 
-struct Portable {
-  static constexpr bool kUnsignedWeights = true;
-  static constexpr int kPanels = 1, kGemvPanels = 1, kMaxRowSize = 2, kMaxGroupedRowSize = 2;
-  static constexpr bool kOwnTiles = false, kOwnRealGemv = false;
-  static constexpr bool kStagesIntegers = true, kStagesBinary = false;
-  static constexpr int kBinaryStretch = 256, kSignRows = 1;
-
+struct Portable : GenericIsa<Portable> {
   struct Sum {
     int32_t v[16];
   };
@@ -49,7 +43,6 @@ struct Portable {
     return r;
   }
   static void StoreReal(float* to, const Real& r) { memcpy(to, r.v, sizeof(r.v)); }
-  static void StreamReal(float* to, const Real& r) { StoreReal(to, r); }
   static Real Mul(const Real& a, const Real& b) {
     Real r;
     for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] * b.v[i];
@@ -69,9 +62,6 @@ struct Portable {
     }
     return r;
   }
-
-  template <int, bool, int, bool>
-  static constexpr int kChains = 1;
 
   template <int kBits, bool kPacked, int kRows, int kCount>
   static void Dot(const uint8_t* const (&weights)[kCount], const int8_t* x,
@@ -125,8 +115,6 @@ struct Portable {
     return r;
   }
 
-  static uint32_t SignByte(const float* x) { return PlainSignByte(x); }
-  static uint32_t EncodeByte(uint32_t byte, int) { return byte; }
   template <bool, int kRows>
   static void BinaryTile(const uint8_t* weights, int64_t depth, const uint32_t* x, int32_t* sum) {
     for (int64_t k = 0; k < depth; ++k, weights += kRowBytes, x += kRows) {
@@ -140,19 +128,6 @@ struct Portable {
         }
       }
     }
-  }
-
-  static void Fence() {}
-  static int64_t DequantizeBook(const DequantizeArgs&) { return 0; }
-
-  template <int kBits>
-  static int64_t DequantizeRun(const DequantizeArgs& a, int64_t at, int64_t count,
-                               const float* base, float scale, float zero_point) {
-    return PlainRun<kBits>(a, at, count, base, scale, zero_point);
-  }
-  template <int kBits>
-  static int64_t DequantizeColumns(const DequantizeArgs& a, int64_t count, const float*) {
-    return PlainColumns<kBits>(a, count);
   }
 };
 

@@ -52,6 +52,21 @@ def anchor(
     return anchors, rounded_again, _lost(found, lowered)
 
 
+def layer_names(file: File, anchors: dict[int, list[Point]]) -> dict[str, str]:
+    """Returns the layer behind each name of an anchored tensor, as it may be called in the file.
+
+    Args:
+        file: The float file.
+        anchors: From `anchor`.
+    """
+    found = {}
+    for index, points in anchors.items():
+        name = file.name(index).split(";")[0]
+        for suffix in ("", "_quantized", "_dequant"):  # ai-edge-quantizer's.
+            found[name + suffix] = points[0].name
+    return found
+
+
 def _found(values, points, compute):
     """Returns the points of each tensor, by equal values, in their order.
 

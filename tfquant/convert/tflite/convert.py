@@ -12,10 +12,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from tfquant.convert.files import check_file, replacing
 from tfquant.convert.tflite import rules
-from tfquant.convert.tflite.anchor import anchor
+from tfquant.convert.tflite.anchor import anchor, layer_names
 from tfquant.convert.tflite.assign import AS_THE_SCHEME_SAYS, assign
 from tfquant.convert.tflite.float_file import convert_float, probe
-from tfquant.convert.tflite.interpreter import run_inner
+from tfquant.convert.tflite.interpreter import first_refused, run_inner, to_file_inputs
 from tfquant.convert.tflite.verify import Verifier, point_tensors, saturated_biases, sqnr
 from tfquant.convert.tflite.write import write
 from tfquant.data.batches import batches
@@ -71,6 +71,7 @@ def to_tflite(
         TypeError: If `model` is not a Keras model.
         ValueError: If the model is not quantized or not calibrated, has weights in groups that
             LiteRT does not multiply, a type does not fit, or the samples do not.
+        RuntimeError: If LiteRT does not run the file: every file runs once before it gets its name.
         OSError: If `path` cannot be written.
     """
     path = os.fspath(path)
@@ -102,6 +103,7 @@ def to_tflite(
         bar.update(task, description="Writing integers")
         file = write(float_file, assignment, input_type, output_type)
         content = file.to_bytes()
+        _check_runs(file, rows, layer_names(float_file, anchors))
         verifier = None
         if verify:
             bar.update(task, description="Comparing Keras with LiteRT")
@@ -130,6 +132,19 @@ def to_tflite(
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(content)
     return report
+
+
+def _check_runs(file, rows, names):
+    """Raises if LiteRT does not load the file or does not run it."""
+    found = first_refused(file, to_file_inputs(file, rows))
+    if found is not None:
+        op, error = found
+        places = [file.name(i).split(";")[0] for i in op.outputs]
+        layers = [f"layer '{names[place]}'" for place in places if place in names]
+        raise RuntimeError(
+            f"LiteRT does not run {op.name} of {(layers or places)[0]}, and nothing was written. "
+            f"Please report the model. LiteRT says: {error}"
+        ) from error
 
 
 def _check_groups(lowered):

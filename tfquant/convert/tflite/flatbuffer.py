@@ -21,6 +21,12 @@ _DTYPES = {
     "BOOL": np.bool_,
 }
 
+# Operators that say how their 16-bit kernels scale, and where.
+_SCALED_INT16 = {
+    "ADD": (schema.BuiltinOptions.AddOptions, schema.AddOptionsT),
+    "SUB": (schema.BuiltinOptions.SubOptions, schema.SubOptionsT),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Op:
@@ -163,6 +169,28 @@ class File:
             return self.to_bytes()
         finally:
             self.subgraph.outputs, self.model.signatureDefs = outputs, signatures
+
+    def first_ops(self, count: int) -> bytes:
+        """Returns a copy of the file that ends behind its first `count` operators."""
+        operators = self.subgraph.operators
+        self.subgraph.operators = operators[:count]
+        try:
+            return self.with_outputs(list(self.ops[count - 1].outputs))
+        finally:
+            self.subgraph.operators = operators
+
+    def scale_int16_generally(self) -> None:
+        """Has ADD and SUB of 16 bits take any scale.
+
+        The schema's default says that scales are powers of two, and kernels believe it of all that
+        come close, as 1 / 32767 does; then they refuse those of which neither is the larger.
+        """
+        for op, operator in zip(self.ops, self.subgraph.operators, strict=True):
+            if op.name in _SCALED_INT16 and self.type(op.outputs[0]) == "INT16":
+                kind, options = _SCALED_INT16[op.name]
+                if operator.builtinOptions is None:
+                    operator.builtinOptionsType, operator.builtinOptions = kind, options()
+                operator.builtinOptions.potScaleInt16 = False
 
     def to_bytes(self) -> bytes:
         """Returns the file; vectors of equal content are stored once."""

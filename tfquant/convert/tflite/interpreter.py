@@ -3,7 +3,7 @@
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from tfquant.convert.tflite.flatbuffer import File
+from tfquant.convert.tflite.flatbuffer import File, Op
 
 NUM_THREADS = 2
 
@@ -49,6 +49,37 @@ def _rows(values, batch):
     if len(values) != batch and len(values) % batch == 0:
         return values.reshape(batch, -1, *values.shape[1:])
     return values
+
+
+def first_refused(file: File, rows: list[np.ndarray]) -> tuple[Op, Exception] | None:
+    """Returns the first operator that LiteRT does not load or run, and what it says of it.
+
+    Args:
+        file: The file.
+        rows: As for `run`; one row is enough.
+
+    Returns:
+        `None` if the whole file runs.
+    """
+    refused = _error(file.to_bytes(), rows)
+    low, high = 0, len(file.ops)  # The first `low` operators run, the first `high` do not.
+    while refused is not None and high - low > 1:
+        middle = (low + high) // 2
+        error = _error(file.first_ops(middle), rows)
+        if error is None:
+            low = middle
+        else:
+            high, refused = middle, error
+    return None if refused is None else (file.ops[high - 1], refused)
+
+
+def _error(content, rows):
+    """Returns what LiteRT raises when it loads a file and runs a row."""
+    try:
+        run(content, [array[:1] for array in rows])
+    except (RuntimeError, ValueError) as error:
+        return error
+    return None
 
 
 def run_inner(file: File, rows: list[np.ndarray]) -> dict[int, np.ndarray]:

@@ -40,7 +40,9 @@ def write(file: File, assignment: Assignment, input_type: str, output_type: str)
             file.name(index), None, consumers
         )
     modifier = model_modifier.ModelModifier(file.model)
-    return File(bytes(modifier.modify_model(params, enable_progress_bar=False)))
+    written = File(bytes(modifier.modify_model(params, enable_progress_bar=False)))
+    written.scale_int16_generally()
+    return written
 
 
 def _computed(file, assignment, index, input_type, output_type):

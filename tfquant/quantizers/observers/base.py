@@ -3,10 +3,15 @@
 import abc
 import dataclasses
 
+import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from tfquant.numerics import QuantSpec
+
+# Of the places that a sample is taken from.
+SEED = 0
 
 
 @dataclasses.dataclass
@@ -16,8 +21,8 @@ class Summary:
     Attributes:
         low: Lowest value of the batch.
         high: Highest value of the batch.
-        sample: Values of the batch at even strides, at most `sample_size` of the observer
-            (empty when it needs none). Extremes may be missing from it: they are `low`, `high`.
+        sample: Values from all over the batch, at most `sample_size` of the observer (empty when
+            it needs none). Extremes may be missing from it: they are `low`, `high`.
     """
 
     low: float
@@ -38,9 +43,6 @@ class Observer(abc.ABC):
     def summarize(cls, x):
         """Reduces a batch to a vector `[low, high, *sample]`, inside a compiled graph.
 
-        The stride of the sample is odd, so that it does not settle on a few channels of a tensor
-        whose channels number a power of two.
-
         Args:
             x: Real tensor.
 
@@ -50,8 +52,7 @@ class Observer(abc.ABC):
         flat = ops.reshape(ops.cast(x, "float32"), (-1,))
         parts = [ops.min(flat, keepdims=True), ops.max(flat, keepdims=True)]
         if cls.sample_size:
-            stride = ops.shape(flat)[0] // cls.sample_size
-            parts.append(flat[:: stride + 1 - stride % 2])
+            parts.append(scattered(flat, cls.sample_size))
         return ops.concatenate(parts)
 
     @staticmethod
@@ -70,3 +71,23 @@ class Observer(abc.ABC):
         Raises:
             ValueError: If nothing was observed.
         """
+
+
+def scattered(flat, size: int):
+    """Returns `size` values of the vector `flat`, all of it when it has no more.
+
+    It is cut into `size` stretches of equal length, and one value taken from each, from a place of
+    its own:
+
+        i-th place = floor((i + uniform) * n / size)
+
+    Places at one stride would fall on the same few channels of a tensor wherever stride and
+    channels have a common divisor. These have no period, and are the same in every run.
+    """
+    count = ops.shape(flat)[0]
+    size = ops.minimum(count, size)
+    share = keras.random.uniform((size,), dtype="float32", seed=SEED)
+    stretch = ops.cast(count, "float64") / ops.cast(size, "float64")
+    places = (ops.arange(size, dtype="float64") + ops.cast(share, "float64")) * stretch
+    # `ops.take` looks for negative places first, and takes twice as long.
+    return tf.gather(flat, ops.cast(places, "int64"))
