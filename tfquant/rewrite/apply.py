@@ -177,7 +177,7 @@ class _Builder:
             )
         if node.config is not None:
             return self._wrapper(node, layer)
-        return truthful(layer, args, kwargs)
+        return layer if isinstance(layer, OperationLayer) else truthful(layer, args, kwargs)
 
     def _wrapper(self, node, layer):
         calls = self.graph.calls(node.layer)
