@@ -12,7 +12,7 @@ from tfquant.quantizers.learned_clip import LearnedClip
 from tfquant.quantizers.learned_step import LearnedStep, LearnedStepActivation
 from tfquant.quantizers.learned_threshold import LearnedThreshold, LearnedThresholdActivation
 from tfquant.quantizers.moving_average import MovingAverage
-from tfquant.quantizers.softmax_input import SoftmaxInput
+from tfquant.quantizers.softmax_input import MaskInput, SoftmaxInput
 from tfquant.quantizers.static import Static
 from tfquant.quantizers.watch import Watch
 from tfquant.quantizers.weight import WeightQuantizer
@@ -31,6 +31,7 @@ __all__ = [
     "LearnedStepActivation",
     "LearnedThreshold",
     "LearnedThresholdActivation",
+    "MaskInput",
     "MovingAverage",
     "Quantizer",
     "RecordingScope",

@@ -34,3 +34,19 @@ class SoftmaxInput(Static):
         seen = ops.maximum(x, top - SOFTMAX_REACH)
         scope.record(self, ops.where(top < HIDDEN_ROW, ops.max(top), seen))
         return x
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class MaskInput(Static):
+    """Static grid of a mask that is added to scores: it ends where scores are hidden.
+
+    What hides a score by -1e9 hides it at the end of the grid as well, to which it saturates.
+    """
+
+    def call(self, x, training=None):
+        """Returns `x` rounded to the grid; shows observers no more than hides a score."""
+        scope = RecordingScope.current()
+        if scope is None:
+            return super().call(x, training=training)
+        scope.record(self, ops.clip(x, 2 * HIDDEN_ROW, -2 * HIDDEN_ROW))
+        return x

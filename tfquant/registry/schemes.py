@@ -71,8 +71,7 @@ class Scheme:
         """The grid of activations: asymmetric at 8 bits, symmetric at 16."""
         if self.activation_bits is None:
             return None
-        wide = self.activation_bits > 8
-        return QuantSpec(self.activation_bits, symmetric=wide, narrow_range=wide)
+        return QuantSpec(self.activation_bits, symmetric=self.activation_bits > 8)
 
     def weights(self, granularity, minimum_bits: int = 0) -> QuantSpec | None:
         """The grid of weights: symmetric, without its lowest integer but where each counts: 2 bits.

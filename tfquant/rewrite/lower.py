@@ -159,7 +159,8 @@ def lower(model) -> Lowered:
 
 
 class _Bare:
-    """Tensors behind which no converter would stop: of kernels without a clamp, of float layers."""
+    """Tensors behind which no converter would stop: of kernels without a clamp, of what is combined
+    with constants, of float layers."""
 
     def __init__(self):
         self.ids, self.constants = set(), set()
@@ -170,7 +171,8 @@ class _Bare:
             self.constants.update(map(id, unit.outputs))
         config = unit.layer.quantize_config
         kernel = isinstance(config, LinearConfig) and not unit.layer.call_sites[call_site].clamp
-        if kernel or config.reads_floats:
+        constant = any(id(x) in self.constants for x in unit.inputs)
+        if kernel or constant or config.reads_floats:
             self.note_float(unit.outputs)
         elif isinstance(config, SameGridConfig):
             self.note_moved(unit.inputs, unit.outputs)

@@ -16,6 +16,10 @@ from tfquant.wrappers import QuantizeAnnotate
 # mask and the multiplier between it and the grid of scores.
 HIDDEN = -1000.0
 
+# What is this large in front of a softmax is a mask and no score. Scores that a mask of -100 hides
+# by taking their place would have to lie below -90 themselves to be seen.
+LARGE = 100.0
+
 
 def unfold_attention(layer, scheme):
     """Unfolds multi-head and grouped-query attention; see `tfquant.unfold.unfold`.

@@ -10,15 +10,15 @@ from keras import activations, layers
 from tfquant.graph.graph import real
 from tfquant.layers.parts import Constant, MatMul, Select
 from tfquant.registry.elementwise import (
-    AbsConfig,
     OutputConfig,
+    ReduceConfig,
     ReduceProductConfig,
     SameGridConfig,
 )
 from tfquant.registry.keras_layers import activation_config
 from tfquant.registry.parts import ConstantConfig, MatMulConfig
 from tfquant.unfold.affine import channel_affine, constants
-from tfquant.unfold.attention import contract, unfold_dot_product_attention
+from tfquant.unfold.attention import LARGE, contract, unfold_dot_product_attention
 from tfquant.wrappers import QuantizeAnnotate
 
 
@@ -71,7 +71,7 @@ def _binary(merge, affine=None):
             x, constant = (a, b) if tensors[0] else (b, a)
             if not scheme.static:
                 return None
-            if affine is None or not _is_per_channel(x, constant):
+            if affine is None or not _is_per_channel(x, constant) or _is_mask(merge, constant):
                 shares_grid = merge in (layers.Maximum, layers.Minimum)
                 config = (OutputConfig if shares_grid else ConstantConfig)(scheme.activations)
                 held = _held(x, constant, operation.name, config)
@@ -90,7 +90,7 @@ def _held(x, constant, name, config):
     """Returns a constant of the rank of `x`, `None` if it depends on the row of the batch."""
     values = keras.ops.convert_to_numpy(constant).astype(np.float32)
     values = values.reshape((1,) * (len(x.shape) - values.ndim) + values.shape)
-    if values.ndim != len(x.shape) or len(values) != 1 or "float" not in x.dtype:
+    if values.ndim != len(x.shape) or len(values) != 1 or "int" in x.dtype:
         return None
     layer = Constant.of(values, _trains(constant), f"{name}_constant")
     return QuantizeAnnotate(layer, config)(x)
@@ -103,6 +103,12 @@ def _is_per_channel(x, constant):
         and (np.prod(shape, dtype=int) == 1 or shape[-1] == x.shape[-1])
         and np.prod(shape[:-1], dtype=int) == 1
     )
+
+
+def _is_mask(merge, constant):
+    """Whether some channels are hidden by large numbers, which are no shift of others."""
+    sums = merge in (layers.Add, layers.Subtract)
+    return sums and np.size(constant) > 1 and np.abs(constants(constant)).max() >= LARGE
 
 
 def _matmul(operation, scheme):
@@ -159,12 +165,17 @@ def _where(operation, scheme):
 
     def call(condition, a, b):
         found = [x for x in (a, b) if isinstance(x, keras.KerasTensor)]
-        if not scheme.static or not found or not isinstance(condition, keras.KerasTensor):
+        if not scheme.static or len(real(found)) < len(found):
             return None
+        like = next(iter(found), condition)
+        if not isinstance(condition, keras.KerasTensor):
+            condition = _held_condition(like, condition, f"{operation.name}_condition")
+            if condition is None:
+                return None
         config = OutputConfig(scheme.activations)
         names = f"{operation.name}_then", f"{operation.name}_else"
         a, b = (
-            x if isinstance(x, keras.KerasTensor) else _held(found[0], x, name, config)
+            x if isinstance(x, keras.KerasTensor) else _held(like, x, name, config)
             for x, name in zip((a, b), names, strict=True)
         )
         if a is None or b is None or condition.dtype != "bool":
@@ -172,6 +183,15 @@ def _where(operation, scheme):
         return QuantizeAnnotate(Select(name=operation.name), SameGridConfig())(condition, a, b)
 
     return call
+
+
+def _held_condition(x, constant, name):
+    """Returns a constant condition of the rank of `x`, `None` if it is another for each row."""
+    values = keras.ops.convert_to_numpy(constant)
+    values = values.reshape((1,) * (len(x.shape) - values.ndim) + values.shape)
+    if values.ndim != len(x.shape) or len(values) != 1 or values.dtype != bool:
+        return None
+    return Constant.of(values, False, name)(x)
 
 
 def _power(exponent_of):
@@ -328,6 +348,11 @@ MOVING = frozenset(
 VECTOR_FUNCTIONS = {"LogSoftmax": activations.log_softmax, "Softmax": activations.softmax}
 
 
+# The device's operators of functions of one tensor, and of sums over some axes.
+FUNCTIONS = {"Abs": "ABS", "Absolute": "ABS", "Exp": "EXP", "Log": "LOG", "Rsqrt": "RSQRT"}
+REDUCTIONS = {"Mean": "MEAN", "Sum": "SUM"}
+
+
 def operation_config(operation, spec, outputs: int):
     """Returns the config of an operation of real tensors that no layer stands for.
 
@@ -343,7 +368,9 @@ def operation_config(operation, spec, outputs: int):
         return SameGridConfig()
     if name == "Prod" and spec.stored_bits == 8:
         return ReduceProductConfig(spec)
-    return AbsConfig(spec) if name in ("Abs", "Absolute") else OutputConfig(spec, outputs)
+    if name in REDUCTIONS:
+        return ReduceConfig(spec, operator=REDUCTIONS[name])
+    return OutputConfig(spec, outputs, operator=FUNCTIONS.get(name))
 
 
 OPERATIONS = {

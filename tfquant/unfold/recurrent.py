@@ -19,7 +19,7 @@ from tfquant.graph.read import read
 from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.layers.parts import Affine, Constant, Scale, Split, Stack, Unstack
 from tfquant.registry import schemes
-from tfquant.registry.elementwise import OutputConfig, SameGridConfig, SumConfig
+from tfquant.registry.elementwise import OutputConfig, ProductConfig, SameGridConfig, SumConfig
 from tfquant.registry.keras_layers import activation_config
 from tfquant.registry.linear import LinearConfig
 from tfquant.wrappers import QuantizeAnnotate
@@ -245,7 +245,7 @@ class _Parts:
 
     def multiply(self, name, a, b):
         """Multiplies in 16 bits."""
-        return self._make(name, layers.Multiply, OutputConfig(self.wide))([a, b])
+        return self._make(name, layers.Multiply, ProductConfig(self.wide))([a, b])
 
     def activation(self, name, function, x):
         """Applies an activation in 16 bits."""

@@ -11,7 +11,6 @@ from keras import tree
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from tfquant.convert.files import check_file, replacing
-from tfquant.convert.tflite import rules
 from tfquant.convert.tflite.anchor import anchor, layer_names
 from tfquant.convert.tflite.assign import AS_THE_SCHEME_SAYS, assign
 from tfquant.convert.tflite.float_file import convert_float, probe
@@ -261,7 +260,7 @@ def _layer(unit, file, anchors, assignment, verifier) -> LayerReport:
         activation_bits=grid.spec.num_bits if grid else None,
         output_sqnr=verifier.output_sqnr(unit) if verifier else None,
         parity=verifier.unit(unit) if verifier else None,
-        arithmetic=rules.TABLE_OR_FIXED_POINT.get(name, "exact"),
+        arithmetic=unit.layer.device.arithmetic(name, grid and grid.spec.stored_bits),
         note=_note(unit),
         **fields,
     )
