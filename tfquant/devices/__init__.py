@@ -4,8 +4,10 @@ import platform
 
 from tfquant.devices.device import EXACT, INPUTS, OWN, Device, Operator, Product, fixed_grid
 from tfquant.devices.litert import LITERT
+from tfquant.devices.litert_arm import LITERT_ARM
+from tfquant.devices.litert_reference import LITERT_REFERENCE
 
-DEVICES = {device.name: device for device in (LITERT,)}
+DEVICES = {device.name: device for device in (LITERT, LITERT_ARM, LITERT_REFERENCE)}
 
 
 def here() -> str:

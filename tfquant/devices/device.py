@@ -113,10 +113,11 @@ class Device:
     def why_not(self, name: str, num_bits: int) -> str:
         """Returns why the device does not compute an operator in integers; nothing if it does."""
         if name not in self.operators:
-            return f"{self.name} has no integer kernel that tfquant knows for {name}"
+            no_kernel = f"{self.name} has no integer kernel that tfquant knows for {name}"
+            return self.refusals.get(name, no_kernel)
         if num_bits in self.operators[name].num_bits:
             return ""
-        return self.refusals.get(name, f"{self.name} has no kernel of {num_bits} bits for {name}")
+        return f"{self.name} has no kernel of {num_bits} bits for {name}"
 
     def differs(self, other: "Device", name: str, weight_bits, num_bits) -> bool:
         """Whether an operator is computed otherwise on another device."""

@@ -123,38 +123,38 @@ def clamp_of(layer):
     return None
 
 
-def activation_config(function, spec, device=None):
+def activation_config(function, scheme):
     """Returns the config of the activation `function`, or `None` if no kernel computes it."""
     if function is activations.silu:
-        return SwishConfig(spec)
+        return SwishConfig(scheme.activations)
     if function is activations.leaky_relu:
-        return LeakyReluConfig(spec)
+        return LeakyReluConfig(scheme.activations)
     if function is activations.linear:
         return SameGridConfig()
     kind = VectorConfig if function in VECTOR_FUNCTIONS else OutputConfig
-    return operator_config(FUNCTIONS.get(function), spec, device, kind)
+    return operator_config(FUNCTIONS.get(function), scheme, kind)
 
 
-def operator_config(operator, spec, device=None, kind=OutputConfig, **settings):
-    """Returns the config of a layer that one operator of a device computes.
+def operator_config(operator, scheme, kind=OutputConfig, **settings):
+    """Returns the config of a layer that one operator of the device computes.
 
     Args:
         operator: Name of the operator.
-        spec: `QuantSpec` of the scheme's activations.
-        device: Name of the device.
+        scheme: `Scheme`.
         kind: `OutputConfig` or a subclass of it.
         **settings: What else the constructor takes.
 
     Returns:
         `None` where the device has no kernel of the width.
     """
-    row = devices.get(device).operators.get(operator)
-    if row is None or spec.stored_bits not in row.num_bits:
+    spec, device = scheme.activations, devices.get(scheme.device)
+    if operator is None or device.why_not(operator, spec.stored_bits):
         return None
-    if not isinstance(row.grid, tuple):
+    grid = device.operators[operator].grid
+    if not isinstance(grid, tuple):
         return kind(spec, operator=operator, **settings)
     wide = dataclasses.replace(spec, num_bits=spec.stored_bits)
-    fixed = fixed_grid(row.grid, spec.stored_bits)
+    fixed = fixed_grid(grid, spec.stored_bits)
     return kind(wide, operator=operator, fixed=fixed, **settings)
 
 
@@ -174,37 +174,39 @@ def register_all(registry) -> None:
     registry.register(layers.Embedding, _embedding)
     registry.register(layers.ReversibleEmbedding, _reversible_embedding)
     rows = {
-        **dict.fromkeys(SAME_GRID, lambda layer, spec: SameGridConfig()),
-        **dict.fromkeys(AVERAGE, lambda layer, spec: AverageConfig()),
-        **dict.fromkeys(ADAPTIVE_AVERAGE, lambda layer, spec: AdaptiveAverageConfig()),
-        **dict.fromkeys(MEAN, lambda layer, spec: ReduceConfig(spec, operator="MEAN")),
-        layers.Add: lambda layer, spec: SumConfig(spec),
-        layers.Subtract: lambda layer, spec: SumConfig(spec, sign=-1),
-        layers.Multiply: lambda layer, spec: ProductConfig(spec),
-        layers.Activation: lambda layer, spec: activation_config(layer.activation, spec),
+        **dict.fromkeys(SAME_GRID, lambda layer, scheme: SameGridConfig()),
+        **dict.fromkeys(AVERAGE, lambda layer, scheme: AverageConfig()),
+        **dict.fromkeys(ADAPTIVE_AVERAGE, lambda layer, scheme: AdaptiveAverageConfig()),
+        **dict.fromkeys(
+            MEAN, lambda layer, scheme: ReduceConfig(scheme.activations, operator="MEAN")
+        ),
+        layers.Add: lambda layer, scheme: SumConfig(scheme.activations),
+        layers.Subtract: lambda layer, scheme: SumConfig(scheme.activations, sign=-1),
+        layers.Multiply: lambda layer, scheme: ProductConfig(scheme.activations),
+        layers.Activation: lambda layer, scheme: activation_config(layer.activation, scheme),
         layers.ReLU: _relu,
-        layers.LeakyReLU: lambda layer, spec: LeakyReluConfig(spec),
-        layers.ELU: lambda layer, spec: operator_config("ELU", spec) if layer.alpha == 1 else None,
-        layers.Softmax: lambda layer, spec: activation_config(activations.softmax, spec),
+        layers.LeakyReLU: lambda layer, scheme: LeakyReluConfig(scheme.activations),
+        layers.ELU: lambda layer, scheme: (
+            operator_config("ELU", scheme) if layer.alpha == 1 else None
+        ),
+        layers.Softmax: lambda layer, scheme: activation_config(activations.softmax, scheme),
         layers.UnitNormalization: _unit_normalization,
-        layers.PReLU: lambda layer, spec: operator_config("PRELU", spec, kind=PReluConfig),
-        layers.CenterCrop: lambda layer, spec: ResizeConfig(),
-        layers.Resizing: lambda layer, spec: _resize(layer),
-        layers.UpSampling2D: lambda layer, spec: _resize(layer),
+        layers.PReLU: lambda layer, scheme: operator_config("PRELU", scheme, PReluConfig),
+        layers.CenterCrop: lambda layer, scheme: ResizeConfig(),
+        layers.Resizing: lambda layer, scheme: _resize(layer),
+        layers.UpSampling2D: lambda layer, scheme: _resize(layer),
     }
     for layer_type, make in rows.items():
         registry.register(
             layer_type,
-            lambda layer, scheme, make=make: (
-                make(layer, scheme.activations) if scheme.static else None
-            ),
+            lambda layer, scheme, make=make: make(layer, scheme) if scheme.static else None,
         )
 
 
 def _linear(layer, scheme, kernel, axis, operator):
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         return None
-    row = devices.get(None).operators[operator]
+    row = devices.get(scheme.device).operators[operator]
     groups = getattr(layer, "groups", 1) > 1
     # As of depthwise ones: LiteRT has a slow reference kernel for fewer bits.
     minimum_bits = 8 if groups else row.weight_bits
@@ -212,10 +214,10 @@ def _linear(layer, scheme, kernel, axis, operator):
     return LinearConfig.for_scheme(scheme, kernel, axis, operator, minimum_bits, grouped)
 
 
-def _relu(layer, spec):
+def _relu(layer, scheme):
     known = not layer.negative_slope and not layer.threshold and layer.max_value in (None, 6)
     operator = {None: "RELU", 6: "RELU6"}[layer.max_value] if known else None
-    return OutputConfig(spec, operator=operator)
+    return OutputConfig(scheme.activations, operator=operator)
 
 
 def _embedding(layer, scheme):
@@ -233,10 +235,10 @@ def _reversible_embedding(layer, scheme):
     return ReversibleEmbeddingConfig(scheme.weights(PerAxis(0), 8), scheme.activations)
 
 
-def _unit_normalization(layer, spec):
+def _unit_normalization(layer, scheme):
     if layer.axis not in (-1, [-1]):
         return None
-    return operator_config("L2_NORMALIZATION", spec, kind=UnitNormConfig)
+    return operator_config("L2_NORMALIZATION", scheme, UnitNormConfig)
 
 
 def _resize(layer):

@@ -21,7 +21,7 @@ VERSION = 1
 FLOAT = "float"
 
 # What a rule may set beside its scheme: fields of `Scheme`, and the recipe's own.
-SETTINGS = frozenset(f.name for f in dataclasses.fields(Scheme)) - {"name", "summary"}
+SETTINGS = frozenset(f.name for f in dataclasses.fields(Scheme)) - {"name", "summary", "device"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,12 +169,20 @@ class Recipe:
         """Returns a recipe with other families of quantizers throughout, `None` for each row's."""
         chosen = {"weight_quantizer": weights, "activation_quantizer": activations}
         chosen = {name: value for name, value in chosen.items() if value is not None}
-        change = lambda scheme: None if scheme is None else dataclasses.replace(scheme, **chosen)  # noqa: E731
+        return self._changed(lambda scheme: dataclasses.replace(scheme, **chosen))
+
+    def on_device(self, name: str) -> "Recipe":
+        """Returns a recipe for the device `name`, whose operators decide what layers become."""
+        return self._changed(lambda scheme: dataclasses.replace(scheme, device=name))
+
+    def _changed(self, change):
+        """Returns a recipe of changed schemes; what is float stays so."""
+        changed = lambda scheme: None if scheme is None else change(scheme)  # noqa: E731
         rules = [
-            Rule(rule.selector, dataclasses.replace(rule.row, scheme=change(rule.row.scheme)))
+            Rule(rule.selector, dataclasses.replace(rule.row, scheme=changed(rule.row.scheme)))
             for rule in self.rules
         ]
-        return dataclasses.replace(self, scheme=change(self.scheme), rules=tuple(rules))
+        return dataclasses.replace(self, scheme=changed(self.scheme), rules=tuple(rules))
 
     def rows(self, model) -> dict:
         """Returns the `Row` of each layer of `model`, nested models and what is in them included.
@@ -443,7 +451,8 @@ def _write_scheme(scheme):
         return FLOAT
     if schemes.SCHEMES.get(scheme.name) == scheme:
         return scheme.name
-    return {name: x for name, x in dataclasses.asdict(scheme).items() if name != "summary"}
+    fields = dataclasses.asdict(scheme)
+    return {name: x for name, x in fields.items() if name not in ("summary", "device")}
 
 
 def _read_scheme(x) -> Scheme | None:

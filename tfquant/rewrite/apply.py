@@ -3,6 +3,7 @@
 import keras
 from keras import tree
 
+from tfquant import devices
 from tfquant.graph.graph import Graph, UniqueNames, tensors
 from tfquant.graph.subclassed import readable
 from tfquant.graph.walk import all_layers
@@ -32,6 +33,7 @@ def quantize_model(
     unknown_layers: str = "weights",
     weight_quantizer: str | None = None,
     activation_quantizer: str | None = None,
+    device: str | None = None,
 ):
     """Returns a quantized copy of `model`.
 
@@ -53,6 +55,9 @@ def quantize_model(
             `tfq.quantizers.WEIGHT_QUANTIZERS`; `None` for the scheme's own.
         activation_quantizer: What it does to those of activations: a name of
             `tfq.quantizers.ACTIVATION_QUANTIZERS`; `None` for the scheme's own.
+        device: What inference simulates, to the last integer: `"litert"` (LiteRT on x86-64),
+            `"litert_arm"` (on ARM64) or `"litert_reference"` (its reference kernels); `None` for
+            LiteRT on the processor at hand.
 
     Returns:
         `keras.Model`.
@@ -60,8 +65,8 @@ def quantize_model(
     Raises:
         TypeError: If `model` is not a Keras model.
         ValueError: If the model is not built, cannot be read, is quantized already or has weights
-            that are not finite; if the scheme, a family of quantizers, `unknown_layers` or a name
-            in `skip` is unknown.
+            that are not finite; if the scheme, a family of quantizers, `unknown_layers`, the device
+            or a name in `skip` is unknown.
 
     Example:
 
@@ -75,7 +80,7 @@ def quantize_model(
     model = readable(model)
     check_model(model)
     recipe = skip_recipe(recipe, model, skip)
-    return _quantized(model, recipe, recipe.rows(model), registry, unknown_layers)
+    return _quantized(model, recipe, device, registry, unknown_layers)
 
 
 @policy(TO_FLOAT32_WEIGHTS)
@@ -87,6 +92,7 @@ def quantize_apply(
     unknown_layers: str = "weights",
     weight_quantizer: str | None = None,
     activation_quantizer: str | None = None,
+    device: str | None = None,
 ):
     """Quantizes the layers of `model` that were marked.
 
@@ -98,6 +104,7 @@ def quantize_apply(
         unknown_layers: As in `quantize_model`.
         weight_quantizer: As in `quantize_model`.
         activation_quantizer: As in `quantize_model`.
+        device: As in `quantize_model`.
 
     Returns:
         `keras.Model`, as `quantize_model` returns it.
@@ -109,20 +116,20 @@ def quantize_apply(
     recipe = Recipe.of(scheme).with_families(weight_quantizer, activation_quantizer)
     check_model(model)
     recipe = marked_recipe(recipe, model)
-    return _quantized(model, recipe, recipe.rows(model), registry, unknown_layers)
+    return _quantized(model, recipe, device, registry, unknown_layers)
 
 
-def _quantized(model, recipe, rows, registry, unknown_layers):
+def _quantized(model, recipe, device, registry, unknown_layers):
     """Returns a quantized copy of a checked model.
 
     Args:
         model: Float model.
         recipe: `Recipe` that the copy will know.
-        rows: What it says of each layer of `model`.
+        device: As of `quantize_model`.
         registry: As of `quantize_model`.
         unknown_layers: Likewise.
     """
-    known = recipe.resolved(model)
+    known, rows = recipe.resolved(model), recipe.on_device(devices.get(device).name).rows(model)
     given, model = all_layers(model), with_float32_weights(model)
     # A copy has the same layers in the same order.
     rows = {copy: rows[layer] for layer, copy in zip(given, all_layers(model), strict=True)}
@@ -188,6 +195,7 @@ class _Builder:
             call_sites=[CallSite(call.clamp, call.group) for call in calls],
             weight_quantizer=node.scheme.weight_quantizer,
             activation_quantizer=node.scheme.activation_quantizer,
+            device=node.scheme.device,
             name=self.unique(f"quant_{node.alias or layer.name}"),
         )
         for variable, quantizer in wrapper.weight_quantizers:

@@ -164,7 +164,7 @@ def _config(node, registry, unknown_layers):
         return config
     # What an operation computes from values on grids is rounded to a grid in its turn.
     if scheme.static and len(real([*node.inputs, *outputs])) == len(node.inputs + outputs):
-        return operation_config(layer, scheme.activations, len(outputs))
+        return operation_config(layer, scheme, len(outputs))
     return None
 
 

@@ -213,7 +213,7 @@ class _Placement:
     def _layer(self, name, group, spec, scheme):
         if group is None or group not in self.layers:
             quantizer = activation_quantizer(scheme.activation_quantizer, Static(spec), group)
-            layer = Quantize(quantizer, name=self.unique(name))
+            layer = Quantize(quantizer, device=scheme.device, name=self.unique(name))
             self.layers[group] = layer
         return self.layers[group]
 

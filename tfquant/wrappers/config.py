@@ -5,7 +5,7 @@ import abc
 import keras
 
 from tfquant.layers.copy import copy_layer, transfer_weights, undrawn
-from tfquant.wrappers.lowering import LoweredKernel, Lowering, clamp_layer
+from tfquant.wrappers.lowering import LoweredKernel, Lowering, as_integers, clamp_layer
 
 
 class QuantizeConfig(abc.ABC):
@@ -105,7 +105,7 @@ class QuantizeConfig(abc.ABC):
             quantizer = of.get(id(old))
             if quantizer is not None:
                 new.assign(quantizer.call(old.value))
-                kernels.append(lowered_kernel(quantizer, old.value, new.numpy()))
+                kernels.append(lowered_kernel(quantizer, old.value, new))
         return Lowering(outputs, tuple(kernels))
 
     def get_config(self) -> dict:
@@ -118,9 +118,11 @@ class QuantizeConfig(abc.ABC):
         return cls(**config)
 
 
-def lowered_kernel(quantizer, weight, values) -> LoweredKernel:
-    """Describes the quantized `values` of a `weight`."""
+def lowered_kernel(quantizer, weight, variable) -> LoweredKernel:
+    """Describes the quantized `weight` that the `variable` of a lowered layer holds."""
     if quantizer.spec is None:
-        return LoweredKernel(values)
-    scale = keras.ops.convert_to_numpy(quantizer.params(weight).scale)
-    return LoweredKernel(values, scale.reshape(-1), quantizer.spec)
+        return LoweredKernel(variable)
+    scale = quantizer.params(weight).scale
+    integers = keras.ops.convert_to_numpy(keras.ops.round(quantizer.call(weight) / scale))
+    scale = keras.ops.convert_to_numpy(scale).reshape(-1)
+    return LoweredKernel(variable, as_integers(integers), scale, quantizer.spec)
