@@ -119,22 +119,12 @@ class Device:
             return ""
         return f"{self.name} has no kernel of {num_bits} bits for {name}"
 
-    def differs(self, other: "Device", name: str, weight_bits, num_bits) -> bool:
-        """Whether an operator is computed otherwise on another device."""
-        if name not in self.operators or num_bits is None:
-            return False
-        if weight_bits is None:
-            mine, theirs = (
-                device.operators[name].steps.get(num_bits) if name in device.operators else None
-                for device in (self, other)
-            )
-            return mine is not theirs
-        products = [
-            Product(name, weight_bits, num_bits, bias=bias, depth=depth)
-            for bias in (True, False)
-            for depth in (63, 64)
-        ]
-        return any(self.rounding(product) != other.rounding(product) for product in products)
+    def differs(self, other: "Device", name: str, num_bits: int) -> bool:
+        """Whether an operator without weights is computed otherwise on another device."""
+        if name not in self.operators or name not in other.operators:
+            return name in self.operators
+        mine, theirs = (d.operators[name].steps.get(num_bits) for d in (self, other))
+        return mine is not theirs
 
 
 def fixed_grid(bounds, num_bits: int) -> tuple[float, int]:

@@ -12,6 +12,7 @@ from tfquant.devices.device import INPUTS, OWN, Device, Operator, Product
 from tfquant.numerics.fixed_point import (
     requantize_fixed_point_64,
     requantize_half_away,
+    requantize_one_rounding,
     round_half_away,
 )
 
@@ -85,7 +86,7 @@ OPERATORS = {
     "FULLY_CONNECTED": Operator(OWN, weight_bits=2, grouped=True),
     "TRANSPOSE_CONV": Operator(OWN, weight_bits=8),
     "ABS": Operator(OWN, {8: builtin.magnitude, 16: builtin.magnitude}),
-    "ADD": Operator(OWN, {8: xnnpack.add, 16: builtin.add(15)}),
+    "ADD": Operator(OWN, {8: xnnpack.add, 16: builtin.add(15, requantize_one_rounding)}),
     "AVERAGE_POOL_2D": Operator(INPUTS, {8: builtin.average, 16: builtin.average}),
     "BATCH_MATMUL": Operator(
         OWN,

@@ -12,7 +12,7 @@ from tfquant.layers.copy import copy_layer, undrawn
 from tfquant.numerics import PerAxis, PerGroup, QuantSpec, group_scale
 from tfquant.numerics.fixed_point import accumulate, multiplier_dtype, requantize
 from tfquant.numerics.params import SMALLEST_SCALE
-from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, WeightQuantizer
+from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, WeightQuantizer, grid_of
 from tfquant.registry.schemes import Scheme
 from tfquant.wrappers import LoweredKernel, Lowering, QuantizeConfig
 from tfquant.wrappers.lowering import as_integers, clamp_layer
@@ -165,15 +165,16 @@ class LinearConfig(QuantizeConfig):
             return requantize(accumulator, x_scale * kernel_scale / scale_out, rounding)
 
         plain, biased = (
-            self.rounding(wrapper, grid.spec, accumulator.shape, bias) for bias in (False, True)
+            call.device.rounding(self.product(wrapper, grid.spec, accumulator.shape, bias))
+            for bias in (False, True)
         )
         steps = requantized(biased)
         if plain != biased:
             steps = ops.where(has_bias(wrapper), steps, requantized(plain))
         return call.finish(steps)
 
-    def rounding(self, wrapper, spec, shape, bias: bool) -> str:
-        """Returns how the device rounds what the layer computes.
+    def product(self, wrapper, spec, shape, bias: bool) -> Product:
+        """Returns what decides how the device rounds what the layer computes.
 
         Args:
             wrapper: The `QuantizeWrapper`.
@@ -183,7 +184,7 @@ class LinearConfig(QuantizeConfig):
         """
         kernel, positions = getattr(wrapper.layer, self.kernel), shape[1:-1]
         channels = _channels(wrapper.layer, wrapper)
-        product = Product(
+        return Product(
             self.operator,
             self.weights.num_bits,
             spec.stored_bits,
@@ -192,7 +193,6 @@ class LinearConfig(QuantizeConfig):
             columns=None if None in positions else math.prod(positions),
             bias=bias,
         )
-        return wrapper.device.rounding(product)
 
     def real_call(self, wrapper, args, kwargs):
         """Multiplies by the folded kernel: one pass over the output less than a batch norm."""
@@ -436,6 +436,13 @@ def quantizes_kernel_alone(config, layer) -> bool:
 def is_grouped(wrapper) -> bool:
     """Whether the kernel of a `QuantizeWrapper` has a scale for each group of its inputs."""
     return any(getattr(q, "grouped", False) for _, q in wrapper.weight_quantizers)
+
+
+def unit_product(unit) -> Product:
+    """Returns what decides how a unit of a lowered model, of such a config, rounds."""
+    wrapper, (x, *_), (y, *_) = unit.layer, unit.inputs, unit.outputs
+    bias = bool(has_bias(wrapper))
+    return wrapper.quantize_config.product(wrapper, grid_of(x).spec, y.shape, bias)
 
 
 def has_bias(wrapper):
