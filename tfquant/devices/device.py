@@ -26,6 +26,7 @@ class Operator:
         grouped: Whether groups of weights may share a scale, where activations are quantized at
             run time.
         inexact: Why the output may differ from the simulation's: a dict from the width.
+        longest: Longest vectors that it computes without losing them: a dict from the width.
     """
 
     grid: str | tuple[float, float] | None
@@ -34,6 +35,7 @@ class Operator:
     weight_bits: int | None = None
     grouped: bool = False
     inexact: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    longest: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +120,16 @@ class Device:
         if num_bits in self.operators[name].num_bits:
             return ""
         return f"{self.name} has no kernel of {num_bits} bits for {name}"
+
+    def why_too_long(self, name: str, num_bits: int, length: int | None) -> str:
+        """Returns why vectors of a length are not computed in integers; nothing if they are."""
+        longest = self.operators[name].longest.get(num_bits) if name in self.operators else None
+        if longest is None or length is None or length <= longest:
+            return ""
+        return (
+            f"{self.name} computes {name} in {num_bits} bits well up to {longest} values, and has "
+            f"{length} here"
+        )
 
     def differs(self, other: "Device", name: str, num_bits: int) -> bool:
         """Whether an operator without weights is computed otherwise on another device."""

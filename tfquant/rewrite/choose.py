@@ -5,9 +5,11 @@ import logging
 import keras
 from keras import layers, tree
 
+from tfquant import devices
 from tfquant.graph.graph import Graph, Node, real, trace
 from tfquant.graph.read import is_composite
 from tfquant.layers.parts import Constant
+from tfquant.registry.elementwise import VectorConfig
 from tfquant.registry.keras_layers import CLAMPS, FLOAT, LINEAR
 from tfquant.registry.linear import LinearConfig
 from tfquant.registry.recipe import inner
@@ -154,6 +156,18 @@ def _edges(graph):
 
 def _config(node, registry, unknown_layers):
     """Returns the config of a call; `None` for one that stays float."""
+    config = _config_of_kind(node, registry, unknown_layers)
+    if isinstance(config, VectorConfig):
+        device = devices.get(node.scheme.device)
+        why = config.why_not_of(node.layer, node.inputs[0].shape, device)
+        if why:
+            _logger.warning("'%s' stays float: %s.", node.layer.name, why)
+            return None
+    return config
+
+
+def _config_of_kind(node, registry, unknown_layers):
+    """Returns the config of a call by the type of its layer."""
     layer, scheme, outputs = node.layer, node.scheme, tree.flatten(node.outputs)
     if len(real(outputs)) < len(outputs):
         return None  # Integers and truth values have no grid.

@@ -273,7 +273,7 @@ CASES = {
     "REDUCE_PROD": ((8,), _reduce_product),
     "RELU": ((8, 16), _unary("RELU")),
     "RELU6": ((8, 16), _unary("RELU6")),
-    "RELU_N1_TO_1": ((8, 16), _unary("RELU_N1_TO_1")),
+    "RELU_N1_TO_1": ((8,), _unary("RELU_N1_TO_1")),
     "RESIZE_BILINEAR": ((8, 16), _resize),
     "SOFTMAX": ((8, 16), _unary("SOFTMAX", options=("Softmax", {"beta": 1.0}), bounds=(0, 1))),
     "SUB": ((8, 16), _binary("SUB", ("Sub", {"potScaleInt16": False}))),
