@@ -276,8 +276,12 @@ class Recipe:
             ValueError: If it holds no recipe.
         """
         path = pathlib.Path(path)
-        text = path.read_text(encoding="utf-8")
-        if not _is_yaml(path):
+        is_yaml = _is_yaml(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"A recipe is expected. Received: '{path}', no text.") from error
+        if not is_yaml:
             return cls.from_json(text)
         yaml = _yaml()
         try:
