@@ -17,6 +17,7 @@ from tfquant.convert.tflite.compared import Compared, compare_all
 from tfquant.convert.tflite.describe import elsewhere, float_operators, layer_report
 from tfquant.convert.tflite.float_file import convert_float
 from tfquant.convert.tflite.interpreter import first_refused
+from tfquant.convert.tflite.signature import input_names, output_names
 from tfquant.convert.tflite.verify import Verifier, point_tensors, saturated_biases
 from tfquant.convert.tflite.write import write
 from tfquant.data.batches import batches
@@ -102,6 +103,7 @@ def to_tflite(
         assignment = assign(float_file, anchors, rounded_again, lowered)
         float_bytes, float_file = float_file.num_bytes, float_file.file
         file = write(float_file, assignment, input_type, output_type)
+        file.sign(input_names(lowered), output_names(lowered))
         content = file.to_bytes()
         _check_runs(file, layer_names(float_file, anchors))
         describe = partial(layer_report, file=float_file, anchors=anchors, assignment=assignment)
