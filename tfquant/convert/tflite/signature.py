@@ -21,10 +21,15 @@ def output_names(lowered: Lowered) -> list[str]:
 
 
 def _keys(structure):
-    """Returns the keys of a dict, in the order of its flat values; `None` of anything else."""
+    """Returns the keys of a dict, one for each of its flat values; `None` of anything else."""
     if not isinstance(structure, dict):
         return None
-    return [str(key) for key in tree.flatten({key: key for key in structure})]
+    named = {}
+    for key, value in structure.items():
+        count = len(tree.flatten(value))
+        names = [f"{key}_{number}" for number in range(count)] if count > 1 else [str(key)]
+        named[key] = tree.pack_sequence_as(value, names)
+    return tree.flatten(named)
 
 
 def _layer_name(x, name, units):
