@@ -15,7 +15,7 @@ from tfquant.layers.plain import Barrier
 from tfquant.numerics import QuantParams
 from tfquant.quantizers import Grid, Quantizer, grid_of, on_grid
 from tfquant.registry.elementwise import SameGridConfig
-from tfquant.registry.keras_layers import clamp_of
+from tfquant.registry.keras_layers import clamp_of, folding_config
 from tfquant.registry.linear import LinearConfig
 from tfquant.rewrite.validate import check_finite, check_is_model
 from tfquant.wrappers import (
@@ -242,7 +242,8 @@ def _lower_wrapper(layer, args, kwargs, unique, bare):
     apart = bare.shut(args) if bare.draws_in(layer.layer, args) else args
     if _clamps(layer.layer):
         apart = bare.shut_each(args)
-    result = layer.quantize_config.lower(layer, call_site, apart, kwargs, grids, name)
+    config = layer.quantize_config if layer.batch_norm is None else folding_config(layer)
+    result = config.lower(layer, call_site, apart, kwargs, grids, name)
     # A layer that does nothing at inference returns its input; its output may lie on another grid.
     outputs = tree.map_structure(
         lambda y: keras.layers.Identity()(y) if any(y is x for x in tensors) else y, result.outputs

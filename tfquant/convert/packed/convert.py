@@ -9,6 +9,7 @@ from keras import layers, tree
 
 from tfquant import lowbit
 from tfquant.convert.files import check_file, check_new_folder, new_folder, replacing
+from tfquant.convert.packed.archive import compress
 from tfquant.convert.packed.layers import make, store, why_not
 from tfquant.graph.graph import UniqueNames, clone_graph
 from tfquant.layers.copy import copy_layer, transfer_weights
@@ -402,6 +403,7 @@ def _write(packed, path):
     if path.endswith(".keras"):
         with replacing(path, suffix=".keras") as temporary:
             packed.save(temporary)
+            compress(temporary)
     else:
         with new_folder(path) as temporary:
             _save_model(packed, temporary)

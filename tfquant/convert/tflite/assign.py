@@ -157,7 +157,9 @@ def _spread(file, computed):
             data = [i for i in op.inputs if file.is_float_data(i)]
             known = [i for i in data if i in computed]
             if op.name in rules.SAME_GRID:
-                ends = [*known, *(i for i in op.outputs if i in computed)]
+                # A float input keeps the operator float: it has no grid to be brought to.
+                ends = known if len(known) == len(data) else []
+                ends = [*ends, *(i for i in op.outputs if i in computed)]
                 for index in [*data, *op.outputs] if ends else []:
                     if index not in computed and file.type(index) == "FLOAT32":
                         computed[index] = computed[ends[0]]

@@ -17,6 +17,7 @@ from tfquant.convert.tflite.compared import Compared, compare_all
 from tfquant.convert.tflite.describe import elsewhere, float_operators, layer_report
 from tfquant.convert.tflite.float_file import convert_float
 from tfquant.convert.tflite.interpreter import first_refused
+from tfquant.convert.tflite.interpreter import run as run_here
 from tfquant.convert.tflite.signature import input_names, output_names
 from tfquant.convert.tflite.verify import Verifier, point_tensors, saturated_biases
 from tfquant.convert.tflite.write import write
@@ -46,6 +47,7 @@ def to_tflite(
     samples=None,
     verify: bool = True,
     strict: bool = True,
+    run=None,
     progress: bool = True,
 ) -> ConversionReport:
     """Converts a calibrated model to a `.tflite` file, runs both, and compares them.
@@ -66,6 +68,10 @@ def to_tflite(
         verify: Whether to compare. What cannot be compared is written, and the report says so.
         strict: Whether it is an error that the file computes something else than the model though
             each operator does what it should: a fault of tfquant's, or of a layer of your own.
+        run: Function that runs a file on the device that the model simulates, where that is
+            elsewhere: of the file's bytes and a list of arrays of integers, one for each input with
+            the rows first; it returns such a list of outputs. The default is LiteRT on this
+            machine; where it cannot stand for the device nothing is compared, as the report says.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -108,10 +114,12 @@ def to_tflite(
         _check_runs(file, layer_names(float_file, anchors))
         describe = partial(layer_report, file=float_file, anchors=anchors, assignment=assignment)
         compared = Compared([describe(unit, verifier=None) for unit in lowered.units])
-        if verify and lowered.device.runs_here():
+        if run is None and lowered.device.runs_here():
+            run = partial(run_here, resolver=lowered.device.resolver)
+        if verify and run is not None:
             bar.update(task, description="Comparing Keras with LiteRT")
             tensors = point_tensors(file, float_file, anchors)
-            begin = partial(Verifier, model, lowered, file, content, tensors, rows)
+            begin = partial(Verifier, model, lowered, file, content, tensors, rows, run)
             integer = not assignment.float_reasons
             compared = compare_all(begin, lowered.units, describe, integer)
             _check_agrees(compared, strict)

@@ -90,7 +90,7 @@ def _error(content):
     return None
 
 
-def run_inner(file: File, rows: list[np.ndarray], resolver: str = "AUTO") -> dict[int, np.ndarray]:
+def run_inner(file: File, rows: list[np.ndarray], run=run) -> dict[int, np.ndarray]:
     """Runs a file and returns every computed tensor.
 
     The inner tensors are outputs of a copy of the file. (Asking LiteRT to preserve all tensors
@@ -99,15 +99,13 @@ def run_inner(file: File, rows: list[np.ndarray], resolver: str = "AUTO") -> dic
     Args:
         file: The file.
         rows: As for `run`.
-        resolver: As for `run`.
+        run: Function of a file's bytes and of rows that runs it.
 
     Returns:
         Dict from tensor index to values; the first axis counts the rows.
     """
     indices = [i for i in file.computed() if i not in file.inputs]
-    values = dict(
-        zip(indices, run(file.with_outputs(indices), rows, resolver=resolver), strict=True)
-    )
+    values = dict(zip(indices, run(file.with_outputs(indices), rows), strict=True))
     values.update(zip(file.inputs, rows, strict=True))
     return values
 

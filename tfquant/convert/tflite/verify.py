@@ -11,7 +11,7 @@ from keras import tree
 
 from tfquant.convert.tflite.assign import Assignment
 from tfquant.convert.tflite.flatbuffer import File
-from tfquant.convert.tflite.interpreter import dequantize, quantize, run, run_inner, to_file_inputs
+from tfquant.convert.tflite.interpreter import dequantize, quantize, run_inner, to_file_inputs
 from tfquant.convert.tflite.parity import equal_predictions, parity
 from tfquant.layers.parts import Constant
 from tfquant.quantizers import RecordingScope, on_grid
@@ -69,14 +69,15 @@ class Verifier:
         content: Its bytes.
         tensors: From `point_tensors`.
         rows: Real inputs, one array for each input of the model.
+        run: Function of a file's bytes and of rows that runs it.
     """
 
-    def __init__(self, model, lowered: Lowered, file: File, content, tensors, rows):
+    def __init__(self, model, lowered: Lowered, file: File, content, tensors, rows, run):
         self.model, self.lowered, self.file, self.content = model, lowered, file, content
         self.rows = rows
         inner = [array[:INNER_ROWS] for array in rows]
-        self.resolver = lowered.device.resolver
-        self.device = run_inner(file, to_file_inputs(file, inner), self.resolver)
+        self.run = run
+        self.device = run_inner(file, to_file_inputs(file, inner), run)
         self.float_values = self._float_values(inner)
         self.tensor_of, self.computed_away = tensors, {}
 
@@ -86,7 +87,7 @@ class Verifier:
         count = max(ROWS_PER_BATCH, min(ROWS, int(VALUES / max(size, 1))))
         rows = [array[:count] for array in self.rows]
         ours = self._predict(rows)
-        theirs = run(self.content, to_file_inputs(self.file, rows), resolver=self.resolver)
+        theirs = self.run(self.content, to_file_inputs(self.file, rows))
         outputs = list(zip(self.file.outputs, ours, theirs, strict=True))
         parts = [parity(self.file, index, *pair) for index, *pair in outputs]
         total = sum(parts[1:], parts[0])
