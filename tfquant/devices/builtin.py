@@ -152,8 +152,6 @@ def reduce_product(inputs, output, axes, keepdims):
         m = (s**n / so)**(1 / n)
         y = q0,   y = round(y * q_i * m) for each further factor,   round(y * m)
 
-    A single integer is copied, whatever the grids.
-
     Args:
         inputs: `Grid` of the input.
         output: `Grid` of the output.
@@ -162,9 +160,6 @@ def reduce_product(inputs, output, axes, keepdims):
     """
     (x,) = inputs
     rank = len(x.steps.shape)
-    if math.prod(x.steps.shape[axis] for axis in axes) == 1:
-        moved = x.steps + (x.params.zero_point - output.params.zero_point)  # As they are.
-        return moved if keepdims else ops.squeeze(moved, axes)
     kept = [axis for axis in range(rank) if axis not in axes]
     count = math.prod(x.steps.shape[axis] for axis in axes)
     steps = ops.transpose(ops.cast(x.steps, "float64"), (*axes, *kept))
@@ -176,6 +171,15 @@ def reduce_product(inputs, output, axes, keepdims):
         y = requantize_fixed_point_64(y * factor, multiplier)
     y = requantize_fixed_point_64(y, multiplier)
     return ops.expand_dims(y, axes) if keepdims else y
+
+
+def reduce_product_or_copy(inputs, output, axes, keepdims):
+    """Multiplies as `reduce_product`; a single integer is copied, whatever the grids."""
+    (x,) = inputs
+    if math.prod(x.steps.shape[axis] for axis in axes) > 1:
+        return reduce_product(inputs, output, axes, keepdims)
+    moved = x.steps + (x.params.zero_point - output.params.zero_point)
+    return moved if keepdims else ops.squeeze(moved, axes)
 
 
 def magnitude(inputs, output):

@@ -110,7 +110,7 @@ OPERATORS = {
     "MUL": Operator(OWN, {8: xnnpack.product, 16: builtin.product}),
     "PRELU": Operator(OWN, {8: builtin.prelu}, num_bits=(8,)),
     "QUANTIZE": Operator(OWN, {8: xnnpack.to_step, 16: builtin.to_step}),
-    "REDUCE_PROD": Operator(OWN, {8: builtin.reduce_product}, num_bits=(8,)),
+    "REDUCE_PROD": Operator(OWN, {8: builtin.reduce_product_or_copy}, num_bits=(8,)),
     "RELU": Operator(OWN, _clamped(0.0)),
     "RELU6": Operator(OWN, _clamped(0.0, 6.0)),
     "RELU_N1_TO_1": Operator(OWN, {8: _clamped(-1.0, 1.0)[8]}, num_bits=(8,)),

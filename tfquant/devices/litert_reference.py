@@ -27,6 +27,7 @@ OPERATORS = {
     "MEAN": _other("MEAN", {8: builtin.mean}),
     "MUL": _other("MUL", {8: builtin.product}),
     "QUANTIZE": _other("QUANTIZE", {8: builtin.to_step}),
+    "REDUCE_PROD": _other("REDUCE_PROD", {8: builtin.reduce_product}),
     "RESIZE_BILINEAR": _other("RESIZE_BILINEAR", {8: builtin.resize_bilinear}),
     "SUB": _other("SUB", {8: builtin.subtract(20)}),
 }
