@@ -8,14 +8,14 @@ import numpy as np
 from keras import ops
 
 from tfquant.devices import Product
-from tfquant.layers.copy import copy_layer
+from tfquant.layers.copy import copy_layer, undrawn
 from tfquant.numerics import PerAxis, PerGroup, QuantSpec, group_scale
 from tfquant.numerics.fixed_point import accumulate, multiplier_dtype, requantize
 from tfquant.numerics.params import SMALLEST_SCALE
-from tfquant.quantizers import AbsMax, Dynamic, Float16, Static
+from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, WeightQuantizer
 from tfquant.registry.schemes import Scheme
 from tfquant.wrappers import LoweredKernel, Lowering, QuantizeConfig
-from tfquant.wrappers.lowering import as_integers
+from tfquant.wrappers.lowering import as_integers, clamp_layer
 from tfquant.wrappers.wrapper import clamp
 
 # A bias may take this much of an int32 accumulator; the rest is left for the products. A kernel
@@ -273,7 +273,8 @@ class LinearConfig(QuantizeConfig):
         factor, bias = _folded_bias(wrapper)
         folded, unfolded, gain = self._steps(wrapper, kernel, factor, bias, input_scale)
         spec = quantizer.spec
-        q = ops.round(quantizer.latent(kernel) / quantizer.spread(unfolded))
+        steps = quantizer.spread(unfolded) if quantizer.grouped else unfolded
+        q = ops.round(quantizer.latent(kernel) / steps)
         q = ops.clip(q, spec.qmin, spec.qmax)
         q = q * ops.cast(ops.sign(gain), "float32")
         if quantizer.grouped:
@@ -293,6 +294,9 @@ class LinearConfig(QuantizeConfig):
         """
         ((_, quantizer),) = wrapper.weight_quantizers
         step = ops.cast(quantizer.steps(kernel), "float64")
+        if not quantizer.grouped:
+            # One for each channel, also where the unfolded kernel has one in all.
+            step = ops.broadcast_to(step, _channel_shape(kernel, self.channel_axis))
         gain = ops.ones([1] * len(step.shape), "float64")
         if factor is not None:
             gain = ops.reshape(factor, _channel_shape(kernel, self.channel_axis))
@@ -315,7 +319,8 @@ class LinearConfig(QuantizeConfig):
         """Calls the layer with the folded kernel and bias, then the clamp."""
         integers = None
         layer = copy_layer(wrapper.layer, use_bias=True, name=name)
-        outputs = clamp_layer(layer(*args), wrapper.call_sites[call_site].clamp)
+        with undrawn(layer):
+            outputs = clamp_layer(layer(*args), wrapper.call_sites[call_site].clamp)
         variable, axes = getattr(layer, self.kernel), PerAxis(self.channel_axis).axes
         if isinstance(self.weights, QuantSpec):
             ((_, quantizer),) = wrapper.weight_quantizers
@@ -325,7 +330,9 @@ class LinearConfig(QuantizeConfig):
                 ops.convert_to_numpy(v) for v in self.integer_weights(wrapper, scale_in)
             )
             q = as_integers(kernel)
-            spread = quantizer.spread(scale.reshape(quantizer.scale_shape))
+            spread = scale.reshape(_channel_shape(kernel, self.channel_axis))
+            if quantizer.grouped:
+                spread = quantizer.spread(scale.reshape(quantizer.scale_shape))
             kernel = kernel * ops.convert_to_numpy(spread)
             bias = integers if real else integers * (float(scale_in) * scale)
             lowered = LoweredKernel(variable, q, scale, quantizer.spec, axes)
@@ -423,6 +430,21 @@ class ReversibleEmbeddingConfig(QuantizeConfig):
         return {"weights": self.weights.to_dict(), "activations": self.activations.to_dict()}
 
 
+def quantizes_kernel_alone(config, layer) -> bool:
+    """Whether `config` quantizes the kernel of `layer` and no other weight of it.
+
+    A batch norm can then be folded into it.
+    """
+    if isinstance(config, LinearConfig):
+        return True
+    pairs = config.get_weights_and_quantizers(layer)
+    return (
+        len(pairs) == 1
+        and pairs[0][0] is getattr(layer, "kernel", None)
+        and (isinstance(pairs[0][1], WeightQuantizer) and not pairs[0][1].grouped)
+    )
+
+
 def is_grouped(wrapper) -> bool:
     """Whether the kernel of a `QuantizeWrapper` has a scale for each group of its inputs."""
     return any(getattr(q, "grouped", False) for _, q in wrapper.weight_quantizers)
@@ -431,13 +453,6 @@ def is_grouped(wrapper) -> bool:
 def has_bias(wrapper):
     """Returns whether a file has a bias of the wrapped layer, a tensor: converters drop zeros."""
     return ops.any(_folded_bias(wrapper)[1] != 0)
-
-
-def clamp_layer(x, bounds):
-    """Applies the clamp `bounds` to a KerasTensor as a layer that converters fuse."""
-    if bounds is None:
-        return x
-    return keras.layers.ReLU(max_value=bounds[1])(x)
 
 
 def _channel_shape(kernel, channel_axis):

@@ -4,8 +4,8 @@ import abc
 
 import keras
 
-from tfquant.layers.copy import copy_layer, transfer_weights
-from tfquant.wrappers.lowering import LoweredKernel, Lowering, as_integers
+from tfquant.layers.copy import copy_layer, transfer_weights, undrawn
+from tfquant.wrappers.lowering import LoweredKernel, Lowering, as_integers, clamp_layer
 
 
 class QuantizeConfig(abc.ABC):
@@ -40,8 +40,13 @@ class QuantizeConfig(abc.ABC):
 
     @property
     def reads_floats(self) -> bool:
-        """Whether the layer takes its inputs as they come, and not on a grid."""
+        """Whether the layer computes in float on its inputs as they come, and not on a grid."""
         return False
+
+    @property
+    def reads_grids(self) -> bool:
+        """Whether its real inputs are brought to a grid."""
+        return not self.reads_floats
 
     def device_call(self, call):
         """Computes at inference what the device computes, to the last integer.
@@ -74,8 +79,8 @@ class QuantizeConfig(abc.ABC):
     def lower(self, wrapper, call_site, args, kwargs, input_grids, name) -> Lowering:
         """Calls float layers that a converter understands, with weights on the integer grid.
 
-        The default calls a copy of the layer whose quantized weights are dequantized ones, and
-        says which integers they are.
+        The default calls a copy of the layer whose quantized weights are dequantized ones, then the
+        clamp, and says which integers they are.
 
         Args:
             wrapper: The `QuantizeWrapper`.
@@ -88,9 +93,11 @@ class QuantizeConfig(abc.ABC):
         Returns:
             `Lowering`.
         """
-        del call_site, input_grids
+        del input_grids
         layer = copy_layer(wrapper.layer, name=name)
-        outputs = layer(*args, **kwargs)
+        with undrawn(layer):
+            outputs = layer(*args, **kwargs)
+        outputs = clamp_layer(outputs, wrapper.call_sites[call_site].clamp)
         transfer_weights(wrapper.layer, layer)
         kernels = []
         of = {id(variable): quantizer for variable, quantizer in wrapper.weight_quantizers}

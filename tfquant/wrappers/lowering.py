@@ -56,3 +56,10 @@ class Lowering:
     kernels: tuple[LoweredKernel, ...] = ()
     dynamic: bool = False
     bias: np.ndarray | None = None
+
+
+def clamp_layer(x, bounds):
+    """Applies the clamp `bounds`, `(low, high)` or `None`, as a layer that converters fuse."""
+    if bounds is None:
+        return x
+    return keras.layers.ReLU(max_value=bounds[1])(x)
