@@ -194,12 +194,24 @@ class LinearConfig(QuantizeConfig):
             bias=bias,
         )
 
-    def real_call(self, wrapper, args, kwargs):
-        """Multiplies by the folded kernel: one pass over the output less than a batch norm."""
+    def real_call(self, wrapper, args, kwargs, weights=None):
+        """Multiplies by the folded kernel: one pass over the output less than a batch norm.
+
+        Args:
+            wrapper: The `QuantizeWrapper`.
+            args: Positional arguments of the call.
+            kwargs: Keyword arguments of the call.
+            weights: From `real_weights`, where a caller has them already.
+        """
         if wrapper.batch_norm is None:
             return super().real_call(wrapper, args, kwargs)
-        kernel, bias = self._real_weights(wrapper)
+        kernel, bias = self.real_weights(wrapper) if weights is None else weights
         return self._multiply(wrapper, ops.cast(args[0], "float32"), kernel) + bias
+
+    def by_channel(self, wrapper, values):
+        """Returns `values`, one for each channel, such that they broadcast against the kernel."""
+        ((variable, _),) = wrapper.weight_quantizers
+        return ops.reshape(values, _channel_shape(variable, self.channel_axis))
 
     def rescaled(self, wrapper, gain, shift) -> list | None:
         """Returns what makes layer and batch norm compute `gain * y + shift` instead of `y`.
@@ -239,7 +251,7 @@ class LinearConfig(QuantizeConfig):
         if not wrapper.weight_quantizers or not isinstance(self.weights, QuantSpec):
             return None
         ((variable, quantizer),) = wrapper.weight_quantizers
-        gain = ops.reshape(gain, _channel_shape(variable, self.channel_axis))
+        gain = self.by_channel(wrapper, gain)
         steps = quantizer.scaled_steps(gain)
         return None if steps is None else [(variable, variable * gain), *steps]
 
@@ -325,13 +337,13 @@ class LinearConfig(QuantizeConfig):
             bias = integers if real else integers * (float(scale_in) * scale)
             lowered = LoweredKernel(variable, q, scale, quantizer.spec, axes)
         else:
-            kernel, bias = (ops.convert_to_numpy(v) for v in self._real_weights(wrapper))
+            kernel, bias = (ops.convert_to_numpy(v) for v in self.real_weights(wrapper))
             lowered = LoweredKernel(variable, channel_axes=axes)
         layer.set_weights([kernel, bias])
         kernels = () if self.weights is None else (lowered,)
         return Lowering(outputs, kernels, dynamic=self.dynamic, bias=integers)
 
-    def _real_weights(self, wrapper):
+    def real_weights(self, wrapper):
         """Returns kernel and bias with the batch norm folded, float32, the kernel quantized."""
         ((variable, quantizer),) = wrapper.weight_quantizers
         factor, bias = _folded_bias(wrapper)
