@@ -12,7 +12,7 @@ from tfquant.layers.copy import copy_layer, undrawn
 from tfquant.numerics import PerAxis, PerGroup, QuantSpec, group_scale
 from tfquant.numerics.fixed_point import accumulate, multiplier_dtype, requantize
 from tfquant.numerics.params import SMALLEST_SCALE
-from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, WeightQuantizer
+from tfquant.quantizers import AbsMax, Dynamic, Float16, Static
 from tfquant.registry.schemes import Scheme
 from tfquant.wrappers import LoweredKernel, Lowering, QuantizeConfig
 from tfquant.wrappers.lowering import as_integers, clamp_layer
@@ -416,21 +416,6 @@ class ReversibleEmbeddingConfig(QuantizeConfig):
 
     def get_config(self):
         return {"weights": self.weights.to_dict(), "activations": self.activations.to_dict()}
-
-
-def quantizes_kernel_alone(config, layer) -> bool:
-    """Whether `config` quantizes the kernel of `layer` and no other weight of it.
-
-    A batch norm can then be folded into it.
-    """
-    if isinstance(config, LinearConfig):
-        return True
-    pairs = config.get_weights_and_quantizers(layer)
-    return (
-        len(pairs) == 1
-        and pairs[0][0] is getattr(layer, "kernel", None)
-        and (isinstance(pairs[0][1], WeightQuantizer) and not pairs[0][1].grouped)
-    )
 
 
 def is_grouped(wrapper) -> bool:

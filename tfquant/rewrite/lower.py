@@ -15,7 +15,7 @@ from tfquant.layers.plain import Barrier
 from tfquant.numerics import QuantParams
 from tfquant.quantizers import Grid, Quantizer, grid_of, on_grid
 from tfquant.registry.elementwise import SameGridConfig
-from tfquant.registry.keras_layers import folding_config
+from tfquant.registry.keras_layers import LINEAR
 from tfquant.registry.linear import LinearConfig
 from tfquant.rewrite.validate import check_finite, check_is_model
 from tfquant.wrappers import LoweredKernel, Quantize, QuantizeWrapper
@@ -214,7 +214,7 @@ def _lower_wrapper(layer, args, kwargs, unique, bare):
     grids = [grid_of(x) for x in tensors]
     name = unique(layer.layer.name + (f"_call{call_site}" if call_site else ""))
     apart = bare.shut(args) if bare.draws_in(layer.layer, args) else args
-    config = layer.quantize_config if layer.batch_norm is None else folding_config(layer)
+    config = layer.quantize_config if layer.batch_norm is None else _folding_config(layer)
     result = config.lower(layer, call_site, apart, kwargs, grids, name)
     # A layer that does nothing at inference returns its input; its output may lie on another grid.
     outputs = tree.map_structure(
@@ -270,3 +270,12 @@ def _numbers(quantizer: Quantizer) -> Grid:
     params = quantizer.params()
     scale, zero_point = (v.numpy() for v in params)
     return Grid(QuantParams(scale.astype("float32"), int(zero_point)), quantizer.spec)
+
+
+def _folding_config(wrapper) -> LinearConfig:
+    """Returns the config that folds the batch norm of a `QuantizeWrapper` into its kernel."""
+    if isinstance(wrapper.quantize_config, LinearConfig):
+        return wrapper.quantize_config
+    kernel, axis, *_ = LINEAR[type(wrapper.layer)]
+    ((_, quantizer),) = wrapper.weight_quantizers
+    return LinearConfig(kernel, axis, quantizer.spec, None)
