@@ -21,13 +21,16 @@ from tfquant.registry import schemes
 TARGETS = ("y", "label", "labels", "target", "targets")
 
 
-def run(command: str, arguments: list[str], flags: dict) -> None:
+def run(command: str, arguments: list[str], flags: dict) -> bool:
     """Runs one command.
 
     Args:
         command: Its name.
         arguments: The files it was given.
         flags: Values of its flags.
+
+    Returns:
+        Whether all was done: `False` of a file that could not be compared with its model.
 
     Raises:
         ImportError, OSError, RuntimeError, TypeError, ValueError: If the user made a mistake.
@@ -40,11 +43,15 @@ def run(command: str, arguments: list[str], flags: dict) -> None:
         "demo": demo,
         "doctor": doctor,
     }
-    commands[command](*arguments, flags)
+    return commands[command](*arguments, flags) is not False
 
 
-def quantize(model_path, flags) -> None:
-    """Quantizes a model, writes the file and shows the report."""
+def quantize(model_path, flags) -> bool:
+    """Quantizes a model, writes the file and shows the report.
+
+    Returns:
+        `False` if the file could not be compared with the model.
+    """
     recipe = read_recipe(flags)
     if recipe.static and not flags["calibration"]:
         named = "the recipe" if flags["recipe"] else f"scheme {recipe.scheme.name}"
@@ -86,6 +93,7 @@ def quantize(model_path, flags) -> None:
             file.write(report.to_json() + "\n")
         written += f" and {flags['report']}"
     print(f"Wrote {written}")
+    return not getattr(report, "not_compared", "")
 
 
 def read_recipe(flags) -> tfq.Recipe:

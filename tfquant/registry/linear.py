@@ -66,10 +66,7 @@ class LinearConfig(QuantizeConfig):
         as_tuple = tuple(channel_axis) if isinstance(channel_axis, list) else channel_axis
         self.kernel = kernel
         self.channel_axis = as_tuple
-        self.weights = QuantSpec.from_dict(weights) if isinstance(weights, dict) else weights
-        self.activations = (
-            QuantSpec.from_dict(activations) if isinstance(activations, dict) else activations
-        )
+        self.weights, self.activations = QuantSpec.of(weights), QuantSpec.of(activations)
         self.dynamic = dynamic
         self.operator = operator
 
@@ -380,8 +377,7 @@ class ReversibleEmbeddingConfig(QuantizeConfig):
     """
 
     def __init__(self, weights, activations):
-        as_spec = lambda x: QuantSpec.from_dict(x) if isinstance(x, dict) else x  # noqa: E731
-        self.weights, self.activations = as_spec(weights), as_spec(activations)
+        self.weights, self.activations = QuantSpec.of(weights), QuantSpec.of(activations)
 
     def get_weights_and_quantizers(self, layer):
         """Returns the table, and that of the way back where it is another."""
