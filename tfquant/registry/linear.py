@@ -12,7 +12,7 @@ from tfquant.layers.copy import copy_layer, undrawn
 from tfquant.numerics import PerAxis, PerGroup, QuantSpec, group_scale
 from tfquant.numerics.fixed_point import accumulate, multiplier_dtype, requantize
 from tfquant.numerics.params import SMALLEST_SCALE
-from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, WeightQuantizer, grid_of
+from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, grid_of
 from tfquant.registry.schemes import Scheme
 from tfquant.wrappers import LoweredKernel, Lowering, QuantizeConfig
 from tfquant.wrappers.lowering import as_integers, clamp_layer
@@ -66,10 +66,7 @@ class LinearConfig(QuantizeConfig):
         as_tuple = tuple(channel_axis) if isinstance(channel_axis, list) else channel_axis
         self.kernel = kernel
         self.channel_axis = as_tuple
-        self.weights = QuantSpec.from_dict(weights) if isinstance(weights, dict) else weights
-        self.activations = (
-            QuantSpec.from_dict(activations) if isinstance(activations, dict) else activations
-        )
+        self.weights, self.activations = QuantSpec.of(weights), QuantSpec.of(activations)
         self.dynamic = dynamic
         self.operator = operator
 
@@ -392,8 +389,7 @@ class ReversibleEmbeddingConfig(QuantizeConfig):
     """
 
     def __init__(self, weights, activations):
-        as_spec = lambda x: QuantSpec.from_dict(x) if isinstance(x, dict) else x  # noqa: E731
-        self.weights, self.activations = as_spec(weights), as_spec(activations)
+        self.weights, self.activations = QuantSpec.of(weights), QuantSpec.of(activations)
 
     def get_weights_and_quantizers(self, layer):
         """Returns the table, and that of the way back where it is another."""
@@ -428,21 +424,6 @@ class ReversibleEmbeddingConfig(QuantizeConfig):
 
     def get_config(self):
         return {"weights": self.weights.to_dict(), "activations": self.activations.to_dict()}
-
-
-def quantizes_kernel_alone(config, layer) -> bool:
-    """Whether `config` quantizes the kernel of `layer` and no other weight of it.
-
-    A batch norm can then be folded into it.
-    """
-    if isinstance(config, LinearConfig):
-        return True
-    pairs = config.get_weights_and_quantizers(layer)
-    return (
-        len(pairs) == 1
-        and pairs[0][0] is getattr(layer, "kernel", None)
-        and (isinstance(pairs[0][1], WeightQuantizer) and not pairs[0][1].grouped)
-    )
 
 
 def is_grouped(wrapper) -> bool:
