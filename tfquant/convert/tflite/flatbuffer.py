@@ -87,7 +87,9 @@ class File:
     def __init__(self, content: bytes):
         if len(content) < 8 or bytes(content[4:8]) != b"TFL3":
             raise ValueError("A .tflite file is expected: its bytes 4 to 8 are 'TFL3'.")
-        self.model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+        # Not copied if it is an array: what is stored is seen where it lies.
+        content = content if isinstance(content, bytearray) else bytearray(content)
+        self.model = flatbuffer_utils.read_model_from_bytearray(content)
         for buffer in self.model.buffers:
             if buffer.data is not None:
                 # Arrays are written back at once, anything else byte by byte.

@@ -46,7 +46,7 @@ def write(file: File, assignment: Assignment, input_type: str, output_type: str)
     outputs = file.outputs
     file.subgraph.outputs = list(dict.fromkeys(outputs))  # Else each would become several.
     modifier = model_modifier.ModelModifier(file.model)
-    written = File(bytes(modifier.modify_model(params, enable_progress_bar=False)))
+    written = File(modifier.modify_model(params, enable_progress_bar=False))
     written.scale_int16_generally()
     new = dict(zip(file.outputs, written.outputs, strict=True))
     if output_type in ("int8", "int16"):
