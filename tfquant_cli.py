@@ -109,8 +109,11 @@ def _quantize_flags(values):
         name, default, words, flag_values=values
     )
     text(
-        "scheme", "w8a8", "How weights and activations are stored: w8a8, w8a16, w4a8, w4a8_g32, ..."
+        "scheme",
+        None,
+        "How weights and activations are stored: w8a8 (if there is no --recipe), w8a16, w4a8, ...",
     )
+    text("recipe", None, "A .json or .yaml file: which scheme each layer has, see tfq.Recipe.")
     flags.DEFINE_enum(
         "group_size",
         None,
@@ -162,7 +165,7 @@ COMMANDS = (
         ("MODEL.keras",),
         _quantize_flags,
         required=("output",),
-        reads=("calibration",),
+        reads=("calibration", "recipe"),
         writes=("output", "report"),
     ),
     Command(

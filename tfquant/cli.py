@@ -52,12 +52,11 @@ def quantize(model_path, flags) -> bool:
     Returns:
         `False` if the file could not be compared with the model.
     """
-    scheme = schemes.get(flags["scheme"])
-    if flags["group_size"] is not None:
-        scheme = dataclasses.replace(scheme, group_size=int(flags["group_size"]))
-    if scheme.static and not flags["calibration"]:
+    recipe = read_recipe(flags)
+    if recipe.static and not flags["calibration"]:
+        named = "the recipe" if flags["recipe"] else f"scheme {recipe.scheme.name}"
         raise ValueError(
-            f"scheme {scheme.name} quantizes activations, so --calibration DATA.npz is needed. "
+            f"{named} quantizes activations, so --calibration DATA.npz is needed. "
             "Received: no --calibration"
         )
     packed = flags["format"] == "packed"
@@ -69,8 +68,8 @@ def quantize(model_path, flags) -> bool:
     data = None
     if flags["calibration"]:
         data = read_data(flags["calibration"], model.inputs)
-    quantized = tfq.quantize_model(model, scheme, skip=flags["skip"])
-    if scheme.static:
+    quantized = tfq.quantize_model(model, recipe, skip=flags["skip"])
+    if recipe.static:
         chosen = {"observer": flags["observer"]} if flags["observer"] else {}
         settings = {"batch_size": flags["batch_size"], "progress": _watched(), **chosen}
         tfq.calibrate(quantized, data, **settings)
@@ -95,6 +94,26 @@ def quantize(model_path, flags) -> bool:
         written += f" and {flags['report']}"
     print(f"Wrote {written}")
     return not getattr(report, "not_compared", "")
+
+
+def read_recipe(flags) -> tfq.Recipe:
+    """Returns the recipe in the file that `--recipe` names, or that of `--scheme`.
+
+    Raises:
+        ValueError: If both are given, or the file holds no recipe.
+    """
+    if not flags["recipe"]:
+        scheme = schemes.get(flags["scheme"] or "w8a8")
+        if flags["group_size"] is not None:
+            scheme = dataclasses.replace(scheme, group_size=int(flags["group_size"]))
+        return tfq.Recipe(scheme)
+    for name in ("scheme", "group_size"):
+        if flags[name] is not None:
+            raise ValueError(
+                f"a recipe says what each layer has, so --{name} cannot stand beside --recipe. "
+                f"Received: --{name}={flags[name]}"
+            )
+    return tfq.Recipe.load(flags["recipe"])
 
 
 def inspect(path, flags) -> None:
