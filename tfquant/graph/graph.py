@@ -9,6 +9,7 @@ from keras import tree
 
 from tfquant.layers.copy import copy_layer
 from tfquant.layers.integers import truthful
+from tfquant.layers.parts import Remask, Unmask
 
 
 @dataclasses.dataclass
@@ -142,13 +143,16 @@ class _Tracer:
             return _replay(self.graphs[key], inputs, nodes)
         args, kwargs = _positional(original, args, kwargs)
         parts = self.parts[id(original)]
+        if callable(parts) and not isinstance(original, keras.layers.Layer):
+            args, kwargs = self._without_masks(original, args, kwargs, nodes)
         if callable(parts):
-            kwargs = _read_masks(original, args, kwargs, nodes)
+            kwargs = _read_masks(original, args, kwargs, nodes, self.unique)
             model = parts(args, kwargs)
             if model is not None:
                 self.unfolded.append(model)  # Its layers are known by their ids: keep them.
                 inputs = {id(x): x for x in tensors((args, kwargs))}
-                return _replay(self.trace(model), list(inputs.values()), nodes)
+                outputs = _replay(self.trace(model), list(inputs.values()), nodes)
+                return self._with_mask(original, args, kwargs, outputs, nodes)
         if parts is None or callable(parts):
             copy = self.copies[id(original)] = truthful(self._copy(original), args, kwargs)
             outputs = copy(*args, **kwargs)
@@ -161,6 +165,57 @@ class _Tracer:
             nodes.append(Node(part, part, (x,), {}, y))
             x = y
         return x
+
+    def _without_masks(self, operation, args, kwargs, nodes):
+        """Takes masks off what an operation reads: it hands none on; the layers for it would."""
+
+        def bare(x):
+            if not isinstance(x, keras.KerasTensor) or _mask_of(x, [], operation.name) is None:
+                return x
+            layer = Unmask(name=self.unique(f"{operation.name}_unmask"))
+            y = layer(x)
+            nodes.append(Node(layer, layer, (x,), {}, y))
+            return y
+
+        return tree.map_structure(bare, (args, kwargs))
+
+    def _with_mask(self, layer, args, kwargs, outputs, nodes):
+        """Has the mask of what an unfolded layer computes travel with it as with the layer's own.
+
+        Masks of what several inputs share travel by themselves.
+        """
+        if not getattr(layer, "supports_masking", False):
+            return outputs
+        if not args or not isinstance(args[0], keras.KerasTensor):
+            return outputs
+        mask = kwargs.get("query_mask", kwargs.get("mask"))
+        if mask is None:
+            mask = _mask_of(args[0], nodes, self.unique(f"{layer.name}_mask"))
+        if "query_mask" in inspect.signature(layer.call).parameters:
+            masks = [mask]  # Attention hands on that of its queries past its `compute_mask`.
+        else:
+            masks = self._computed_masks(layer, args[0], mask, nodes)
+        flat = tree.flatten(outputs)
+        for number, (y, m) in enumerate(zip(flat, masks, strict=False)):
+            if m is not None:
+                remask = Remask(name=self.unique(f"{layer.name}_remask"))
+                flat[number] = remask([y, m])
+                nodes.append(Node(remask, remask, ([y, m],), {}, flat[number]))
+        return tree.pack_sequence_as(outputs, flat)
+
+    def _computed_masks(self, layer, x, mask, nodes):
+        """Returns what `layer.compute_mask` makes of a mask, one for each output."""
+        given = [keras.Input(batch_shape=x.shape, dtype=x.dtype)]
+        if mask is not None:
+            given.append(keras.Input(batch_shape=mask.shape, dtype=mask.dtype))
+        masks = tree.flatten(layer.compute_mask(given[0], *(given[1:] or [None])))
+        made = [m for m in masks if m is not None and all(m is not g for g in given)]
+        known = {id(given[-1]): mask}
+        if made:
+            graph = self.trace(keras.Model(given, made))
+            values = _replay(graph, [x, mask][: len(given)], nodes)
+            known.update(zip(map(id, made), tree.flatten(values), strict=True))
+        return [None if m is None else known[id(m)] for m in masks]
 
 
 def is_readable(layer) -> bool:
@@ -209,7 +264,7 @@ class ReadMask(keras.layers.Layer):
         return config
 
 
-def _read_masks(layer, args, kwargs, nodes):
+def _read_masks(layer, args, kwargs, nodes, unique):
     """Adds to `kwargs` the masks that Keras hands to `layer` beside several inputs.
 
     For an argument `value` it looks for a parameter `value_mask`. A single input's mask is among
@@ -225,12 +280,24 @@ def _read_masks(layer, args, kwargs, nodes):
             or kwargs.get(mask_name) is not None
         ):
             continue
-        reader = ReadMask(name=f"{layer.name}_{mask_name}")
-        mask = reader(x)
-        if reader.is_masked:
-            nodes.append(Node(reader, reader, (x,), {}, mask))
+        mask = _mask_of(x, nodes, unique(f"{layer.name}_{mask_name}"))
+        if mask is not None:
             found[mask_name] = mask
+    if type(layer) is keras.layers.Multiply:  # What is hidden counts as 1.
+        masks = [_mask_of(x, nodes, unique(f"{layer.name}_mask")) for x in args[0]]
+        if any(mask is not None for mask in masks):
+            found["masks"] = masks
     return found
+
+
+def _mask_of(x, nodes, name):
+    """Returns the mask that travels with `x`, as a tensor, or `None`."""
+    reader = ReadMask(name=name)
+    mask = reader(x)
+    if not reader.is_masked:
+        return None
+    nodes.append(Node(reader, reader, (x,), {}, mask))
+    return mask
 
 
 class UniqueNames:

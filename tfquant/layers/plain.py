@@ -31,6 +31,14 @@ class Barrier(keras.layers.Layer):
 class PlainSum(keras.layers.Layer):
     """The sum of two tensors. `keras.ops.add` reshapes what it takes for a bias at batch size 1."""
 
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def compute_mask(self, pair, previous_mask=None):
+        """Returns that of `keras.layers.Add`."""
+        return keras.layers.Add().compute_mask(pair, previous_mask)
+
     def call(self, pair):
         """Returns the sum."""
         return tf.add(*pair)
@@ -42,6 +50,10 @@ class PlainSum(keras.layers.Layer):
 
 class PlainUnitNorm(keras.layers.Layer):
     """The norm over the last axis, in the one form that the converter knows."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
 
     def call(self, x):
         """Returns vectors of length 1."""

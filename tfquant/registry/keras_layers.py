@@ -4,6 +4,7 @@ import dataclasses
 
 from keras import activations, layers
 
+from tfquant.layers.parts import Remask, Unmask
 from tfquant.numerics import PerAxis, QuantSpec
 from tfquant.registry.elementwise import (
     AdaptiveAverageConfig,
@@ -74,6 +75,8 @@ SAME_GRID = (
     layers.ZeroPadding1D,
     layers.ZeroPadding2D,
     layers.ZeroPadding3D,
+    Remask,
+    Unmask,
 )
 
 AVERAGE = (layers.AveragePooling1D, layers.AveragePooling2D)
@@ -135,6 +138,8 @@ def activation_config(function, spec):
         return OutputConfig(INT8, fixed=_fixed_grid(INT8, *FIXED_RANGE_8_BITS[function]))
     if function in SWISH:
         return SwishConfig(spec)
+    if function in (activations.hard_swish, activations.elu) and spec.stored_bits > 8:
+        return None  # LiteRT has kernels of 8 bits for them only.
     if function is activations.hard_swish:
         return HardSwishConfig(spec)
     if function is activations.leaky_relu:
@@ -166,7 +171,9 @@ def register_all(registry) -> None:
         layers.Activation: lambda layer, spec: activation_config(layer.activation, spec),
         layers.ReLU: lambda layer, spec: OutputConfig(spec),
         layers.LeakyReLU: lambda layer, spec: LeakyReluConfig(spec),
-        layers.ELU: lambda layer, spec: OutputConfig(spec) if layer.alpha == 1 else None,
+        layers.ELU: lambda layer, spec: (
+            activation_config(activations.elu, spec) if layer.alpha == 1 else None
+        ),
         layers.Softmax: lambda layer, spec: activation_config(activations.softmax, spec),
         layers.UnitNormalization: _unit_normalization,
         layers.PReLU: lambda layer, spec: PReluConfig(spec) if spec.num_bits == 8 else None,

@@ -235,6 +235,8 @@ def _added(parts, mask, like):
 def contract(equation, a, b, name, scheme):
     """Sums products of two KerasTensors as a product of matrices.
 
+    Axes that are summed over, and those of one input alone, become one axis each.
+
     Args:
         equation: As of `keras.ops.einsum`; all axes of the inputs are summed over or kept.
         a: KerasTensor `(batch, ...)`.
@@ -245,18 +247,24 @@ def contract(equation, a, b, name, scheme):
     Returns:
         KerasTensor, or `None` where no product of matrices computes it.
     """
-    *terms, out = _axes(equation)
-    in_a, in_b = terms
+    in_a, in_b, out = _axes(equation)
     if "..." in out or not scheme.static or not in_a[0] == in_b[0] == out[0]:
         return None
+    if any(len(set(axes)) < len(axes) for axes in (in_a, in_b)):
+        return None
+    sizes = {**dict(zip(in_b, b.shape, strict=True)), **dict(zip(in_a, a.shape, strict=True))}
     both = [axis for axis in out if axis in in_a and axis in in_b]
     summed = [axis for axis in in_a if axis in in_b and axis not in out]
     rows = [axis for axis in out if axis not in in_b]
     columns = [axis for axis in out if axis not in in_a]
-    groups = summed, rows, columns
-    if {*in_a, *in_b} != {*both, *summed, *rows, *columns} or any(len(g) != 1 for g in groups):
+    if {*in_a, *in_b} != {*both, *summed, *rows, *columns} or not summed:
         return None
+    if any(sizes[axis] is None for axis in (*both[1:], *summed, *rows, *columns)):
+        groups = [both[1:], summed, rows, columns]
+        if any(len(g) > 1 for g in groups[1:]) or sum(len(g) == 0 for g in groups[1:]):
+            return None
     mark = lambda layer, config=None: QuantizeAnnotate(layer, config)  # noqa: E731
+    count = lambda axes: math.prod(sizes[axis] for axis in axes)  # noqa: E731
 
     def order(x, axes, wanted, side):
         if axes == wanted:
@@ -264,10 +272,22 @@ def contract(equation, a, b, name, scheme):
         axes = [axes.index(axis) for axis in wanted]
         return mark(layers.Permute(axes[1:], name=f"{name}_{side}"))(x)
 
-    a = order(a, in_a, [*both, *rows, *summed], "left")
-    b = order(b, in_b, [*both, *summed, *columns], "right")
+    def matrices(x, axes, left, right, side):
+        x = order(x, axes, [*both, *left, *right], side)
+        if len(left) == len(right) == 1 and len(both) < 4:
+            return x
+        shared = [count(both[1:])] if len(both) > 3 else [sizes[axis] for axis in both[1:]]
+        shape = (*shared, count(left), count(right))
+        return mark(layers.Reshape(shape, name=f"{name}_{side}_matrices"))(x)
+
+    a = matrices(a, in_a, rows, summed, "left")
+    b = matrices(b, in_b, summed, columns, "right")
     y = mark(MatMul(name=name), MatMulConfig(scheme.activations))(a, b)
-    return order(y, [*both, *rows, *columns], out, "order")
+    kept = [*both, *rows, *columns]
+    if len(y.shape) != len(kept) or not len(rows) == len(columns) == 1:
+        shape = tuple(sizes[axis] for axis in kept[1:])
+        y = mark(layers.Reshape(shape, name=f"{name}_axes"))(y)
+    return order(y, kept, out, "order")
 
 
 def unfold_einsum(layer, scheme):

@@ -6,6 +6,10 @@ from tfquant.layers.parts import CountTokens
 from tfquant.unfold.affine import channel_affine, constants
 from tfquant.wrappers import QuantizeAnnotate
 
+# Columns of a table whose deviations are this far apart lose more than half of their bits on the
+# grid of all: they are normalized in float, in front of it.
+FAR_APART = 16.0
+
 
 def unfold_rescaling(layer, scheme):
     """Computes `x * scale + offset` in integers; see `tfquant.unfold.unfold`."""
@@ -26,6 +30,8 @@ def unfold_normalization(layer, scheme):
         channels = x.shape[-1]
         if any(v.size not in (1, channels) for v in (mean, deviation)):
             return None
+        if deviation.size > 1 and deviation.max() > FAR_APART * deviation.min():
+            return None  # One grid would hold the columns that vary most, and no other.
         if layer.invert:
             return channel_affine(x, deviation, mean, False, layer.name)
         return channel_affine(x, 1.0 / deviation, -mean / deviation, False, layer.name)

@@ -6,12 +6,12 @@ from keras import layers
 from tfquant.graph.graph import real, tensors
 from tfquant.graph.read import is_composite
 from tfquant.layers.copy import copy_layer, transfer_weights
-from tfquant.layers.parts import MatMul, Unmask
+from tfquant.layers.parts import MaskedProduct, MatMul, Unmask
 from tfquant.registry.elementwise import SameGridConfig
 from tfquant.registry.parts import MatMulConfig
 from tfquant.unfold.affine import channel_affine
 from tfquant.unfold.attention import unfold_attention, unfold_einsum, unfold_softmax
-from tfquant.unfold.composite import unfold_composite
+from tfquant.unfold.composite import is_worthwhile, unfold_composite
 from tfquant.unfold.layout import (
     POOLING_3D,
     is_channels_first,
@@ -33,9 +33,11 @@ def unfold_merge(layer, scheme):
     """Merges three or more tensors in turn, as the device does; see `unfold`."""
     del scheme
 
-    def call(inputs):
-        if len(inputs) < 3 or len({len(x.shape) for x in inputs}) > 1:
+    def call(inputs, masks=None):
+        if (len(inputs) < 3 and masks is None) or len({len(x.shape) for x in inputs}) > 1:
             return None
+        if masks is not None:
+            return MaskedProduct(name=layer.name)(inputs)
         y = inputs[0]
         for number, x in enumerate(inputs[1:], 1):
             name = layer.name if number == len(inputs) - 1 else f"{layer.name}_{number}"
@@ -245,7 +247,9 @@ def unfold(layer, scheme):
 
         args, kwargs = keras.tree.map_structure(value, (args, kwargs))
         outputs = call(*args, **kwargs)
-        return None if outputs is None else keras.Model(list(inputs.values()), outputs)
+        model = None if outputs is None else keras.Model(list(inputs.values()), outputs)
+        whole = model is None or (is_composite(layer) and not is_worthwhile(model))
+        return None if whole else model
 
     return build
 

@@ -69,7 +69,7 @@ FIXED_RANGE = {
 }
 
 # Kernels that LiteRT has for 8 bits only, or that tfquant computes for 8 bits only (REDUCE_PROD).
-ONLY_8_BITS = frozenset({"L2_NORMALIZATION", "LOG_SOFTMAX", "REDUCE_PROD"})
+ONLY_8_BITS = frozenset({"ELU", "HARD_SWISH", "L2_NORMALIZATION", "LOG_SOFTMAX", "REDUCE_PROD"})
 
 # Kernels with a grid of their own at the output.
 OWN_GRID = frozenset(
@@ -110,7 +110,7 @@ EXCHANGED = {
 }
 
 # Kernels that look at a tensor of any type and compute no real values.
-ANY_TYPE = frozenset({"RANK", "SHAPE"})
+ANY_TYPE = frozenset({"ARG_MAX", "ARG_MIN", "RANK", "SHAPE"})
 
 INTEGER = (
     frozenset(KERNELS) | SAME_GRID | frozenset(FIXED_RANGE) | OWN_GRID | COMPARISONS | ANY_TYPE
