@@ -1,7 +1,7 @@
 """Every network of `keras.applications`, quantized, converted and compared.
 
     python benchmarks/applications.py --folder RESULTS [--only NASNetMobile,ResNet50] [--small]
-    python benchmarks/applications.py --folder RESULTS --markdown README.md
+    python benchmarks/applications.py --folder RESULTS --markdown docs/applications.md
     python benchmarks/applications.py --time [--only MobileNetV2] [--rounds 3]
 
 Each network runs in a process of its own and leaves `RESULTS/NAME.json`; one that is there is not

@@ -14,6 +14,7 @@ CORE_SOURCES = [
     "core/pack.cc",
     "core/path.cc",
     "core/portable/kernels.cc",
+    "core/prepared_rows.cc",
     "core/thread_pool.cc",
 ]
 

@@ -19,8 +19,10 @@ model.fit(images, labels, epochs=8, verbose=0)
 # After training: seconds, no labels.
 quantized = tfq.quantize_model(model, "w2a8", weight_quantizer="learned_step")
 tfq.calibrate(quantized, images[:200], progress=False)
+epochs, batch_size = 12, 32
+rate = keras.optimizers.schedules.CosineDecay(1e-3, epochs * len(images) // batch_size)
 quantized.compile(
-    keras.optimizers.Adam(3e-4), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"]
 )
 _, before = quantized.evaluate(test_images, test_labels, verbose=0)
 
@@ -28,7 +30,8 @@ _, before = quantized.evaluate(test_images, test_labels, verbose=0)
 quantized.fit(
     images,
     labels,
-    epochs=12,
+    batch_size,
+    epochs,
     verbose=0,
     callbacks=[tfq.FreezeBatchNorm(9), tfq.TerminateOnNaN(), tfq.QuantizationTensorBoard("logs")],
 )

@@ -3,11 +3,7 @@
 import ast
 import pathlib
 
-import keras
 import pytest
-
-import tfquant as tfq
-from tfquant.registry import table
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "tfquant"
@@ -88,24 +84,3 @@ def test_nobody_imports_the_command_line():
 def test_a_room_says_what_lives_in_it(room):
     text = (ROOT / room / "README.md").read_text(encoding="utf-8")
     assert 5 <= len(text.splitlines()) <= 25
-
-
-def test_the_tables_of_the_readme_are_those_of_the_registry():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert table.update(text) == text  # Else: python -m tfquant.registry.table README.md
-
-
-def test_a_text_without_markers_is_refused():
-    with pytest.raises(ValueError, match="layers"):
-        table.update("no markers")
-
-
-def test_a_layer_that_cannot_be_made_is_named():
-    class Strange(keras.layers.Layer):
-        def __init__(self, strangeness):
-            super().__init__()
-
-    registry = tfq.QuantizeRegistry(parent=None)
-    registry.register(Strange, lambda layer, scheme: None)
-    with pytest.raises(ValueError, match=r"Strange requires: add \['strangeness'\]"):
-        table.layer_table(registry)

@@ -13,6 +13,8 @@
 
 namespace tfquant {
 
+constexpr int64_t BytesOf(DataType type) { return type == DataType::kFloat32 ? 4 : 2; }
+
 // y[M, N] = fused(x[M, K] * weights[K, N] + bias[N]); meaning: reference_matmul.h.
 struct MatmulArgs {
   DataType type = DataType::kFloat32;  // of x and y

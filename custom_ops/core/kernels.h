@@ -33,6 +33,11 @@ struct TileArgs {
 };
 using Tile = void (*)(const TileArgs&);
 
+// Unpacks `count` blocks of a panel to `values`; with `scales`, those behind every group of blocks
+// to `scale`, 16 floats each, unless the values have them in them.
+using Stage = void (*)(const uint8_t* blocks, int64_t count, int64_t blocks_per_group, bool scales,
+                       uint8_t* values, float* scale);
+
 // Where a tile's weights come from: straight from the packed blocks, or unpacked before.
 enum Source {
   kPacked8 = 0,
@@ -142,10 +147,8 @@ struct Kernels {
   Tile real[3][2][kRowSizes];   // float activations, packed weights
   Tile staged_real[kRowSizes];  // floats, scaled
   // By Source, packed. Null where integer tiles unpack as they go.
-  void (*stage[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group, bool scales,
-                   uint8_t* values, float* scale);
-  void (*stage_real[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group, bool scales,
-                        float* values);
+  Stage stage[3];
+  Stage stage_real[3];  // to floats, scaled
   // Of a matrix unit, null without one. Before a thread's first tile and after its last come
   // matrix_begin and matrix_end. Integer activations: on weights staged as signed bytes, or, of 8
   // bits and without groups, on packed ones.
@@ -157,10 +160,8 @@ struct Kernels {
   // float.
   Tile matrix_real[2][kMatrixSizes];
   // By Source, packed; signed bytes, and pairs of bfloat16: [k / 2][16][2].
-  void (*stage_signed[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group,
-                          bool scales, uint8_t* values, float* scale);
-  void (*stage_brain[3])(const uint8_t* blocks, int64_t count, int64_t blocks_per_group,
-                         bool scales, uint8_t* values, float* scale);
+  Stage stage_signed[3];
+  Stage stage_brain[3];
   void (*prepare_parts)(const PrepareArgs&);
   void (*prepare)(const PrepareArgs&);
   void (*finish)(const FinishArgs&);

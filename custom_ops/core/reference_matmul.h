@@ -54,7 +54,8 @@ inline float ReferenceQuantize(const float* x, int64_t count, int8_t* q) {
   float absmax = 0;
   for (int64_t i = 0; i < count; ++i) absmax = std::max(absmax, std::fabs(x[i]));
   const float scale = absmax / 127.0f;
-  if (scale < FLT_MIN) {
+  static_assert(kSmallestScale == FLT_MIN, "");
+  if (scale < kSmallestScale) {
     std::fill(q, q + count, int8_t{0});
     return 0;
   }

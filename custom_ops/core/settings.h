@@ -1,5 +1,5 @@
-// The settings of a matmul that callers, core and every kernel know by number. Includes nothing, so
-// that the GPU's compiler reads it too.
+// The settings of a matmul that callers, core and every kernel know by number. Includes nothing and
+// has no function, so that NVRTC reads it too.
 #ifndef TFQUANT_CUSTOM_OPS_CORE_SETTINGS_H_
 #define TFQUANT_CUSTOM_OPS_CORE_SETTINGS_H_
 
@@ -22,7 +22,9 @@ constexpr int kFusedCount = 8;
 
 // Of x and y, and of dequantized values.
 enum class DataType : int { kFloat32 = 0, kBFloat16 = 1 };
-constexpr int BytesOf(DataType type) { return type == DataType::kFloat32 ? 4 : 2; }
+
+// A dynamic scale below the smallest normal float counts as zero.
+constexpr float kSmallestScale = 1.17549435e-38f;
 
 }  // namespace tfquant
 

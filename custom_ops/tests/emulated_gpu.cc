@@ -28,7 +28,6 @@
 #include <string>
 #include <vector>
 
-#include "../core/cuda/arguments.h"
 #include "../core/cuda/kernel_list.h"
 #include "../core/cuda/launch.h"
 #include "../core/float16.h"

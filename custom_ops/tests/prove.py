@@ -138,9 +138,10 @@ def bazel(folder, args):
     library = folder / "bazel-bin" / "libtfquant_ops.so"
     tests = ("tests/lowbit/test_matmul.py", "-q", "-p", "no:cacheprovider")
     run(sys.executable, "-m", "pytest", *tests, TFQUANT_LIBRARY=str(library))
-    text = (ROOT / "custom_ops" / "core" / "cuda" / "kernels.cuh").read_bytes()
-    if text not in library.read_bytes():
-        raise RuntimeError("The library that Bazel built does not carry the text of the kernels.")
+    made, folder = library.read_bytes(), ROOT / "custom_ops" / "core" / "cuda"
+    for part in (folder / "arguments.h", *folder.rglob("*.cuh")):
+        if part.name != "kernels.cuh" and part.read_bytes() not in made:
+            raise RuntimeError(f"The library that Bazel built does not carry the text of {part}.")
 
 
 def nvrtc(folder, args):

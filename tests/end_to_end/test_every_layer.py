@@ -1,13 +1,13 @@
 """Every layer of `keras.layers`: built, quantized, calibrated, trained, converted, compared."""
 
 import keras
+import layer_coverage
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
 
 import tfquant as tfq
-from tfquant.registry import coverage
 
 ROWS = 8
 VECTOR, SEQUENCE, IMAGE, VOLUME = (6,), (4, 4), (8, 8, 3), (4, 4, 4, 2)
@@ -268,12 +268,12 @@ SENSITIVE = {
     layers.UnitNormalization,
 }
 
-CLAIMS = {kind: claim for claim, kinds in coverage.COVERAGE.items() for kind in kinds}
+CLAIMS = {kind: claim for claim, kinds in layer_coverage.COVERAGE.items() for kind in kinds}
 LAYERS = {x for x in vars(layers).values() if isinstance(x, type) and issubclass(x, layers.Layer)}
 
 
 def test_every_layer_has_one_place_in_the_table():
-    placed = [kind for kinds in coverage.COVERAGE.values() for kind in kinds]
+    placed = [kind for kinds in layer_coverage.COVERAGE.values() for kind in kinds]
     assert len(placed) == len(set(placed))
     assert set(placed) == LAYERS
     assert set(CASES) | set(MISSING) == LAYERS
@@ -300,11 +300,11 @@ def model_and_data(case, rng):
 def outcome(report):
     """What the report says became of the model's layers."""
     if report.front_layers:
-        return coverage.FRONT
+        return layer_coverage.FRONT
     reasons = [operator.reason for operator in report.float_operators]
     if any("only its weights" in reason for reason in reasons):
-        return coverage.WEIGHTS
-    return coverage.FLOAT if reasons else coverage.INTEGER
+        return layer_coverage.WEIGHTS
+    return layer_coverage.FLOAT if reasons else layer_coverage.INTEGER
 
 
 @pytest.mark.parametrize("kind", sorted(CASES, key=lambda t: t.__name__), ids=lambda t: t.__name__)
@@ -322,13 +322,13 @@ def test_what_the_table_says_of_a_layer_is_so(kind, rng, tmp_path):
     report = tfq.to_tflite(quantized, tmp_path / "model.tflite", progress=False)
     assert not report.lost_layers
     claim = CLAIMS[kind]
-    assert outcome(report) == (coverage.INTEGER if claim is coverage.NOTHING else claim)
-    if claim is coverage.NOTHING:
+    assert outcome(report) == (layer_coverage.INTEGER if claim is layer_coverage.NOTHING else claim)
+    if claim is layer_coverage.NOTHING:
         known = {"QUANTIZE", "FULLY_CONNECTED", "-"}
         assert {layer.operator for layer in report.layers} <= known
     # One step of a kernel with a table may become some at the end; all others agree.
     inexact = any(layer.arithmetic != "exact" for layer in report.layers)
-    assert report.end_to_end.largest <= (4 if inexact or claim is coverage.FLOAT else 1)
+    assert report.end_to_end.largest <= (4 if inexact or claim is layer_coverage.FLOAT else 1)
 
     quantized.compile("sgd", "mse", run_eagerly=True)  # A graph takes longer to trace.
     before = [v.numpy() for v in quantized.trainable_variables]

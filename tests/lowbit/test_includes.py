@@ -1,4 +1,4 @@
-"""Which file of custom_ops may know which: arrows point down, from the ops to core to the formats."""
+"""Which file of custom_ops may know which: arrows point down, from the ops to the formats."""
 
 import re
 

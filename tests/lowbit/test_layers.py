@@ -28,23 +28,6 @@ def dense(rng):
     return packed, twin, [q * scale, bias], rng.normal(size=(3, 5, 20))
 
 
-def einsum(equation, kernel, bias_axes, shape):
-    def make(rng):
-        q = rng.integers(-8, 8, kernel)
-        term = equation.split("->")[1]
-        units = [s for s, a in zip(kernel, equation.split(",")[1], strict=False) if a in term]
-        bias = rng.normal(size=units)
-        packed = layers.PackedEinsumDense.from_integers(
-            equation, q, np.full(int(np.prod(units)), 0.1), bias, bias_axes=bias_axes, **FLOAT
-        )
-        out = packed.compute_output_shape(shape)[1:]
-        out = out[-1:] if "..." in equation else out  # as EinsumDense wants it
-        twin = keras.layers.EinsumDense(equation, out, bias_axes=bias_axes)
-        return packed, twin, [q * 0.1, bias], rng.normal(size=shape)
-
-    return make
-
-
 def conv(rank, size, **settings):
     def make(rng):
         q, scale, bias = integers(rng, *[size] * rank, 5, 6)
@@ -60,10 +43,6 @@ def conv(rank, size, **settings):
 
 LAYERS = {
     "dense": dense,
-    "einsum": einsum("abc,cde->abde", (9, 2, 4), "de", (2, 3, 9)),
-    "einsum out": einsum("abcd,cde->abe", (2, 4, 9), "e", (2, 3, 2, 4)),
-    "einsum ellipsis": einsum("...x,xy->...y", (9, 4), "y", (2, 3, 9)),
-    "einsum order": einsum("acb,cd->adb", (5, 4), "d", (2, 5, 3)),
     "conv 1x1": conv(2, 1),
     "conv 1x1 strides": conv(2, 1, strides=2),
     "conv 3x3": conv(2, 3, padding="same"),
@@ -150,8 +129,6 @@ def test_packed_weights_take_an_eighth_of_the_memory(rng):
 
 
 def test_wrong_layers_are_refused(rng):
-    with pytest.raises(ValueError, match="Each axis of the kernel must be summed over or new"):
-        layers.PackedEinsumDense("abc,bcd->abd", (3, 4, 5))
     for padding, size in (("causal", (3, 3)), ("full", 3)):
         with pytest.raises(ValueError, match="`padding` must be 'valid' or 'same'"):
             layers.PackedConv(4, size, 5, padding=padding)
@@ -159,9 +136,5 @@ def test_wrong_layers_are_refused(rng):
         layers.PackedEmbedding(4, 5, zero_point=8)
     with pytest.raises(ValueError, match="`kernel_size` must have one or two sizes"):
         layers.PackedConv(4, (3, 3, 3), 5)
-    with pytest.raises(ValueError, match="`bias_axes` must be among"):
-        layers.PackedEinsumDense.from_integers(
-            "abc,cd->abd", np.ones((4, 2)), np.ones(2), np.ones(3), bias_axes="b", group_size=0
-        )
     with pytest.raises(ValueError, match="The weights must have the shape"):
         layers.PackedDense(4, 2, group_size=0)._set(np.ones((5, 2)), np.ones(2), None)

@@ -159,6 +159,14 @@ def test_bazel_reads_the_same_source_list():
     assert not re.search(r'"[\w/]+\.cc"', text), "BUILD names a source by itself"
 
 
+def test_nvrtc_reads_the_parts_that_other_compilers_include():
+    cuda = build.source_root() / "core" / "cuda"
+    included = re.findall(r'^#include "(.*)"', (cuda / "kernels.cuh").read_text(), re.MULTILINE)
+    text = re.findall(r'TFQUANT_TEXT\("(.*)"\)', (cuda / "nvrtc_launch.cc").read_text())
+    assert text == ["../settings.h", "arguments.h", "intrinsics.cuh", *included]
+    assert set(included) == {f"parts/{path.name}" for path in (cuda / "parts").iterdir()}
+
+
 @pytest.mark.parametrize(
     ("machine", "has", "lacks"), [("x86_64", "avx512", "neon"), ("aarch64", "neon", "avx2")]
 )

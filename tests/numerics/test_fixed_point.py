@@ -12,15 +12,18 @@ from ai_edge_litert.interpreter import Interpreter
 from keras import layers, ops
 
 import tfquant as tfq
+from tfquant.devices import xnnpack
 from tfquant.numerics.fixed_point import (
     quantize_multiplier,
     requantize_fixed_point,
     requantize_fixed_point_64,
     requantize_float,
     requantize_half_away,
-    requantize_mean,
+    requantize_one_rounding,
 )
 from tfquant.numerics.params import QuantParams
+from tfquant.numerics.spec import QuantSpec
+from tfquant.quantizers import Grid
 
 ACCUMULATORS = (0, 1, -1, 2, -2, 127, -128, 2**15, 2**24 - 1, 2**24 + 1, 2**30, 2**31 - 1, -(2**31))
 BOUNDARIES = (
@@ -45,6 +48,11 @@ def python_fixed_point(accumulator, multiplier):
     left, right = max(exponent, 0), max(-exponent, 0)
     high = ((accumulator << left) * significand + 2**30) >> 31
     return (high + (1 << right >> 1)) >> right
+
+
+def python_one_rounding(accumulator, multiplier):
+    significand, exponent = python_multiplier(multiplier)
+    return (accumulator * significand + (1 << (30 - exponent))) >> (31 - exponent)
 
 
 def python_fixed_point_64(accumulator, multiplier):
@@ -106,6 +114,17 @@ def test_64_bit_accumulators_are_scaled_as_in_whole_numbers(rng):
     got = np.asarray(requantize_fixed_point_64(float64(accumulators), float64(reals)))
     expected = [
         [python_fixed_point_64(int(a), float(m)) for a, m in zip(row, reals, strict=True)]
+        for row in accumulators
+    ]
+    np.testing.assert_array_equal(got.astype(np.int64), expected)
+
+
+def test_one_rounding_is_that_of_whole_numbers(rng):
+    reals = multipliers(rng)
+    accumulators = rng.integers(-(2**31), 2**31, (5, reals.size)).astype(np.float64)
+    got = np.asarray(requantize_one_rounding(float64(accumulators), float64(reals)))
+    expected = [
+        [python_one_rounding(int(a), float(m)) for a, m in zip(row, reals, strict=True)]
         for row in accumulators
     ]
     np.testing.assert_array_equal(got.astype(np.int64), expected)
@@ -240,8 +259,10 @@ def test_means_fall_as_the_device_s_at_ties(side, rng, tmp_path):
         interpreter.set_tensor(source["index"], q.reshape(1, side, side, 2).astype(np.int8))
         interpreter.invoke()
         sums = np.float32(q - z_in).sum(0)
-        x, y = QuantParams(s_in, z_in), QuantParams(tie, z_out)
-        expected = requantize_mean(ops.array(sums), count, x, y)
+        x, y = (
+            Grid(QuantParams(*p), QuantSpec(8)) for p in ((s_in, z_in), (tie, np.float32(z_out)))
+        )
+        expected = xnnpack.mean((x,), y, sums=ops.array(sums), count=count)
         got = interpreter.get_tensor(target["index"])[0]
         np.testing.assert_array_equal(got, np.clip(np.asarray(expected) + z_out, -128, 127))
         plain += np.sum(np.rint(sums * np.float32(s_in / tie / count)) + z_out != got)

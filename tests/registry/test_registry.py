@@ -212,7 +212,7 @@ class TestSchemes:
         ("name", "weight_bits", "activations"),
         [
             ("w8a8", 8, QuantSpec(8)),
-            ("w8a16", 8, QuantSpec(16, symmetric=True, narrow_range=True)),
+            ("w8a16", 8, QuantSpec(16, symmetric=True)),
             ("w4a8", 4, QuantSpec(8)),
             ("w2a8", 2, QuantSpec(8)),
             ("w8", 8, None),

@@ -131,6 +131,16 @@ def test_gradients_are_those_of_a_traced_function(jit_compile, rng):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)  # Sums in another order.
 
 
+@pytest.mark.parametrize("scheme", ["w8a8", "w8", "w4_g32"])
+def test_a_frozen_layer_passes_gradients_on(scheme, rng):
+    model = small_network()
+    model.layers[1].trainable = False
+    q, x = quantized(model, scheme, rng)
+    _, found = gradients(q, x, training=False)
+    assert np.any(found[0])
+    assert len(found) == 1 + len(q.trainable_variables)
+
+
 def test_losses_of_activities_are_those_of_the_layers(rng):
     inputs = keras.Input((4,))
     regularized = layers.Dense(3, activity_regularizer=keras.regularizers.L2(0.1))

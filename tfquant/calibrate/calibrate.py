@@ -1,13 +1,14 @@
 """Setting activation grids from data."""
 
+import contextlib
 import math
 
 import keras
 import numpy as np
-from keras import tree
+from keras import ops, tree
 from rich.progress import Progress
 
-from tfquant.calibrate.bias_correction import correct_biases
+from tfquant.calibrate.choose import check_method, correct_biases
 from tfquant.data.batches import batches
 from tfquant.quantizers import RecordingScope, Watch
 from tfquant.rewrite.validate import check_is_model
@@ -16,10 +17,6 @@ from tfquant.wrappers import Quantize, QuantizeWrapper
 # Rows kept at the model's inputs, so that a converted file can be compared on real data.
 SAMPLE_ROWS = 256
 SAMPLE_BYTES = 64 * 2**20
-
-# Rows that biases are corrected on, and activations computed for it: fewer rows of a large model.
-CORRECTION_ROWS = 128
-CORRECTION_VALUES = 1.5e8
 
 
 def calibrate(
@@ -46,8 +43,11 @@ def calibrate(
         observer: `"min_max"`, `"moving_average"`, `"percentile"`, `"mean_squared_error"` or
             `"entropy"`, an `Observer` class, or a function that returns an observer. The default
             kept the most predictions, biases corrected, on the models of `benchmarks/`.
-        bias_correction: Whether to move each channel's bias by what quantization moved the
-            channel's mean.
+        bias_correction: What to do about quantization moving and shrinking the channels of layers.
+            `"mean"` moves each channel's bias by what moved its mean, `"mean_deviation"` scales it
+            to the deviation that it had, too; `False` does nothing. `True` or `"auto"` does what
+            brings the model's outputs closest to the float model's, on calibration rows that are
+            kept out of the correction. `model.correction` says what was done.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -64,9 +64,26 @@ def calibrate(
             f"A model from tfq.quantize_model is expected. Received: '{model.name}', which has no "
             "quantized layers."
         )
-    watch = Watch(observer)
-    rows = []
+    wanted, watch = check_method(bias_correction), Watch(observer)
+    wrappers = [layer for layer in _layers(model) if isinstance(layer, QuantizeWrapper)]
+    with _undone_by_errors(model, wrappers):
+        for wrapper in wrappers:
+            wrapper.originals.restore()
+        rows, values_per_row = _see(model, data, watch, batch_size, steps, progress)
+        watch.set_params()
+        correction = correct_biases(model, wrappers, rows, wanted, values_per_row)
+    model.calibration_samples, model.correction = rows, correction
+    _forget_traces(model)
+    return model
 
+
+def _see(model, data, watch, batch_size, steps, progress):
+    """Shows the model's activations to `watch`.
+
+    Returns:
+        `(rows, values_per_row)`: the first rows of the data, and how much is computed for one.
+    """
+    rows = []
     source = batches(data, model.inputs, batch_size, steps)
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("Calibrating", total=source.total)
@@ -77,13 +94,30 @@ def calibrate(
             watch.see(scope)
             _keep(rows, arrays)
             bar.advance(task)
-    watch.set_params()
-    _leave_samples(model, rows)
-    if bias_correction:
-        count = max(1, min(CORRECTION_ROWS, int(CORRECTION_VALUES / max(values_per_row, 1))))
-        correct_biases(model, [array[:count] for array in model.calibration_samples])
-    _forget_traces(model)
-    return model
+    return [np.concatenate(parts) for parts in zip(*rows, strict=True)], values_per_row
+
+
+@contextlib.contextmanager
+def _undone_by_errors(model, wrappers):
+    """Puts corrections and grids back to what they were when something is raised inside."""
+    undo = [wrapper.originals.snapshot() for wrapper in wrappers]
+    grids = [(v, ops.convert_to_numpy(v)) for q in _quantizers(model) for v in q.variables]
+    try:
+        yield
+    except BaseException:
+        for variable, value in grids:
+            variable.assign(value)
+        for put_back in undo:
+            put_back()
+        raise
+
+
+def _quantizers(model):
+    for layer in _layers(model):
+        if isinstance(layer, Quantize):
+            yield layer.quantizer
+        elif isinstance(layer, QuantizeWrapper):
+            yield from (q for site in layer.output_quantizers for q in site if q is not None)
 
 
 def _layers(model):
@@ -100,10 +134,6 @@ def _keep(rows, arrays):
     room = min(SAMPLE_ROWS, max(1, SAMPLE_BYTES // max(size, 1))) - have
     if room > 0:
         rows.append([np.array(array[:room]) for array in arrays])
-
-
-def _leave_samples(model, rows):
-    model.calibration_samples = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
 
 
 def _forget_traces(model):

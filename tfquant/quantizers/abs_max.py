@@ -45,6 +45,9 @@ class AbsMax(WeightQuantizer):
         """Gives the steps."""
         self.given.assign(steps)
 
+    def _scaled_steps(self, gain):
+        return [(self.given, self.given.value * gain)]  # What is not given follows the weights.
+
     def fit(self, w) -> None:
         """Sets `clip` to the fraction with the least squared error, scale by scale."""
         self.clip.assign(self.best_clip(w))

@@ -58,6 +58,9 @@ class LearnedStep(WeightQuantizer):
         step = ops.maximum(self.step.value, SMALLEST_STEP)
         return relative(step, self.initial_scale.value)
 
+    def _scaled_steps(self, gain):
+        return [(self.initial_scale, self.initial_scale * gain)]
+
     def train(self, x):
         gradient_scale = 1.0 / math.sqrt(self.sharers * self.spec.qmax)
         return fake_quantize_step(x, self.params().scale, None, self.spec, gradient_scale)

@@ -60,6 +60,11 @@ class LearnedThreshold(_Threshold, WeightQuantizer):
         del x
         return self._learned_scale()
 
+    def _scaled_steps(self, gain):
+        if self.power_of_two:
+            return None
+        return [(self.log2_scale, self.log2_scale + ops.log2(gain))]
+
     def train(self, x):
         return fake_quantize_step(x, self.params().scale, None, self.spec)
 

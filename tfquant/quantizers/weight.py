@@ -155,6 +155,24 @@ class WeightQuantizer(Quantizer):
             )
         return q.astype(np.float32), steps
 
+    def scaled_steps(self, gain) -> list | None:
+        """Returns what keeps the integers of a weight that is multiplied by `gain`.
+
+        Args:
+            gain: Positive tensor of the weight's rank.
+
+        Returns:
+            Pairs of a variable and its new value, or `None` where weights of one step have
+            several gains, or the family of the quantizer knows no gains.
+        """
+        one_a_step = all(n in (1, m) for n, m in zip(gain.shape, self.scale_shape, strict=True))
+        return self._scaled_steps(gain) if one_a_step else None
+
+    def _scaled_steps(self, gain):
+        """Returns the pairs of `scaled_steps`, or `None`."""
+        del gain
+        return None
+
     def latent(self, w):
         """Returns the real values that are rounded; `w` itself for most quantizers."""
         return w

@@ -1,42 +1,38 @@
 """Layers without a kernel: sums, products, activations, pooling, and what only moves values."""
 
-import math
-
 import keras
 from keras import ops, tree
 
+from tfquant.devices import fixed_grid
+from tfquant.devices.builtin import flat_axes
 from tfquant.layers.plain import PlainSum, PlainUnitNorm
-from tfquant.numerics import QuantSpec
-from tfquant.numerics.fixed_point import (
-    hard_swish,
-    requantize_fixed_point,
-    requantize_fixed_point_64,
-    requantize_mean,
-    requantize_sum,
-)
-from tfquant.quantizers import AbsMax, Fixed, Grid, Static, from_steps, grid_of, on_grid, steps_of
+from tfquant.numerics import QuantParams, QuantSpec
+from tfquant.quantizers import AbsMax, Fixed, Grid, Static, on_grid
 from tfquant.registry.linear import clamp_layer
 from tfquant.wrappers import Lowering, QuantizeConfig
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
 class OutputConfig(QuantizeConfig):
-    """Quantizes the output of a layer and leaves the layer alone.
+    """Quantizes the output of a layer that one operator of the device computes.
 
-    The layer runs in real arithmetic on inputs that lie on their grids; rounding its output to the
-    output's grid is what an integer kernel computes, to within a tie.
+    Where the device's arithmetic is not known the layer runs in real arithmetic on inputs that lie
+    on their grids; rounding its output to the output's grid is what an integer kernel computes, to
+    within a tie.
 
     Args:
         activations: `QuantSpec` of the output.
         outputs: Number of outputs.
         fixed: `(scale, zero_point)` where the device dictates the grid, else `None`.
+        operator: Name of the device's operator, or `None`.
     """
 
-    def __init__(self, activations, outputs: int = 1, fixed=None):
+    def __init__(self, activations, outputs: int = 1, fixed=None, operator: str | None = None):
         as_spec = QuantSpec.from_dict(activations) if isinstance(activations, dict) else activations
         self.activations = as_spec
         self.outputs = outputs
         self.fixed = tuple(fixed) if fixed else None
+        self.operator = operator
 
     def get_weights_and_quantizers(self, layer):
         """Returns nothing."""
@@ -50,6 +46,18 @@ class OutputConfig(QuantizeConfig):
             return [Fixed(self.activations, *self.fixed) for _ in range(self.outputs)]
         return [Static(self.activations) for _ in range(self.outputs)]
 
+    def device_call(self, call):
+        """Computes the operator on integers."""
+        if self.outputs != 1 or not call.computes(self.operator):
+            return None
+        settings = self.settings(call)
+        return None if settings is None else call.compute(self.operator, **settings)
+
+    def settings(self, call) -> dict | None:
+        """Returns what the operator needs to know beside its inputs; `None` if it is not known."""
+        del call
+        return {}
+
     def lower(self, wrapper, call_site, args, kwargs, input_grids, name):
         """Calls a copy of the layer, then the clamp."""
         lowered = super().lower(wrapper, call_site, args, kwargs, input_grids, name)
@@ -61,6 +69,7 @@ class OutputConfig(QuantizeConfig):
             "activations": self.activations.to_dict(),
             "outputs": self.outputs,
             "fixed": self.fixed,
+            "operator": self.operator,
         }
 
 
@@ -79,22 +88,12 @@ class SumConfig(OutputConfig):
     """
 
     def __init__(self, activations, sign: int = 1, **kwargs):
-        super().__init__(activations, **kwargs)
+        super().__init__(activations, **{**kwargs, "operator": "ADD" if sign > 0 else "SUB"})
         self.sign = sign
 
-    def device_call(self, wrapper, call_site, args, kwargs):
-        """Adds integers times fixed-point multipliers; real arithmetic differs in ties."""
-        grids = [grid_of(x) for x in tree.flatten(args)]
-        output = next(iter(wrapper.output_quantizers[call_site]), None)
-        if len(grids) != 2 or None in grids or output is None or not output.calibrated:
-            return None
-        if output.spec.num_bits > 8:
-            return None
-        scale = output.params().scale
-        a, b = (steps_of(x) for x in tree.flatten(args))
-        a_scale, b_scale = (grid.params.scale / scale for grid in grids)
-        steps = requantize_sum(a, b, a_scale, self.sign * b_scale)
-        return from_steps(steps, output, wrapper.call_sites[call_site].clamp)
+    def settings(self, call):
+        """Returns nothing, for two tensors."""
+        return {} if len(call.inputs) == 2 else None
 
     def lower(self, wrapper, call_site, args, kwargs, input_grids, name):
         """Calls the sum of two tensors as one operator."""
@@ -109,117 +108,74 @@ class SumConfig(OutputConfig):
 
 @keras.saving.register_keras_serializable(package="tfquant")
 class ProductConfig(OutputConfig):
-    """Elementwise products: the integers are multiplied, then scaled once."""
+    """Elementwise products of two tensors."""
 
-    def device_call(self, wrapper, call_site, args, kwargs):
-        """Computes `(a - za) * (b - zb) * (sa * sb / so)`."""
-        grids = [grid_of(x) for x in tree.flatten(args)]
-        output = next(iter(wrapper.output_quantizers[call_site]), None)
-        if len(grids) != 2 or None in grids or output is None or not output.calibrated:
-            return None
-        (sa, sb), params = (grid.params.scale for grid in grids), output.params()
-        integers = tree.map_structure(steps_of, args)
-        steps = wrapper.call_exactly(*integers, **kwargs) * (sa * sb / params.scale)
-        return from_steps(steps, output, wrapper.call_sites[call_site].clamp)
+    def __init__(self, activations, **kwargs):
+        super().__init__(activations, **{**kwargs, "operator": "MUL"})
+
+    def settings(self, call):
+        """Returns nothing, for two tensors."""
+        return {} if len(call.inputs) == 2 else None
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
 class LeakyReluConfig(OutputConfig):
-    """Leaky ReLU: XNNPACK multiplies by 8-bit fractions.
+    """Leaky ReLU."""
 
-    m = round(256 * s / so),  times the slope where x < 0
-    q = floor((qx - zx) * m / 256 + 1/2) + zo
-    """
+    def __init__(self, activations, **kwargs):
+        super().__init__(activations, **{**kwargs, "operator": "LEAKY_RELU"})
 
-    def device_call(self, wrapper, call_site, args, kwargs):
-        """Computes with the device's multipliers."""
-        grid = grid_of(args[0])
-        output = next(iter(wrapper.output_quantizers[call_site]), None)
-        if grid is None or output is None or not output.calibrated or grid.spec.num_bits > 8:
-            return None
-        layer = wrapper.layer
-        slope = getattr(layer, "negative_slope", 0.2)  # Of `keras.activations.leaky_relu`.
-        ratio = grid.params.scale / output.params().scale
-        steps = steps_of(args[0])
-        positive, negative = ops.round(256.0 * ratio), ops.round(256.0 * (ratio * slope))
-        product = steps * ops.where(steps < 0, negative, positive)
-        return from_steps(ops.floor(product * 2.0**-8 + 0.5), output)
+    def settings(self, call):
+        """Returns the slope, that of `keras.activations.leaky_relu` where the layer has none."""
+        return {"slope": getattr(call.layer, "negative_slope", 0.2)}
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
-class MeanConfig(OutputConfig):
-    """Means over space: the integers are summed, then scaled once."""
+class ReduceConfig(OutputConfig):
+    """Sums and means over some axes: the integers are summed, then scaled once."""
 
-    def device_call(self, wrapper, call_site, args, kwargs):
-        """Computes `requantize_mean`, and in 16 bits `sum(q - z) * (s / (so * count))`."""
-        grid = grid_of(args[0])
-        output = next(iter(wrapper.output_quantizers[call_site]), None)
-        if (
-            grid is None
-            or output is None
-            or not output.calibrated
-            or kwargs.get("mask") is not None
-        ):
+    def settings(self, call):
+        """Returns the sums and how many integers are in each."""
+        if call.kwargs.get("mask") is not None:
             return None
-        params = output.params()
-        mean = wrapper.call_exactly(steps_of(args[0]), **kwargs)
-        count = ops.cast(ops.size(args[0]), "float64") / ops.cast(ops.size(mean), "float64")
-        total = ops.round(mean * ops.cast(count, mean.dtype))
-        if grid.spec.num_bits <= 8:
-            return from_steps(requantize_mean(total, count, grid.params, params), output)
-        scale = ops.cast(grid.params.scale, "float64") / ops.cast(params.scale, "float64") / count
-        return from_steps(total * ops.cast(scale, total.dtype), output)
+        x = ops.cast(call.inputs[0].steps, "float64")
+        y = call.wrapper.call_exactly(x, **call.kwargs)
+        count = ops.cast(ops.size(x), "float64") / ops.cast(ops.size(y), "float64")
+        sums = ops.round(y * count) if self.operator == "MEAN" else y
+        return {"sums": ops.cast(sums, "float32") if _is_narrow(call) else sums, "count": count}
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
 class ReduceProductConfig(OutputConfig):
-    """Products of all values along some axes, of `keras.ops.prod`.
+    """Products of all values along some axes, of `keras.ops.prod`."""
 
-    LiteRT's built-in kernel scales behind every factor, so that no product outgrows 32 bits:
+    def __init__(self, activations, **kwargs):
+        super().__init__(activations, **{**kwargs, "operator": "REDUCE_PROD"})
 
-        m = (s**n / so)**(1 / n)
-        y = q0 - z,   y = round(y * (q_i - z) * m) for each further factor,   round(y * m)
-    """
-
-    def device_call(self, wrapper, call_site, args, kwargs):
-        """Computes with the device's multiplier, in its order."""
-        x, grid = args[0], grid_of(args[0])
-        output = next(iter(wrapper.output_quantizers[call_site]), None)
-        if grid is None or output is None or not output.calibrated or grid.spec.num_bits > 8:
+    def settings(self, call):
+        """Returns the axes, and whether the output keeps them."""
+        operation, shape = call.layer.operation, call.inputs[0].steps.shape
+        axes = flat_axes(operation.axis, len(shape))
+        if any(shape[axis] is None for axis in axes):
             return None
-        operation, rank = wrapper.layer.operation, len(x.shape)
-        axes = tree.flatten(range(rank) if operation.axis is None else operation.axis)
-        axes = sorted(axis % rank for axis in axes)
-        if any(x.shape[axis] is None for axis in axes):
-            return None
-        kept = [axis for axis in range(rank) if axis not in axes]
-        count = math.prod(x.shape[axis] for axis in axes)
-        steps = ops.transpose(ops.cast(steps_of(x), "float64"), (*axes, *kept))
-        first, *others = ops.unstack(ops.reshape(steps, (count, *ops.shape(steps)[len(axes) :])))
-        s, so = (ops.cast(g.scale, "float64") for g in (grid.params, output.params()))
-        multiplier = ops.exp(ops.log(s) - ops.log(so) / count)
-        y = first
-        for factor in others:
-            y = requantize_fixed_point_64(y * factor, multiplier)
-        y = ops.cast(requantize_fixed_point_64(y, multiplier), "float32")
-        if operation.keepdims:
-            y = ops.expand_dims(y, axes)
-        return from_steps(y, output)
+        return {"axes": axes, "keepdims": operation.keepdims}
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
-class AbsConfig(OutputConfig):
-    """Magnitudes: LiteRT's built-in kernel scales them in fixed point."""
+class VectorConfig(OutputConfig):
+    """Softmax and its like, which look at whole vectors: the device's at those of the last axis."""
 
-    def device_call(self, wrapper, call_site, args, kwargs):
-        """Computes `|q - z| * (s / so)`."""
-        grid = grid_of(args[0])
-        output = next(iter(wrapper.output_quantizers[call_site]), None)
-        if grid is None or output is None or not output.calibrated:
+    def device_call(self, call):
+        """Computes the operator, with its axis moved to the end."""
+        if not call.computes(self.operator) or call.kwargs.get("mask") is not None:
             return None
-        s, so = (ops.cast(g.scale, "float64") for g in (grid.params, output.params()))
-        steps = requantize_fixed_point(ops.abs(steps_of(args[0])), s / so)
-        return from_steps(ops.cast(steps, "float32"), output)
+        axis = _axis_of(call.layer)
+        if not isinstance(axis, int):
+            return None
+        (x,) = call.inputs
+        x = x._replace(steps=ops.moveaxis(x.steps, axis, -1))
+        steps = call.device.compute(self.operator, (x,), call.output)
+        return call.finish(ops.moveaxis(steps, -1, axis))
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -236,31 +192,16 @@ class UnitNormConfig(OutputConfig):
 class SwishConfig(OutputConfig):
     """`x * sigmoid(x)`: the device computes a LOGISTIC of fixed grid, then a product."""
 
-    def device_call(self, wrapper, call_site, args, kwargs):
+    def device_call(self, call):
         """Rounds the sigmoid to its fixed grid before the product."""
-        x, grid = args[0], grid_of(args[0])
-        output = next(iter(wrapper.output_quantizers[call_site]), None)
-        if grid is None or output is None or not output.calibrated:
+        if not (call.computes("LOGISTIC") and call.computes("MUL")):
             return None
-        gate_scale = 2.0**-8 if grid.spec.stored_bits == 8 else 2.0**-15
-        gate = ops.clip(ops.round(ops.sigmoid(x) / gate_scale), 0, 1 / gate_scale - 1)
-        params = output.params()
-        steps = steps_of(x) * gate * (grid.params.scale * gate_scale / params.scale)
-        return from_steps(steps, output)
-
-
-@keras.saving.register_keras_serializable(package="tfquant")
-class HardSwishConfig(OutputConfig):
-    """`x * relu6(x + 3) / 6`, in LiteRT's 16-bit fixed point."""
-
-    def device_call(self, wrapper, call_site, args, kwargs):
-        """Computes with the device's multipliers."""
-        grid = grid_of(args[0])
-        output = next(iter(wrapper.output_quantizers[call_site]), None)
-        if grid is None or output is None or not output.calibrated or grid.spec.num_bits > 8:
-            return None
-        steps = hard_swish(steps_of(args[0]), grid.params.scale, output.params().scale)
-        return from_steps(ops.cast(steps, "float32"), output)
+        (x,), spec = call.inputs, call.output.spec
+        gate = gate_grid(call.device, spec)
+        steps = call.device.compute("LOGISTIC", (x,), gate)
+        low, high = gate.spec.qmin - gate.params.zero_point, gate.spec.qmax - gate.params.zero_point
+        steps = ops.clip(ops.round(ops.cast(steps, "float32")), low, high)
+        return call.compute("MUL", (x, gate._replace(steps=steps)))
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -288,24 +229,25 @@ class SameGridConfig(QuantizeConfig):
         del layer
         return []
 
-    def device_call(self, wrapper, call_site, args, kwargs):
+    def device_call(self, call):
         """Runs the layer and passes the grid on."""
-        del call_site
-        grids = [grid_of(x) for x in tree.flatten(args) if _is_real(x)]
-        if not grids or None in grids:
+        if not call.on_grids:
             return None
-        if len(grids) > 1 and (grids[0].group is None or len({g.group for g in grids}) > 1):
+        groups = {grid.group for grid in call.grids}
+        if len(call.grids) > 1 and (None in groups or len(groups) > 1):
             return None  # Not calibrated yet: the branches do not agree.
-        params, spec, _, group = grids[0]
-        moved = self.on_steps(wrapper, tree.map_structure(_steps, args), kwargs, params)
+        grid = call.grids[0]
         return tree.map_structure(
-            lambda steps: on_grid(steps * params.scale, Grid(params, spec, steps, group)), moved
+            lambda steps: on_grid(
+                ops.cast(steps, "float32") * grid.params.scale,
+                grid._replace(steps=ops.cast(steps, "float32")),
+            ),
+            self.on_steps(call),
         )
 
-    def on_steps(self, wrapper, args, kwargs, params):
-        """Runs the layer on integers `q - zero_point`; returns those of its outputs."""
-        del params
-        return wrapper.call_exactly(*args, **kwargs)
+    def on_steps(self, call):
+        """Returns the integers `q - zero_point` of the outputs."""
+        return call.run()
 
     def get_config(self):
         return {"activations": self.activations.to_dict() if self.activations else None}
@@ -313,26 +255,24 @@ class SameGridConfig(QuantizeConfig):
 
 @keras.saving.register_keras_serializable(package="tfquant")
 class AverageConfig(SameGridConfig):
-    """Average pooling: LiteRT divides the sum of the raw integers, half away from zero."""
+    """Average pooling: the device divides the sum of the raw integers."""
 
-    def on_steps(self, wrapper, args, kwargs, params):
+    def on_steps(self, call):
         """Computes `round(mean(q))` on raw integers."""
-        mean = wrapper.call_exactly(*args, **kwargs) + params.zero_point
-        return _half_away(mean) - params.zero_point
+        return _average(call, call.run())
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
 class AdaptiveAverageConfig(AverageConfig):
     """Average pooling to a given size: the device pools one axis after the other."""
 
-    def on_steps(self, wrapper, args, kwargs, params):
+    def on_steps(self, call):
         """Rounds behind each axis."""
-        (x,), layer = args, wrapper.layer
+        x = call.inputs[0].steps
         sizes = list(x.shape[1:-1])
-        for axis, size in enumerate(layer.output_size):
+        for axis, size in enumerate(call.layer.output_size):
             sizes[axis] = size
-            mean = ops.adaptive_average_pool(x, tuple(sizes), "channels_last") + params.zero_point
-            x = _half_away(mean) - params.zero_point
+            x = _average(call, ops.adaptive_average_pool(x, tuple(sizes), "channels_last"))
         return x
 
 
@@ -340,30 +280,57 @@ class AdaptiveAverageConfig(AverageConfig):
 class ResizeConfig(SameGridConfig):
     """Images of another size: nearest neighbours are picked, bilinear ones averaged and rounded."""
 
-    def on_steps(self, wrapper, args, kwargs, params):
-        """Computes `round(resize(q))`."""
-        del params
-        return ops.round(wrapper.call_exactly(*args, **kwargs))
+    def on_steps(self, call):
+        """Has the device interpolate, where the layer does nothing else."""
+        y, grid = ops.round(call.run()), call.inputs[0]
+        old, new = grid.steps.shape[1:3], y.shape[1:3]
+        bilinear = getattr(call.layer, "interpolation", None) == "bilinear"
+        cuts = any(getattr(call.layer, f"{how}_to_aspect_ratio", False) for how in ("crop", "pad"))
+        if not bilinear or cuts or old == new or None in (*old, *new):
+            return y
+        return call.device.compute("RESIZE_BILINEAR", (grid,), grid, size=tuple(new))
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
 class PReluConfig(OutputConfig):
     """Leaky ReLU whose slopes are weights: `alpha` is an 8-bit constant of the file."""
 
+    def __init__(self, activations, **kwargs):
+        super().__init__(activations, **{**kwargs, "operator": "PRELU"})
+
     def get_weights_and_quantizers(self, layer):
         """Returns `alpha` with one scale."""
         return [(layer.alpha, AbsMax(QuantSpec(8, symmetric=True, narrow_range=True)))]
 
+    def device_call(self, call):
+        """Computes with the integers of the slopes."""
+        if not call.computes(self.operator):
+            return None
+        ((variable, quantizer),) = call.wrapper.weight_quantizers
+        scale = ops.reshape(quantizer.params(variable.value).scale, ())
+        alpha = ops.round(quantizer.call(variable.value) / scale)
+        slopes = Grid(QuantParams(scale, 0.0), quantizer.spec, ops.expand_dims(alpha, 0))
+        return call.compute(self.operator, (*call.inputs, slopes))
 
-def _half_away(mean):
-    """Rounds means half away from zero."""
-    # A mean of up to 10,000 integers is a multiple of 1e-4: what is closer to a half is one.
-    return ops.sign(mean) * ops.floor(ops.abs(mean) + (0.5 + 1e-5))
+
+def gate_grid(device, spec) -> Grid:
+    """Returns the grid on which a sigmoid lies, in the width of `spec`."""
+    scale, zero_point = fixed_grid(device.operators["LOGISTIC"].grid, spec.stored_bits)
+    wide = spec.stored_bits > 8
+    params = QuantParams(ops.cast(scale, "float32"), ops.cast(zero_point, "float32"))
+    return Grid(params, QuantSpec(spec.stored_bits, symmetric=wide))
 
 
-def _is_real(x):
-    return hasattr(x, "shape") and keras.backend.is_float_dtype(x.dtype)
+def _average(call, means):
+    grid = call.inputs[0]
+    return call.device.compute("AVERAGE_POOL_2D", (grid,), grid, means=means)
 
 
-def _steps(x):
-    return steps_of(x) if _is_real(x) else x
+def _is_narrow(call):
+    return call.output.spec.stored_bits == 8
+
+
+def _axis_of(layer):
+    """Returns the axis of a softmax; the last one where there is no choice."""
+    axis = getattr(getattr(layer, "operation", layer), "axis", -1)
+    return axis[0] if isinstance(axis, (list, tuple)) and len(axis) == 1 else axis

@@ -4,43 +4,43 @@ import dataclasses
 
 from keras import activations, layers
 
+from tfquant import devices
+from tfquant.devices import fixed_grid
 from tfquant.layers.parts import Remask, Unmask
-from tfquant.numerics import PerAxis, QuantSpec
+from tfquant.numerics import PerAxis
 from tfquant.registry.elementwise import (
     AdaptiveAverageConfig,
     AverageConfig,
-    HardSwishConfig,
     LeakyReluConfig,
-    MeanConfig,
     OutputConfig,
     PReluConfig,
     ProductConfig,
+    ReduceConfig,
     ResizeConfig,
     SameGridConfig,
     SumConfig,
     SwishConfig,
     TableConfig,
     UnitNormConfig,
+    VectorConfig,
 )
 from tfquant.registry.linear import LinearConfig, ReversibleEmbeddingConfig
 from tfquant.registry.weights import WeightsConfig
 
-# Layers with a kernel: name of the kernel, axes of its output channels, narrowest weights that
-# LiteRT computes with in integers, and the width from which on down it does so in fixed point.
+# Layers with a kernel: its name, the axes of its output channels, the device's operator.
 LINEAR = {
-    layers.Dense: ("kernel", -1, 2, 0),
-    layers.Conv1D: ("kernel", -1, 2, 4),
-    layers.Conv2D: ("kernel", -1, 2, 4),
-    layers.DepthwiseConv1D: ("kernel", (-2, -1), 8, 0),
-    layers.DepthwiseConv2D: ("kernel", (-2, -1), 8, 0),
-    layers.Conv1DTranspose: ("kernel", -2, 8, 0),
-    layers.Conv2DTranspose: ("kernel", -2, 8, 0),
+    layers.Dense: ("kernel", -1, "FULLY_CONNECTED"),
+    layers.Conv1D: ("kernel", -1, "CONV_2D"),
+    layers.Conv2D: ("kernel", -1, "CONV_2D"),
+    layers.DepthwiseConv1D: ("kernel", (-2, -1), "DEPTHWISE_CONV_2D"),
+    layers.DepthwiseConv2D: ("kernel", (-2, -1), "DEPTHWISE_CONV_2D"),
+    layers.Conv1DTranspose: ("kernel", -2, "TRANSPOSE_CONV"),
+    layers.Conv2DTranspose: ("kernel", -2, "TRANSPOSE_CONV"),
 }
 
-# Layers whose weights may have a scale for each group of inputs: those with packed kernels; where
-# activations are quantized at run time, that of LiteRT's FULLY_CONNECTED alone.
+# Layers whose weights may have a scale for each group of inputs: those with packed kernels. Where
+# activations are quantized at run time, the device says which.
 GROUPED = (layers.Dense, layers.Conv1D, layers.Conv2D)
-GROUPED_DYNAMIC = (layers.Dense,)
 
 # Layers whose output lies on the grid of their inputs.
 SAME_GRID = (
@@ -95,24 +95,21 @@ INTERPOLATIONS = ("nearest", "bilinear")
 # 199, where nine in ten are below 1.2.
 FLOAT = (layers.LayerNormalization, layers.RMSNormalization)
 
-# Functions with an integer kernel in LiteRT. LOGISTIC, SOFTMAX and TANH have the output grid that
-# the TFLite 8-bit specification gives them, from the lowest to the highest value.
-FIXED_RANGE = {
-    activations.sigmoid: (0, 1),
-    activations.softmax: (0, 1),
-    activations.tanh: (-1, 1),
+# Functions that one operator of the device computes.
+FUNCTIONS = {
+    activations.elu: "ELU",
+    activations.gelu: "GELU",
+    activations.hard_swish: "HARD_SWISH",
+    activations.log_softmax: "LOG_SOFTMAX",
+    activations.relu: "RELU",
+    activations.relu6: "RELU6",
+    activations.sigmoid: "LOGISTIC",
+    activations.softmax: "SOFTMAX",
+    activations.tanh: "TANH",
 }
-# The same, without a kernel for 16 bits.
-FIXED_RANGE_8_BITS = {activations.log_softmax: (-16, 0)}
-SWISH = (activations.silu,)
-ACTIVATIONS = (
-    activations.elu,
-    activations.gelu,
-    activations.relu,
-    activations.relu6,
-)
 
-INT8 = QuantSpec(8)
+# Those of them that look at whole vectors.
+VECTOR_FUNCTIONS = (activations.log_softmax, activations.softmax)
 
 # Clamps that kernels apply themselves.
 CLAMPS = {activations.relu: (0.0, None), activations.relu6: (0.0, 6.0)}
@@ -129,76 +126,92 @@ def clamp_of(layer):
     return None
 
 
-def activation_config(function, spec):
+def activation_config(function, scheme):
     """Returns the config of the activation `function`, or `None` if no kernel computes it."""
-    if function in FIXED_RANGE:
-        wide = dataclasses.replace(spec, num_bits=spec.stored_bits)
-        return OutputConfig(wide, fixed=_fixed_grid(wide, *FIXED_RANGE[function]))
-    if function in FIXED_RANGE_8_BITS and spec.stored_bits == 8:
-        return OutputConfig(INT8, fixed=_fixed_grid(INT8, *FIXED_RANGE_8_BITS[function]))
-    if function in SWISH:
-        return SwishConfig(spec)
-    if function in (activations.hard_swish, activations.elu) and spec.stored_bits > 8:
-        return None  # LiteRT has kernels of 8 bits for them only.
-    if function is activations.hard_swish:
-        return HardSwishConfig(spec)
+    if function is activations.silu:
+        return SwishConfig(scheme.activations)
     if function is activations.leaky_relu:
-        return LeakyReluConfig(spec)
+        return LeakyReluConfig(scheme.activations)
     if function is activations.linear:
         return SameGridConfig()
-    return OutputConfig(spec) if function in ACTIVATIONS else None
+    kind = VectorConfig if function in VECTOR_FUNCTIONS else OutputConfig
+    return operator_config(FUNCTIONS.get(function), scheme, kind)
+
+
+def operator_config(operator, scheme, kind=OutputConfig, **settings):
+    """Returns the config of a layer that one operator of the device computes.
+
+    Args:
+        operator: Name of the operator.
+        scheme: `Scheme`.
+        kind: `OutputConfig` or a subclass of it.
+        **settings: What else the constructor takes.
+
+    Returns:
+        `None` where the device has no kernel of the width.
+    """
+    spec, device = scheme.activations, devices.get(scheme.device)
+    if operator is None or device.why_not(operator, spec.stored_bits):
+        return None
+    grid = device.operators[operator].grid
+    if not isinstance(grid, tuple):
+        return kind(spec, operator=operator, **settings)
+    wide = dataclasses.replace(spec, num_bits=spec.stored_bits)
+    fixed = fixed_grid(grid, spec.stored_bits)
+    return kind(wide, operator=operator, fixed=fixed, **settings)
 
 
 def register_all(registry) -> None:
     """Fills `registry` with the tables of this file."""
-    for layer_type, (kernel, axis, minimum_bits, fixed_point_bits) in LINEAR.items():
-        registry.register(
-            layer_type,
-            lambda layer, scheme, row=(kernel, axis, minimum_bits, fixed_point_bits): _linear(
-                layer, scheme, row
-            ),
-        )
+    for layer_type, row in LINEAR.items():
+        registry.register(layer_type, lambda layer, scheme, row=row: _linear(layer, scheme, *row))
     registry.register(layers.Embedding, _embedding)
     registry.register(layers.ReversibleEmbedding, _reversible_embedding)
     rows = {
-        **dict.fromkeys(SAME_GRID, lambda layer, spec: SameGridConfig()),
-        **dict.fromkeys(AVERAGE, lambda layer, spec: AverageConfig()),
-        **dict.fromkeys(ADAPTIVE_AVERAGE, lambda layer, spec: AdaptiveAverageConfig()),
-        **dict.fromkeys(MEAN, lambda layer, spec: MeanConfig(spec)),
-        layers.Add: lambda layer, spec: SumConfig(spec),
-        layers.Subtract: lambda layer, spec: SumConfig(spec, sign=-1),
-        layers.Multiply: lambda layer, spec: ProductConfig(spec),
-        layers.Activation: lambda layer, spec: activation_config(layer.activation, spec),
-        layers.ReLU: lambda layer, spec: OutputConfig(spec),
-        layers.LeakyReLU: lambda layer, spec: LeakyReluConfig(spec),
-        layers.ELU: lambda layer, spec: (
-            activation_config(activations.elu, spec) if layer.alpha == 1 else None
+        **dict.fromkeys(SAME_GRID, lambda layer, scheme: SameGridConfig()),
+        **dict.fromkeys(AVERAGE, lambda layer, scheme: AverageConfig()),
+        **dict.fromkeys(ADAPTIVE_AVERAGE, lambda layer, scheme: AdaptiveAverageConfig()),
+        **dict.fromkeys(
+            MEAN, lambda layer, scheme: ReduceConfig(scheme.activations, operator="MEAN")
         ),
-        layers.Softmax: lambda layer, spec: activation_config(activations.softmax, spec),
+        layers.Add: lambda layer, scheme: SumConfig(scheme.activations),
+        layers.Subtract: lambda layer, scheme: SumConfig(scheme.activations, sign=-1),
+        layers.Multiply: lambda layer, scheme: ProductConfig(scheme.activations),
+        layers.Activation: lambda layer, scheme: activation_config(layer.activation, scheme),
+        layers.ReLU: _relu,
+        layers.LeakyReLU: lambda layer, scheme: LeakyReluConfig(scheme.activations),
+        layers.ELU: lambda layer, scheme: (
+            operator_config("ELU", scheme) if layer.alpha == 1 else None
+        ),
+        layers.Softmax: lambda layer, scheme: activation_config(activations.softmax, scheme),
         layers.UnitNormalization: _unit_normalization,
-        layers.PReLU: lambda layer, spec: PReluConfig(spec) if spec.num_bits == 8 else None,
-        layers.CenterCrop: lambda layer, spec: ResizeConfig(),
-        layers.Resizing: lambda layer, spec: _resize(layer),
-        layers.UpSampling2D: lambda layer, spec: _resize(layer),
+        layers.PReLU: lambda layer, scheme: operator_config("PRELU", scheme, PReluConfig),
+        layers.CenterCrop: lambda layer, scheme: ResizeConfig(),
+        layers.Resizing: lambda layer, scheme: _resize(layer),
+        layers.UpSampling2D: lambda layer, scheme: _resize(layer),
     }
     for layer_type, make in rows.items():
         registry.register(
             layer_type,
-            lambda layer, scheme, make=make: (
-                make(layer, scheme.activations) if scheme.static else None
-            ),
+            lambda layer, scheme, make=make: make(layer, scheme) if scheme.static else None,
         )
 
 
-def _linear(layer, scheme, row):
+def _linear(layer, scheme, kernel, axis, operator):
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         return None
-    kernel, axis, minimum_bits, fixed_point_bits = row
-    grouped = type(layer) in (GROUPED_DYNAMIC if scheme.dynamic else GROUPED)
-    if getattr(layer, "groups", 1) > 1:
-        minimum_bits = 8  # As of depthwise ones: LiteRT has a slow reference kernel for fewer.
-        grouped = False
-    return LinearConfig.for_scheme(scheme, kernel, axis, minimum_bits, fixed_point_bits, grouped)
+    row = devices.get(scheme.device).operators[operator]
+    groups = getattr(layer, "groups", 1) > 1
+    # As of depthwise ones: LiteRT has a slow reference kernel for fewer bits.
+    minimum_bits = 8 if groups else row.weight_bits
+    grouped = type(layer) in GROUPED and not groups and (row.grouped or not scheme.dynamic)
+    return LinearConfig.for_scheme(scheme, kernel, axis, operator, minimum_bits, grouped)
+
+
+def _relu(layer, scheme):
+    known = not layer.negative_slope and not layer.threshold and layer.max_value in (None, 6)
+    operator = {None: "RELU", 6: "RELU6"}[layer.max_value] if known else None
+    return OutputConfig(scheme.activations, operator=operator)
 
 
 def _embedding(layer, scheme):
@@ -216,19 +229,11 @@ def _reversible_embedding(layer, scheme):
     return ReversibleEmbeddingConfig(scheme.weights(PerAxis(0), 8), scheme.activations)
 
 
-def _unit_normalization(layer, spec):
-    if layer.axis not in (-1, [-1]) or spec.stored_bits != 8:
+def _unit_normalization(layer, scheme):
+    if layer.axis not in (-1, [-1]):
         return None
-    return UnitNormConfig(INT8, fixed=_fixed_grid(INT8, -1, 1))
+    return operator_config("L2_NORMALIZATION", scheme, UnitNormConfig)
 
 
 def _resize(layer):
     return ResizeConfig() if layer.interpolation in INTERPOLATIONS else None
-
-
-def _fixed_grid(spec, low, high):
-    """Returns the scale and zero point that spread `low` to `high` over all integers of `spec`."""
-    if spec.symmetric:
-        return 2.0 ** -(spec.num_bits - 1), 0
-    scale = (high - low) / 2.0**spec.num_bits
-    return scale, min(int(spec.qmin - low / scale), spec.qmax)

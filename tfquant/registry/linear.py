@@ -1,15 +1,17 @@
 """Layers that multiply by a kernel and add a bias: dense and convolutions."""
 
 import dataclasses
+import math
 
 import keras
 from keras import ops
 
+from tfquant.devices import Product
 from tfquant.layers.copy import copy_layer
 from tfquant.numerics import PerAxis, PerGroup, QuantSpec, group_scale
-from tfquant.numerics.fixed_point import accumulate, requantize
+from tfquant.numerics.fixed_point import accumulate, multiplier_dtype, requantize
 from tfquant.numerics.params import SMALLEST_SCALE
-from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, from_steps, grid_of, steps_of
+from tfquant.quantizers import AbsMax, Dynamic, Float16, Static
 from tfquant.registry.schemes import Scheme
 from tfquant.wrappers import LoweredKernel, Lowering, QuantizeConfig
 from tfquant.wrappers.wrapper import clamp
@@ -47,12 +49,17 @@ class LinearConfig(QuantizeConfig):
         weights: `QuantSpec` of the kernel, `"float16"`, or `None` to leave it.
         activations: `QuantSpec` of the output, or `None` to leave it float.
         dynamic: Whether the kernel quantizes its input when it runs.
-        fixed_point: Whether the device computes this layer in its built-in fixed-point kernels
-            and not in XNNPACK's.
+        operator: Name of the device's operator that computes the layer.
     """
 
     def __init__(
-        self, kernel, channel_axis, weights, activations, dynamic=False, fixed_point=False
+        self,
+        kernel,
+        channel_axis,
+        weights,
+        activations,
+        dynamic: bool = False,
+        operator: str = "CONV_2D",
     ):
         as_tuple = tuple(channel_axis) if isinstance(channel_axis, list) else channel_axis
         self.kernel = kernel
@@ -62,7 +69,7 @@ class LinearConfig(QuantizeConfig):
             QuantSpec.from_dict(activations) if isinstance(activations, dict) else activations
         )
         self.dynamic = dynamic
-        self.fixed_point = fixed_point
+        self.operator = operator
 
     @classmethod
     def for_scheme(
@@ -70,8 +77,8 @@ class LinearConfig(QuantizeConfig):
         scheme: Scheme,
         kernel,
         channel_axis,
+        operator,
         minimum_bits=0,
-        fixed_point_bits=0,
         grouped=False,
     ):
         """Returns the config of a layer under `scheme`.
@@ -80,22 +87,21 @@ class LinearConfig(QuantizeConfig):
             scheme: `Scheme`.
             kernel: Name of the kernel.
             channel_axis: See the class.
+            operator: Name of the device's operator.
             minimum_bits: Narrowest weights that the device computes with.
-            fixed_point_bits: Weights of this width or less run in fixed-point kernels.
             grouped: Whether the layer takes the groups of the scheme.
         """
         granularity = PerAxis(channel_axis)
         if grouped and scheme.group_size:
             granularity = PerGroup(GROUP_AXIS, scheme.group_size)
         spec = scheme.weights(granularity, minimum_bits)
-        wide = scheme.static and scheme.activation_bits > 8
         return cls(
             kernel,
             channel_axis,
             weights=spec or "float16",
             activations=scheme.activations if scheme.static else None,
             dynamic=scheme.dynamic,
-            fixed_point=wide or (spec is not None and spec.num_bits <= fixed_point_bits),
+            operator=operator,
         )
 
     def get_weights_and_quantizers(self, layer):
@@ -130,35 +136,61 @@ class LinearConfig(QuantizeConfig):
         del layer
         return [] if self.activations is None else [Static(self.activations)]
 
-    def device_call(self, wrapper, call_site, args, kwargs):
+    def device_call(self, call):
         """Multiplies integers by integers, adds an integer bias and requantizes."""
-        x = args[0]
+        wrapper, x = call.wrapper, call.args[0]
         if self.dynamic:
             x = self.input_quantizer(wrapper.layer).call(x)
-            y = self.real_call(wrapper, (x, *args[1:]), kwargs)
-            return clamp(y, wrapper.call_sites[call_site].clamp)
+            return clamp(self.real_call(wrapper, (x, *call.args[1:]), call.kwargs), call.clamp)
         if is_grouped(wrapper):
             return None  # Groups are added up as real numbers.
-        grid = grid_of(x)
-        output = next(iter(wrapper.output_quantizers[call_site]), None)
-        bounds = wrapper.call_sites[call_site].clamp
-        if grid is None or not isinstance(self.weights, QuantSpec):
+        if not isinstance(self.weights, QuantSpec) or not call.on_grids:
             return None
-        if output is not None and not output.calibrated:
+        if call.quantizer is not None and not call.quantizer.calibrated:
             return None
-        kernel, scale, bias = self.integer_weights(wrapper, grid.params.scale)
+        (grid, *_), (scale_in, _) = call.inputs, call.grids[0].params
+        kernel, scale, bias = self.integer_weights(wrapper, scale_in)
         multiply = lambda integers, _: self._multiply(wrapper, integers, kernel)  # noqa: E731
-        accumulator = accumulate(multiply, steps_of(x), grid.spec.num_bits)
+        accumulator = accumulate(multiply, grid.steps, grid.spec.num_bits)
         accumulator = accumulator + ops.cast(bias, accumulator.dtype)
-        if output is None:
-            y = ops.cast(accumulator, "float32") * (grid.params.scale * scale)
-            return clamp(y, bounds)
-        dtype = "float64" if self.fixed_point else "float32"
-        scales = grid.params.scale, scale, output.params().scale
-        input_scale, scale, output_scale = (ops.cast(v, dtype) for v in scales)
-        multiplier = input_scale * scale / output_scale
-        steps = requantize(accumulator, multiplier, self.fixed_point)
-        return from_steps(steps, output, bounds)
+        if call.quantizer is None:
+            return clamp(ops.cast(accumulator, "float32") * (scale_in * scale), call.clamp)
+        scales = scale_in, scale, call.output.params.scale
+
+        def requantized(rounding):
+            dtype = multiplier_dtype(rounding)
+            x_scale, kernel_scale, scale_out = (ops.cast(v, dtype) for v in scales)
+            return requantize(accumulator, x_scale * kernel_scale / scale_out, rounding)
+
+        plain, biased = (
+            self.rounding(wrapper, grid.spec, accumulator.shape, bias) for bias in (False, True)
+        )
+        steps = requantized(biased)
+        if plain != biased:
+            steps = ops.where(has_bias(wrapper), steps, requantized(plain))
+        return call.finish(steps)
+
+    def rounding(self, wrapper, spec, shape, bias: bool) -> str:
+        """Returns how the device rounds what the layer computes.
+
+        Args:
+            wrapper: The `QuantizeWrapper`.
+            spec: `QuantSpec` of the input.
+            shape: Shape of the output, batch and channels included.
+            bias: Whether there is one.
+        """
+        kernel, positions = getattr(wrapper.layer, self.kernel), shape[1:-1]
+        channels = _channels(wrapper.layer, wrapper)
+        product = Product(
+            self.operator,
+            self.weights.num_bits,
+            spec.stored_bits,
+            depth=math.prod(kernel.shape) // channels,
+            channels=channels,
+            columns=None if None in positions else math.prod(positions),
+            bias=bias,
+        )
+        return wrapper.device.rounding(product)
 
     def real_call(self, wrapper, args, kwargs):
         """Multiplies by the folded kernel: one pass over the output less than a batch norm."""
@@ -167,20 +199,47 @@ class LinearConfig(QuantizeConfig):
         kernel, bias = self._real_weights(wrapper)
         return self._multiply(wrapper, ops.cast(args[0], "float32"), kernel) + bias
 
-    def shift_bias(self, wrapper, shift) -> bool:
-        """Adds `shift`, one number for each channel, to what layer and batch norm compute.
+    def rescaled(self, wrapper, gain, shift) -> list | None:
+        """Returns what makes layer and batch norm compute `gain * y + shift` instead of `y`.
+
+        The integers of the kernel stay: a gain belongs to the batch norm's gamma, else to the
+        kernel and its steps alike.
+
+        Args:
+            wrapper: The `QuantizeWrapper`.
+            gain: Positive, one number for each channel.
+            shift: Likewise, of any sign.
 
         Returns:
-            Whether there is a variable to hold it.
+            Pairs of a variable and its new value; `None` where there is no variable for it.
         """
         layer, norm = wrapper.layer, wrapper.batch_norm
-        if norm is not None and norm.center:
-            norm.beta.assign_add(ops.cast(shift, norm.beta.dtype))
-        elif norm is None and layer.use_bias:
-            layer.bias.assign_add(ops.cast(shift, layer.bias.dtype))
-        else:
-            return False
-        return True
+        center = norm.center if norm is not None else layer.use_bias
+        moves = bool(ops.any(gain != 1))
+        if not center or (norm is None and layer.bias.shape != shift.shape):
+            return None
+        if norm is not None and (norm.scale or not moves):
+            scaled = [(norm.gamma, norm.gamma * gain)] if moves else []
+            return [*scaled, (norm.beta, norm.beta * gain + shift)]
+        if norm is None and not moves:
+            return [(layer.bias, layer.bias + shift)]
+        scaled = self._scaled_kernel(wrapper, gain)
+        if scaled is None or norm is None:
+            return scaled and [*scaled, (layer.bias, layer.bias * gain + shift)]
+        if layer.use_bias:
+            scaled = [*scaled, (layer.bias, layer.bias * gain)]
+        # The mean that the norm takes off is in front of the gain.
+        mean = norm.moving_mean / ops.sqrt(norm.moving_variance + norm.epsilon)
+        return [*scaled, (norm.beta, norm.beta * gain + shift + (1 - gain) * mean)]
+
+    def _scaled_kernel(self, wrapper, gain):
+        """Returns the pairs that scale the channels of the kernel, `None` where steps cannot."""
+        if not wrapper.weight_quantizers or not isinstance(self.weights, QuantSpec):
+            return None
+        ((variable, quantizer),) = wrapper.weight_quantizers
+        gain = ops.reshape(gain, _channel_shape(variable, self.channel_axis))
+        steps = quantizer.scaled_steps(gain)
+        return None if steps is None else [(variable, variable * gain), *steps]
 
     def integer_weights(self, wrapper, input_scale):
         """Returns the integers that the device multiplies with, batch norm folded.
@@ -294,7 +353,7 @@ class LinearConfig(QuantizeConfig):
             "weights": as_dict(self.weights),
             "activations": as_dict(self.activations),
             "dynamic": self.dynamic,
-            "fixed_point": self.fixed_point,
+            "operator": self.operator,
         }
 
 
@@ -350,6 +409,11 @@ class ReversibleEmbeddingConfig(QuantizeConfig):
 def is_grouped(wrapper) -> bool:
     """Whether the kernel of a `QuantizeWrapper` has a scale for each group of its inputs."""
     return any(getattr(q, "grouped", False) for _, q in wrapper.weight_quantizers)
+
+
+def has_bias(wrapper):
+    """Returns whether a file has a bias of the wrapped layer, a tensor: converters drop zeros."""
+    return ops.any(_folded_bias(wrapper)[1] != 0)
 
 
 def clamp_layer(x, bounds):

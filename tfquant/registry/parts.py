@@ -4,17 +4,7 @@ import keras
 from keras import ops
 
 from tfquant.numerics import QuantParams, QuantSpec
-from tfquant.numerics.fixed_point import requantize_fixed_point
-from tfquant.quantizers import (
-    AbsMax,
-    Grid,
-    MaskInput,
-    SoftmaxInput,
-    from_steps,
-    grid_of,
-    on_grid,
-    steps_of,
-)
+from tfquant.quantizers import AbsMax, Grid, MaskInput, SoftmaxInput, on_grid
 from tfquant.registry.elementwise import OutputConfig, SumConfig
 from tfquant.wrappers import QuantizeConfig
 
@@ -41,12 +31,11 @@ class ConstantConfig(QuantizeConfig):
         del layer
         return []
 
-    def device_call(self, wrapper, call_site, args, kwargs):
+    def device_call(self, call):
         """Returns the values on their grid."""
-        del call_site
-        ((variable, quantizer),) = wrapper.weight_quantizers
+        ((variable, quantizer),) = call.wrapper.weight_quantizers
         scale = ops.reshape(quantizer.params(variable.value).scale, ())
-        values = wrapper.float_call(*args, training=False, **kwargs)
+        values = call.wrapper.float_call(*call.args, training=False, **call.kwargs)
         return on_grid(values, Grid(QuantParams(scale, 0.0), quantizer.spec))
 
     def get_config(self):
@@ -55,26 +44,16 @@ class ConstantConfig(QuantizeConfig):
 
 @keras.saving.register_keras_serializable(package="tfquant")
 class MatMulConfig(OutputConfig):
-    """Products of two computed tensors, summed in 32 bits and scaled once.
+    """Products of two computed tensors, summed and scaled once."""
 
-    BATCH_MATMUL runs in LiteRT's built-in kernel: fixed-point requantization.
-    """
+    def __init__(self, activations, **kwargs):
+        super().__init__(activations, **{**kwargs, "operator": "BATCH_MATMUL"})
 
-    def device_call(self, wrapper, call_site, args, kwargs):
-        """Computes `(a - za) @ (b - zb) * (sa * sb / so)`."""
-        grids = [grid_of(x) for x in args]
-        output = next(iter(wrapper.output_quantizers[call_site]), None)
-        if None in grids or output is None or not output.calibrated:
-            return None
-        if output.spec.num_bits > 8 or any(grid.spec.num_bits > 8 for grid in grids):
-            return None
-        accumulator = wrapper.call_exactly(*(steps_of(x) for x in args), **kwargs)
-        sa, sb, so = (
-            ops.cast(params.scale, "float64")
-            for params in (grids[0].params, grids[1].params, output.params())
-        )
-        steps = requantize_fixed_point(accumulator, sa * sb / so)
-        return from_steps(ops.cast(steps, "float32"), output)
+    def settings(self, call):
+        """Returns the sums: `(a - za) @ (b - zb)`."""
+        dtype = "float32" if call.output.spec.stored_bits == 8 else "float64"
+        steps = [ops.cast(grid.steps, dtype) for grid in call.inputs]
+        return {"sums": call.wrapper.call_exactly(*steps, **call.kwargs)}
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

@@ -25,6 +25,8 @@ class Scheme:
         activation_quantizer: Family of activation grids: a name of
             `tfq.quantizers.ACTIVATION_QUANTIZERS`.
         summary: One line for tables.
+        device: Name of the device that says which operators there are; `None` for that of the
+            processor at hand.
 
     Raises:
         ValueError: If a family or a size of groups is unknown, or half-precision weights have one.
@@ -39,6 +41,7 @@ class Scheme:
     weight_quantizer: str = "abs_max"
     activation_quantizer: str = "moving_average"
     summary: str = ""
+    device: str | None = None
 
     def __post_init__(self):
         check(WEIGHT_QUANTIZERS, "weight_quantizer", self.weight_quantizer)
@@ -71,8 +74,7 @@ class Scheme:
         """The grid of activations: asymmetric at 8 bits, symmetric at 16."""
         if self.activation_bits is None:
             return None
-        wide = self.activation_bits > 8
-        return QuantSpec(self.activation_bits, symmetric=wide, narrow_range=wide)
+        return QuantSpec(self.activation_bits, symmetric=self.activation_bits > 8)
 
     def weights(self, granularity, minimum_bits: int = 0) -> QuantSpec | None:
         """The grid of weights: symmetric, without its lowest integer but where each counts: 2 bits.

@@ -108,6 +108,9 @@ class ConversionReport(Printable):
         front_layers: Names and types of the model's layers that are not in the file: lookups, whose
             outputs are the file's inputs.
         lost_layers: Names of layers whose output has a range and was not found in the file.
+        device: Name of the device that the model simulates.
+        elsewhere: Operators of the file that round otherwise on other devices: a dict from their
+            names.
     """
 
     width = 160
@@ -122,6 +125,20 @@ class ConversionReport(Printable):
     samples: str = ""
     front_layers: dict[str, str] = dataclasses.field(default_factory=dict)
     lost_layers: list[str] = dataclasses.field(default_factory=list)
+    device: str = "litert"
+    elsewhere: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def broken_claims(self) -> list[str]:
+        """Names of layers that are said to be exact, and differ in the comparison op by op."""
+        return [
+            layer.name
+            for layer in self.layers
+            if layer.arithmetic == "exact"
+            and layer.parity is not None
+            and layer.parity.in_steps
+            and layer.parity.differing
+        ]
 
     @property
     def op_by_op(self) -> Parity | None:
@@ -141,6 +158,13 @@ class ConversionReport(Printable):
             yield Text(f"op by op:   {_in_words(self.op_by_op)}")
         if self.end_to_end is not None:
             yield Text(f"end to end: {_in_words(self.end_to_end)}, on {self.samples}")
+        if self.end_to_end is None:
+            yield Text(f"not compared with {self.device}")
+        for name, operators in self.elsewhere.items():
+            yield Text(f"round otherwise on device='{name}': {', '.join(operators)}")
+        if self.broken_claims:
+            named = ", ".join(f"'{name}'" for name in self.broken_claims)
+            yield Text(f"SAID TO BE EXACT, AND DIFFER: {named}", style="bold red")
         if self.front_layers:
             named = ", ".join(f"'{name}' ({kind})" for name, kind in self.front_layers.items())
             yield Text(f"not in the file, run before it: {named}")

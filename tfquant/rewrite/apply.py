@@ -6,6 +6,7 @@ import itertools
 import keras
 from keras import tree
 
+from tfquant import devices
 from tfquant.graph.graph import UniqueNames, real, tensors
 from tfquant.graph.subclassed import readable
 from tfquant.graph.walk import all_layers
@@ -37,6 +38,7 @@ def quantize_model(
     unknown_layers: str = "weights",
     weight_quantizer: str | None = None,
     activation_quantizer: str | None = None,
+    device: str | None = None,
 ):
     """Returns a quantized copy of `model`.
 
@@ -56,6 +58,9 @@ def quantize_model(
             `tfq.quantizers.WEIGHT_QUANTIZERS`; `None` for the scheme's own.
         activation_quantizer: What it does to those of activations: a name of
             `tfq.quantizers.ACTIVATION_QUANTIZERS`; `None` for the scheme's own.
+        device: What inference simulates, to the last integer: `"litert"` (LiteRT on x86-64),
+            `"litert_arm"` (on ARM64) or `"litert_reference"` (its reference kernels); `None` for
+            LiteRT on the processor at hand.
 
     Returns:
         `keras.Model`.
@@ -63,8 +68,8 @@ def quantize_model(
     Raises:
         TypeError: If `model` is not a Keras model.
         ValueError: If the model is not built, cannot be read, is quantized already or has weights
-            that are not finite; if the scheme, a family of quantizers, `unknown_layers` or a name
-            in `skip` is unknown.
+            that are not finite; if the scheme, a family of quantizers, `unknown_layers`, the device
+            or a name in `skip` is unknown.
 
     Example:
 
@@ -74,7 +79,7 @@ def quantize_model(
     report = tfq.to_tflite(q, "model.tflite")
     ```
     """
-    scheme = _with_families(scheme, weight_quantizer, activation_quantizer)
+    scheme = _with_families(scheme, weight_quantizer, activation_quantizer, device)
     model = readable(model)
     check_model(model)
     skipped, given = skip_predicate(model, skip), all_layers(model)
@@ -95,6 +100,7 @@ def quantize_apply(
     unknown_layers: str = "weights",
     weight_quantizer: str | None = None,
     activation_quantizer: str | None = None,
+    device: str | None = None,
 ):
     """Quantizes the layers of `model` that were marked.
 
@@ -106,6 +112,7 @@ def quantize_apply(
         unknown_layers: As in `quantize_model`.
         weight_quantizer: As in `quantize_model`.
         activation_quantizer: As in `quantize_model`.
+        device: As in `quantize_model`.
 
     Returns:
         `keras.Model`, as `quantize_model` returns it.
@@ -114,7 +121,7 @@ def quantize_apply(
         TypeError: If `model` is not a Keras model.
         ValueError: As `quantize_model`; and if no layer is marked.
     """
-    scheme = _with_families(scheme, weight_quantizer, activation_quantizer)
+    scheme = _with_families(scheme, weight_quantizer, activation_quantizer, device)
     check_model(model)
     model = with_float32_weights(model)
     chosen = lambda layer: False  # noqa: E731
@@ -127,9 +134,10 @@ def quantize_apply(
     return _Builder(choices).build()
 
 
-def _with_families(scheme, weights, activations):
-    """Returns the scheme, its families of quantizers replaced by those that are not `None`."""
-    chosen = {"weight_quantizer": weights, "activation_quantizer": activations}
+def _with_families(scheme, weights, activations, device):
+    """Returns the scheme, families of quantizers and device replaced by those that are given."""
+    device = devices.get(device).name
+    chosen = {"weight_quantizer": weights, "activation_quantizer": activations, "device": device}
     chosen = {key: name for key, name in chosen.items() if name is not None}
     return dataclasses.replace(schemes.get(scheme), **chosen)
 
@@ -142,6 +150,7 @@ class _Builder:
     """
 
     def __init__(self, choices: Choices):
+        self.device = choices.scheme.device
         self.choices, self.agreement = choices, Agreement(choices)
         self.scheme, self.registry = choices.scheme, choices.registry
         self.graph, self.units, self.configs = choices.graph, choices.units, choices.configs
@@ -264,7 +273,7 @@ class _Builder:
                 quantizer = activation_quantizer(
                     self.scheme.activation_quantizer, Static(spec), group
                 )
-                layer = Quantize(quantizer, name=self.unique(name))
+                layer = Quantize(quantizer, device=self.device, name=self.unique(name))
                 self.points[group] = layer
             else:
                 layer = self.points[group]
@@ -299,6 +308,7 @@ class _Builder:
             call_sites=self._sites(unit),
             weight_quantizer=self.scheme.weight_quantizer,
             activation_quantizer=self.scheme.activation_quantizer,
+            device=self.device,
             name=self.unique(f"quant_{layer.name}"),
         )
         for variable, quantizer in wrapper.weight_quantizers:
@@ -319,6 +329,7 @@ class _Builder:
             batch_norm=norm,
             call_sites=self._sites(unit),
             activation_quantizer=self.scheme.activation_quantizer,
+            device=self.device,
             name=self.unique(f"quant_{unit.node.layer.name}"),
         )
         return self._mover(before, shape), wrapper, self._mover(after, shape)
@@ -327,7 +338,8 @@ class _Builder:
         if layer is None:
             return None
         layer.build(shape)
-        return QuantizeWrapper(layer, SameGridConfig(), name=self.unique(f"quant_{layer.name}"))
+        name = self.unique(f"quant_{layer.name}")
+        return QuantizeWrapper(layer, SameGridConfig(), device=self.device, name=name)
 
     def _plain(self, node, args, kwargs):
         """Returns the float layer (or operation) of a call."""

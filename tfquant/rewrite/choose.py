@@ -201,7 +201,7 @@ class Choices:
             return config
         # What an operation computes from values on grids is rounded to a grid in its turn.
         if self.scheme.static and len(real([*node.inputs, *outputs])) == len(node.inputs + outputs):
-            return operation_config(node.layer, self.scheme.activations, len(outputs))
+            return operation_config(node.layer, self.scheme, len(outputs))
         return None
 
     def _keep_residuals_float(self):

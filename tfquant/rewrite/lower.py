@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from tfquant.devices import Device
 from tfquant.graph.graph import UniqueNames, clone_graph, real
 from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.layers.parts import Constant
@@ -91,6 +92,11 @@ class Lowered:
     units: list[LoweredUnit]
     float_layers: dict[str, str]
     weights_only: dict[str, str]
+
+    @property
+    def device(self) -> Device:
+        """The device that the quantized model simulates."""
+        return self.units[0].layer.device
 
 
 def lower(model) -> Lowered:

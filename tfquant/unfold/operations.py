@@ -12,12 +12,12 @@ from keras import activations, layers
 from tfquant.graph.graph import real
 from tfquant.layers.parts import Constant, MatMul, Select
 from tfquant.registry.elementwise import (
-    AbsConfig,
     OutputConfig,
+    ReduceConfig,
     ReduceProductConfig,
     SameGridConfig,
 )
-from tfquant.registry.keras_layers import activation_config
+from tfquant.registry.keras_layers import activation_config, operator_config
 from tfquant.registry.parts import ConstantConfig, MatMulConfig
 from tfquant.unfold.affine import channel_affine, constants
 from tfquant.unfold.attention import LARGE, contract, unfold_dot_product_attention
@@ -408,22 +408,30 @@ MOVING = frozenset(
 VECTOR_FUNCTIONS = {"LogSoftmax": activations.log_softmax, "Softmax": activations.softmax}
 
 
-def operation_config(operation, spec, outputs: int):
+# The device's operators of functions of one tensor, and of sums over some axes.
+FUNCTIONS = {"Abs": "ABS", "Absolute": "ABS", "Exp": "EXP", "Log": "LOG", "Rsqrt": "RSQRT"}
+REDUCTIONS = {"Mean": "MEAN", "Prod": "REDUCE_PROD", "Sum": "SUM"}
+
+
+def operation_config(operation, scheme, outputs: int):
     """Returns the config of an operation of real tensors that no layer stands for.
 
     Args:
         operation: `keras.Operation`.
-        spec: `QuantSpec` of its outputs.
+        scheme: `Scheme`.
         outputs: Number of its outputs.
     """
     name = type(operation).__name__
     if name in VECTOR_FUNCTIONS:
-        return activation_config(VECTOR_FUNCTIONS[name], spec)
+        return activation_config(VECTOR_FUNCTIONS[name], scheme)
     if name in MOVING or (name == "Pad" and operation.mode == "constant"):
         return SameGridConfig()
-    if name == "Prod" and spec.stored_bits == 8:
-        return ReduceProductConfig(spec)
-    return AbsConfig(spec) if name in ("Abs", "Absolute") else OutputConfig(spec, outputs)
+    if name in REDUCTIONS:
+        kind = ReduceProductConfig if name == "Prod" else ReduceConfig
+        return operator_config(REDUCTIONS[name], scheme, kind)
+    if name in FUNCTIONS:
+        return operator_config(FUNCTIONS[name], scheme)
+    return OutputConfig(scheme.activations, outputs)
 
 
 OPERATIONS = {

@@ -19,7 +19,7 @@ from tfquant.graph.read import read
 from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.layers.parts import Affine, Constant, Scale, Split, Stack, Unstack
 from tfquant.registry import schemes
-from tfquant.registry.elementwise import OutputConfig, SameGridConfig, SumConfig
+from tfquant.registry.elementwise import OutputConfig, ProductConfig, SameGridConfig, SumConfig
 from tfquant.registry.keras_layers import activation_config
 from tfquant.registry.linear import LinearConfig
 from tfquant.wrappers import QuantizeAnnotate
@@ -245,12 +245,12 @@ class _Parts:
 
     def multiply(self, name, a, b):
         """Multiplies in 16 bits."""
-        return self._make(name, layers.Multiply, OutputConfig(self.wide))([a, b])
+        return self._make(name, layers.Multiply, ProductConfig(self.wide))([a, b])
 
     def activation(self, name, function, x):
         """Applies an activation in 16 bits."""
         make = lambda name: layers.Activation(function, name=name)  # noqa: E731
-        return self._make(name, make, activation_config(function, self.wide))(x)
+        return self._make(name, make, activation_config(function, self.wide_scheme))(x)
 
     def split(self, name, sizes, x):
         """Cuts `x`, in 16 bits."""
@@ -330,7 +330,8 @@ class _Cell(_Parts):
             # Both biases are added to z and r; that of the candidate is added behind the reset.
             bias = bias[0] + np.where(np.arange(bias.shape[1]) < 2 * self.units, bias[1], 0)
         kernel, bias = self.columns(self.kernel, *gates), self.columns(bias, *gates)
-        config = LinearConfig.for_scheme(self.wide_scheme, "kernel", -1)
+        operator = "FULLY_CONNECTED" if kernel.ndim == 2 else "CONV_2D"
+        config = LinearConfig.for_scheme(self.wide_scheme, "kernel", -1, operator)
         y = self.dense(name, kernel, bias, x, config)
         return self.unstack(f"{name}_steps", y)
 
@@ -373,7 +374,8 @@ class _ConvLstm(_Lstm):
     def inputs(self, x):
         kernel, bias = (self.columns(w, 0, 1, 3, 2) for w in (self.kernel, self.bias))
         settings = {n: getattr(self.cell, n) for n in ("strides", "padding", "dilation_rate")}
-        config = LinearConfig.for_scheme(self.wide_scheme, "kernel", -1)
+        operator = "FULLY_CONNECTED" if kernel.ndim == 2 else "CONV_2D"
+        config = LinearConfig.for_scheme(self.wide_scheme, "kernel", -1, operator)
         return [
             self.convolution("input", kernel, bias, step, settings, config)
             for step in self.unstack("steps", x, self.wide)

@@ -1,6 +1,7 @@
 """Keras layers around Keras layers: they quantize weights and outputs and change nothing else."""
 
 from tfquant.wrappers.annotate import QuantizeAnnotate
+from tfquant.wrappers.call import Call
 from tfquant.wrappers.config import QuantizeConfig
 from tfquant.wrappers.dynamic_kernel import DynamicKernel
 from tfquant.wrappers.hook import CallHook
@@ -11,6 +12,7 @@ from tfquant.wrappers.quantize import Quantize
 from tfquant.wrappers.wrapper import CallSite, QuantizeWrapper
 
 __all__ = [
+    "Call",
     "CallHook",
     "CallSite",
     "DynamicKernel",

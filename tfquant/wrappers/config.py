@@ -43,22 +43,19 @@ class QuantizeConfig(abc.ABC):
         """Whether the layer takes its inputs as they come, and not on a grid."""
         return False
 
-    def device_call(self, wrapper, call_site, args, kwargs):
+    def device_call(self, call):
         """Computes at inference what the device computes, to the last integer.
 
         The default returns `None`: the layer then runs in real arithmetic on quantized weights
         and its outputs are rounded, which is what a device does to within one step.
 
         Args:
-            wrapper: The `QuantizeWrapper`.
-            call_site: Index of the call site.
-            args: Positional arguments of the call.
-            kwargs: Keyword arguments of the call.
+            call: `Call`.
 
         Returns:
             The structure of outputs, each on its grid, or `None`.
         """
-        del wrapper, call_site, args, kwargs
+        del call
         return None
 
     def real_call(self, wrapper, args, kwargs):

@@ -8,7 +8,7 @@ from keras import ops
 
 from tfquant.lowbit.layers import PackedLayer
 from tfquant.numerics import QuantParams, QuantSpec
-from tfquant.numerics.fixed_point import accumulate, requantize
+from tfquant.numerics.fixed_point import accumulate, multiplier_dtype, requantize
 from tfquant.quantizers import Grid, grid_of, round_to, steps_of
 from tfquant.wrappers.wrapper import clamp
 
@@ -26,7 +26,8 @@ class KernelSite:
         output_spec: `QuantSpec` of the output, or `None`.
         group: Name that the output's grid shares with others, or `None`.
         clamp: `(low, high)` of the activation behind the layer, or `None`.
-        fixed_point: Whether the accumulator is scaled in fixed point.
+        rounding: How the accumulator is scaled: a name of
+            `tfquant.numerics.fixed_point.ROUNDINGS`.
     """
 
     input_scale: float
@@ -37,7 +38,7 @@ class KernelSite:
     output_spec: QuantSpec | None = None
     group: str | None = None
     clamp: tuple[float | None, float | None] | None = None
-    fixed_point: bool = False
+    rounding: str = "float32"
 
     @classmethod
     def between(cls, input_grid: Grid, output_grid: Grid | None, **settings) -> "KernelSite":
@@ -63,7 +64,8 @@ class KernelSite:
         Args:
             scale: Float32 step of each channel of the kernel.
         """
-        dtype = np.float64 if self.fixed_point and self.output_scale is not None else np.float32
+        wide = self.output_scale is not None and multiplier_dtype(self.rounding) == "float64"
+        dtype = np.float64 if wide else np.float32
         product = dtype(self.input_scale) * np.asarray(scale, np.float32).astype(dtype)
         return product if self.output_scale is None else product / dtype(self.output_scale)
 
@@ -145,7 +147,7 @@ class IntegerKernel(keras.layers.Layer):
         sums = sums + self.biases[call_site].value
         if site.output_scale is None:
             return clamp(ops.cast(sums, "float32") * multiplier, site.clamp)
-        steps = requantize(sums, multiplier, site.fixed_point)
+        steps = requantize(sums, multiplier, site.rounding)
         return round_to(site.output_grid, steps, site.clamp)
 
     def _multiply(self, x, zero_point):

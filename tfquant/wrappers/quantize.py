@@ -4,8 +4,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfquant.numerics.fixed_point import requantize_half_away, requantize_step
-from tfquant.quantizers import RecordingScope, Static, from_steps, grid_of, steps_of
+from tfquant import devices
+from tfquant.quantizers import Grid, RecordingScope, Static, grid_of, round_to, steps_of
 from tfquant.wrappers.straight_through import straight_through
 
 
@@ -17,12 +17,14 @@ class Quantize(keras.layers.Layer):
 
     Args:
         quantizer: `Static`.
+        device: Name of the device that inference simulates; `None` for that of the processor at
+            hand.
     """
 
-    def __init__(self, quantizer: Static, **kwargs):
+    def __init__(self, quantizer: Static, device: str | None = None, **kwargs):
         kwargs["dtype"] = "float32"  # The grid is, whatever policy the model around it has.
         super().__init__(autocast=False, **kwargs)
-        self.quantizer = quantizer
+        self.quantizer, self.device = quantizer, devices.get(device)
         if not self.quantizer.built:
             self.quantizer.build(())
         self.supports_masking = True
@@ -47,13 +49,9 @@ class Quantize(keras.layers.Layer):
         grid = grid_of(x)
         if grid is None:
             return self.quantizer.call(x)
-        scales = grid.params.scale, self.quantizer.params().scale
-        if max(grid.spec.num_bits, self.quantizer.spec.num_bits) <= 8:
-            steps = requantize_step(steps_of(x), scales[0] / scales[1])
-        else:
-            ratio = ops.cast(scales[0], "float64") / ops.cast(scales[1], "float64")
-            steps = ops.cast(requantize_half_away(steps_of(x), ratio), "float32")
-        return from_steps(steps, self.quantizer)
+        output = Grid(self.quantizer.params(), self.quantizer.spec, group=self.quantizer.group)
+        steps = self.device.compute("QUANTIZE", (grid._replace(steps=steps_of(x)),), output)
+        return round_to(output, ops.cast(steps, "float32"))
 
     def compute_output_shape(self, input_shape):
         """Returns `input_shape`."""
@@ -63,6 +61,7 @@ class Quantize(keras.layers.Layer):
         return {
             **super().get_config(),
             "quantizer": keras.saving.serialize_keras_object(self.quantizer),
+            "device": self.device.name,
         }
 
     @classmethod

@@ -52,7 +52,7 @@ def straight_through(exact, real, args, variables, frozen=()):
             outputs = exact(arguments)
         returned[:] = outputs, [grid_of(y) for y in tree.flatten(outputs)], scope.losses
 
-        def gradient(*upstream):
+        def gradient(*upstream, variables=()):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(tensors)
                 scope, arguments = given(tensors)
@@ -62,7 +62,9 @@ def straight_through(exact, real, args, variables, frozen=()):
             pairs = [(y, dy) for y, dy in pairs if _is_float(y) and dy is not None]
             outputs, upstream = map(list, zip(*pairs, strict=True))
             upstream = [tf.cast(dy, y.dtype) for y, dy in zip(outputs, upstream, strict=True)]
-            return tape.gradient(outputs, list(tensors), upstream)
+            found = tape.gradient(outputs, list(tensors), upstream)
+            # Variables of frozen layers, which TensorFlow saw being read.
+            return (found, [None] * len(variables)) if variables else found
 
         return tree.flatten(outputs), gradient
 

@@ -7,11 +7,14 @@ import math
 import keras
 from keras import ops, tree
 
+from tfquant import devices
 from tfquant.quantizers import MovingAverage, RecordingScope
 from tfquant.quantizers.families import activation_quantizer as make_activation_quantizer
 from tfquant.quantizers.families import weight_quantizer as make_weight_quantizer
+from tfquant.wrappers.call import Call
 from tfquant.wrappers.config import QuantizeConfig
 from tfquant.wrappers.hook import CallHook
+from tfquant.wrappers.originals import Originals
 from tfquant.wrappers.quantize import check_ranges
 from tfquant.wrappers.straight_through import straight_through
 
@@ -54,11 +57,14 @@ class QuantizeWrapper(keras.layers.Layer):
             `"learned_threshold"` or `"dorefa"`.
         activation_quantizer: Family that takes the place of `Static`: `"static"`,
             `"moving_average"`, `"learned_step"`, `"learned_threshold"` or `"learned_clip"`.
+        device: Name of the device that inference simulates, a key of `tfquant.devices.DEVICES`;
+            `None` for that of the processor at hand.
 
     Attributes:
         batch_norm_frozen: Whether training normalizes by the moving statistics and leaves them.
         dampening: Function without arguments that returns the strength of the loss which pulls
             weights to the middle of their step, or `None`. All three shape the graph.
+        originals: `Originals` of what calibration changed.
 
     Call arguments:
         *args, **kwargs: Those of `layer`.
@@ -77,6 +83,7 @@ class QuantizeWrapper(keras.layers.Layer):
         call_sites: tuple[CallSite, ...] = (CallSite(),),
         weight_quantizer: str = "abs_max",
         activation_quantizer: str = "static",
+        device: str | None = None,
         **kwargs,
     ):
         kwargs.setdefault("name", f"quant_{layer.name}")
@@ -95,8 +102,10 @@ class QuantizeWrapper(keras.layers.Layer):
         self.call_sites = tuple(call_sites)
         self.weight_quantizer = weight_quantizer
         self.activation_quantizer = activation_quantizer
+        self.device = devices.get(device)
         self.batch_norm_frozen = False
         self.dampening = None
+        self.originals = Originals(self)
         pairs = quantize_config.get_weights_and_quantizers(layer)
         self._weights_quantized = [variable for variable, _ in pairs]
         self._weight_quantizers = [make_weight_quantizer(weight_quantizer, q) for _, q in pairs]
@@ -203,7 +212,7 @@ class QuantizeWrapper(keras.layers.Layer):
         if hook is not None:
             outputs = hook.function(self, args, kwargs)
         if outputs is None and RecordingScope.current() is None:
-            computed = self.quantize_config.device_call(self, call_site, args, kwargs)
+            computed = self.quantize_config.device_call(Call(self, call_site, args, kwargs))
             if computed is not None:
                 return computed
         if outputs is None:
@@ -324,6 +333,15 @@ class QuantizeWrapper(keras.layers.Layer):
                 (previous_mask,) = previous_mask
         return self.layer.compute_mask(inputs, previous_mask)
 
+    def save_own_variables(self, store):
+        """Saves what calibration changed, too."""
+        super().save_own_variables(store)
+        self.originals.save(store)
+
+    def load_own_variables(self, store):
+        """Loads what `save_own_variables` saved."""
+        super().load_own_variables(self.originals.load(store))
+
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
         return {
@@ -334,6 +352,7 @@ class QuantizeWrapper(keras.layers.Layer):
             "call_sites": [dataclasses.asdict(site) for site in self.call_sites],
             "weight_quantizer": self.weight_quantizer,
             "activation_quantizer": self.activation_quantizer,
+            "device": self.device.name,
         }
 
     @classmethod

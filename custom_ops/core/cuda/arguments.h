@@ -1,5 +1,5 @@
-// What a GPU kernel is told: one struct for all of them, filled by launches.cc. No header is
-// included, so that NVRTC, nvcc and g++ read the same text.
+// What a GPU kernel is told: one struct for all of them, filled by launches.cc. Reads ../settings.h
+// before it and includes nothing, so that NVRTC, nvcc and g++ read the same text.
 #ifndef TFQUANT_CUSTOM_OPS_CORE_CUDA_ARGUMENTS_H_
 #define TFQUANT_CUSTOM_OPS_CORE_CUDA_ARGUMENTS_H_
 
@@ -13,6 +13,18 @@ constexpr int kGemmRows = 128, kSplitGemmRows = 64;
 constexpr int kSkinnyTiles = 4, kSplitSkinnyTiles = 2;
 constexpr int kGemmColumns = 128;
 constexpr int kBinaryGemmRows = 32;
+constexpr int kSignStep = 8;  // words of signs that one tensor-core step takes
+
+// Panels that a block of the tensor-core matmul for fewer rows owns, with one tile and with more.
+constexpr int kOneTilePanels = 1, kMoreTilesPanels = 2;
+
+// The packed format, as the device reads it; launches.cc holds it against ../blocks.h.
+constexpr int kPanelWidth = 16;  // columns
+constexpr int kPanelRowBytes = 64;
+constexpr int kBlockK = 32;      // values of k in a block
+constexpr int kScaleBytes = 32;  // a group's f16 scales
+constexpr int kBinaryColumns = 64;
+constexpr unsigned kMagic = 0x31514654u;
 
 struct GpuArguments {
   // Matmul: y = fused(x . weights + bias). The pointers into the packed buffer are those of
@@ -29,8 +41,8 @@ struct GpuArguments {
   const float* bias;  // or null
   const void* x;
   void* y;
-  int activations;  // Activations of ../matmul.h
-  int fused;        // Fused
+  Activations activations;
+  Fused fused;
   float x_scale;
   int zero_point;
   int brain;     // x and y (or the dequantized values) are bfloat16

@@ -7,7 +7,10 @@
 #include <cstdint>
 #include <string>
 
-#include "arguments.h"
+// clang-format off
+#include "../settings.h"
+#include "arguments.h"  // reads it
+// clang-format on
 
 namespace tfquant {
 

@@ -6,7 +6,7 @@
 //     more             SplitRows, Gemm<Real>             QuantizeRows, Gemm<Integer>
 //
 // Weights of one bit: EncodeSigns, then BinaryGemv up to 4 rows and BinaryGemm beyond.
-#include <algorithm>
+#include <cstddef>
 #include <limits>
 #include <string>
 
@@ -23,6 +23,18 @@ constexpr int64_t kGemvRows = 4;
 constexpr int64_t kSkinnyRows = 64;
 constexpr int64_t kMostBlocks = std::numeric_limits<int32_t>::max();
 constexpr int64_t kAlignment = 16;
+
+// What the device code knows by itself of ../blocks.h.
+static_assert(kPanelWidth == kPanelColumns && kBlockK == kBlockDepth, "a block");
+static_assert(kPanelRowBytes == kRowBytes && kScaleBytes == sizeof(GroupScales), "a panel");
+static_assert(kBinaryColumns == kBinaryPanelColumns && kMagic == kPackedMagic, "");
+static_assert(offsetof(PackedHeader, magic) == 0 && offsetof(PackedHeader, num_bits) == 4 &&
+                  offsetof(PackedHeader, group_size) == 8 && offsetof(PackedHeader, k) == 16 &&
+                  offsetof(PackedHeader, n) == 24,
+              "HeaderFits reads it in words of four bytes");
+static_assert(kBinaryDepth == 32, "a word of signs");
+// And what kernel_list.h names by number.
+static_assert(kGemvRows == 4 && kSkinnyTiles == 4 && kSplitSkinnyTiles == 2, "");
 
 thread_local LastError last_error;
 
@@ -52,7 +64,7 @@ struct Plan {
 
 std::string Number(int64_t value) { return std::to_string(value); }
 
-int64_t SignWords(const PackedLayout& layout) { return RoundUp(layout.padded_k() / 32, 8); }
+int64_t SignWords(const PackedLayout& layout) { return RoundUp(layout.padded_k() / 32, kSignStep); }
 
 Plan PlanOf(const MatmulArgs& args) {
   const PackedLayout& layout = args.layout;
@@ -88,7 +100,8 @@ Plan PlanOf(const MatmulArgs& args) {
       const int64_t tiles = m <= 16 ? 1 : (split ? kSplitSkinnyTiles : kSkinnyTiles);
       plan.padded_m = RoundUp(m, 16 * tiles);
       plan.multiply = "Skinny<" + form + grouped + ", " + Number(tiles) + ">";
-      plan.blocks = plan.padded_m / (16 * tiles) * CeilDivide(panels, tiles == 1 ? 1 : 2);
+      plan.blocks = plan.padded_m / (16 * tiles) *
+                    CeilDivide(panels, tiles == 1 ? kOneTilePanels : kMoreTilesPanels);
     } else {
       const int64_t rows = split ? kSplitGemmRows : kGemmRows;
       plan.padded_m = RoundUp(m, rows);
@@ -164,8 +177,8 @@ std::string MatmulOnGpu(const MatmulArgs& args, void* scratch, int64_t scratch_b
   a.bias = args.bias;
   a.x = args.x;
   a.y = args.y;
-  a.activations = static_cast<int>(args.activations);
-  a.fused = static_cast<int>(args.fused);
+  a.activations = args.activations;
+  a.fused = args.fused;
   a.x_scale = args.x_scale;
   const bool has_zero_point = args.activations == Activations::kStatic && !layout.binary();
   a.zero_point = has_zero_point ? args.zero_point : 0;

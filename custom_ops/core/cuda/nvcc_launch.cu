@@ -5,11 +5,12 @@
 #include <map>
 #include <string>
 
-#include "arguments.h"
-#include "intrinsics.cuh"
 #include "kernel_list.h"
-#include "kernels.cuh"
 #include "launch.h"
+// clang-format off
+#include "intrinsics.cuh"
+#include "kernels.cuh"
+// clang-format on
 
 namespace tfquant {
 namespace {

@@ -24,22 +24,33 @@
 #include "launch.h"
 #include "nvrtc.h"
 
-// The three files that make a kernel, one behind the other.
+// The files that make a kernel, one behind the other; the parts as kernels.cuh has them.
+#define TFQUANT_TEXT(file) ".incbin \"" TFQUANT_CUDA_FOLDER "/" file "\"\n"
 extern "C" const char tfquant_cuda_source[];
 __asm__(
+    // clang-format off
     ".pushsection .rodata\n"
     ".global tfquant_cuda_source\n"
     ".hidden tfquant_cuda_source\n"
     ".type tfquant_cuda_source, %object\n"
     "tfquant_cuda_source:\n"
-    ".incbin \"" TFQUANT_CUDA_FOLDER
-    "/arguments.h\"\n"
-    ".incbin \"" TFQUANT_CUDA_FOLDER
-    "/intrinsics.cuh\"\n"
-    ".incbin \"" TFQUANT_CUDA_FOLDER
-    "/kernels.cuh\"\n"
+    TFQUANT_TEXT("../settings.h")
+    TFQUANT_TEXT("arguments.h")
+    TFQUANT_TEXT("intrinsics.cuh")
+    TFQUANT_TEXT("parts/values.cuh")
+    TFQUANT_TEXT("parts/output.cuh")
+    TFQUANT_TEXT("parts/rows.cuh")
+    TFQUANT_TEXT("parts/weights.cuh")
+    TFQUANT_TEXT("parts/forms.cuh")
+    TFQUANT_TEXT("parts/gemm.cuh")
+    TFQUANT_TEXT("parts/skinny.cuh")
+    TFQUANT_TEXT("parts/gemv.cuh")
+    TFQUANT_TEXT("parts/binary.cuh")
+    TFQUANT_TEXT("parts/plain.cuh")
     ".byte 0\n"
-    ".popsection\n");
+    ".popsection\n"
+    // clang-format on
+);
 
 namespace tfquant {
 namespace {

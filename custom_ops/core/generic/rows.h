@@ -40,9 +40,8 @@ inline int64_t GroupAt(const PrepareArgs& a, int64_t g) {
 
 // By the row's or group's largest magnitude; returns the scale.
 inline float QuantizeDynamic(const float* x, int64_t count, int32_t largest_bits, int8_t* q) {
-  constexpr float kSmallest = 1.17549435e-38f;
   float scale = BitsToFloat(static_cast<uint32_t>(largest_bits)) / 127.0f;
-  if (scale < kSmallest) scale = 0;
+  if (scale < kSmallestScale) scale = 0;
   const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
   for (int64_t i = 0; i < count; ++i) {
     q[i] = static_cast<int8_t>(static_cast<int32_t>(Round(x[i] * inverse)));

@@ -249,7 +249,8 @@ struct GenericTiles {
 
   template <int kBits>
   static void StageReal(const uint8_t* blocks, int64_t count, int64_t blocks_per_group, bool scales,
-                        float* values) {
+                        uint8_t* bytes, float*) {
+    float* values = reinterpret_cast<float*>(bytes);
     for (int64_t b = 0; b < count; b += blocks_per_group) {
       const int64_t rows = Min(blocks_per_group, count - b) * kBits;
       const typename Isa::Real scale =

@@ -15,7 +15,7 @@ from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.lowbit.layers import PackedEmbedding, PackedLayer
 from tfquant.numerics import QuantSpec
 from tfquant.quantizers import Dynamic, Static, grid_of
-from tfquant.registry.linear import LinearConfig, clamp_layer
+from tfquant.registry.linear import LinearConfig, clamp_layer, has_bias
 from tfquant.report import PackedLayerReport, PackingReport
 from tfquant.rewrite.lower import lower
 from tfquant.rewrite.validate import check_is_model
@@ -350,7 +350,9 @@ def _site(unit) -> KernelSite:
         _grid(unit.outputs),
         group=quantizer and quantizer.group,
         clamp=wrapper.call_sites[unit.kwargs.get("call_site", 0)].clamp,
-        fixed_point=wrapper.quantize_config.fixed_point,
+        rounding=wrapper.quantize_config.rounding(
+            wrapper, _grid(unit.inputs).spec, unit.outputs[0].shape, bool(has_bias(wrapper))
+        ),
     )
 
 

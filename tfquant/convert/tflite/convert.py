@@ -10,8 +10,8 @@ import tensorflow as tf
 from keras import tree
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
+from tfquant import devices
 from tfquant.convert.files import check_file, replacing
-from tfquant.convert.tflite import rules
 from tfquant.convert.tflite.anchor import anchor, layer_names
 from tfquant.convert.tflite.assign import AS_THE_SCHEME_SAYS, assign
 from tfquant.convert.tflite.float_file import convert_float, probe
@@ -104,8 +104,8 @@ def to_tflite(
         file = write(float_file, assignment, input_type, output_type)
         content = file.to_bytes()
         _check_runs(file, rows, layer_names(float_file, anchors))
-        verifier = None
-        if verify:
+        verifier, device = None, lowered.device
+        if verify and device.runs_here():
             bar.update(task, description="Comparing Keras with LiteRT")
             tensors = point_tensors(file, float_file, anchors)
             verifier = Verifier(model, lowered, file, content, tensors, rows, lambda: None)
@@ -122,6 +122,8 @@ def to_tflite(
             samples=origin,
             front_layers=_front_layers(front),
             lost_layers=lost,
+            device=device.name,
+            elsewhere=_elsewhere(device, lowered, float_file, anchors, assignment),
         )
     if lost:
         _logger.warning(
@@ -132,6 +134,27 @@ def to_tflite(
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(content)
     return report
+
+
+def _elsewhere(device, lowered, file, anchors, assignment):
+    """Returns what other devices compute otherwise: a dict from their names to operators."""
+    rows = set()
+    grids = {id(p.tensor): p.grid for points in anchors.values() for p in points}
+    for unit in lowered.units:
+        op, grid = _operator(unit, file, anchors, assignment), grids.get(id(unit.outputs[0]))
+        spec = next((kernel.spec for kernel in unit.kernels), None)
+        if op is not None and grid is not None:
+            rows.add((op.name, spec and spec.num_bits, grid.spec.stored_bits))
+    found = {}
+    for other in devices.DEVICES.values():
+        named = {
+            f"INT{weight_bits or num_bits} {name}"
+            for name, weight_bits, num_bits in rows
+            if device.differs(other, name, weight_bits, num_bits)
+        }
+        if named:
+            found[other.name] = sorted(named)
+    return found
 
 
 def _check_runs(file, rows, names):
@@ -261,7 +284,7 @@ def _layer(unit, file, anchors, assignment, verifier) -> LayerReport:
         activation_bits=grid.spec.num_bits if grid else None,
         output_sqnr=verifier.output_sqnr(unit) if verifier else None,
         parity=verifier.unit(unit) if verifier else None,
-        arithmetic=rules.TABLE_OR_FIXED_POINT.get(name, "exact"),
+        arithmetic=unit.layer.device.arithmetic(name, grid and grid.spec.stored_bits),
         note=_note(unit),
         **fields,
     )

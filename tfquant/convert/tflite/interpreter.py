@@ -1,14 +1,16 @@
-"""Running a `.tflite` file on LiteRT's default kernels."""
+"""Running a `.tflite` file on LiteRT's kernels."""
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tfquant.convert.tflite.flatbuffer import File, Op
 
 NUM_THREADS = 2
 
 
-def run(content: bytes, rows: list[np.ndarray], progress=lambda: None) -> list[np.ndarray]:
+def run(
+    content: bytes, rows: list[np.ndarray], progress=lambda: None, resolver: str = "AUTO"
+) -> list[np.ndarray]:
     """Runs a file row by row.
 
     Args:
@@ -16,11 +18,16 @@ def run(content: bytes, rows: list[np.ndarray], progress=lambda: None) -> list[n
         rows: One array for each input of the file, of the file's dtypes; the first axis counts
             the rows.
         progress: Called after each row.
+        resolver: Which of LiteRT's kernels run; see `tfquant.devices.Device`.
 
     Returns:
         One array for each output, in the file's order.
     """
-    interpreter = Interpreter(model_content=content, num_threads=NUM_THREADS)
+    interpreter = Interpreter(
+        model_content=content,
+        num_threads=NUM_THREADS,
+        experimental_op_resolver_type=OpResolverType[resolver],
+    )
     inputs = interpreter.get_input_details()
     for detail, array in zip(inputs, rows, strict=True):
         shape = (int(detail["shape"][0]) if len(detail["shape"]) else 1, *array.shape[1:])
@@ -82,7 +89,7 @@ def _error(content, rows):
     return None
 
 
-def run_inner(file: File, rows: list[np.ndarray]) -> dict[int, np.ndarray]:
+def run_inner(file: File, rows: list[np.ndarray], resolver: str = "AUTO") -> dict[int, np.ndarray]:
     """Runs a file and returns every computed tensor.
 
     The inner tensors are outputs of a copy of the file. (Asking LiteRT to preserve all tensors
@@ -91,12 +98,15 @@ def run_inner(file: File, rows: list[np.ndarray]) -> dict[int, np.ndarray]:
     Args:
         file: The file.
         rows: As for `run`.
+        resolver: As for `run`.
 
     Returns:
         Dict from tensor index to values; the first axis counts the rows.
     """
     indices = [i for i in file.computed() if i not in file.inputs]
-    values = dict(zip(indices, run(file.with_outputs(indices), rows), strict=True))
+    values = dict(
+        zip(indices, run(file.with_outputs(indices), rows, resolver=resolver), strict=True)
+    )
     values.update(zip(file.inputs, rows, strict=True))
     return values
 

@@ -74,7 +74,8 @@ class Verifier:
         self.model, self.lowered, self.file, self.content = model, lowered, file, content
         self.rows, self.progress = rows, progress
         inner = [array[:INNER_ROWS] for array in rows]
-        self.device = run_inner(file, to_file_inputs(file, inner))
+        self.resolver = lowered.device.resolver
+        self.device = run_inner(file, to_file_inputs(file, inner), self.resolver)
         self.float_values = self._float_values(inner)
         self.tensor_of, self.computed_away = tensors, {}
 
@@ -84,7 +85,7 @@ class Verifier:
         count = max(ROWS_PER_BATCH, min(ROWS, int(VALUES / max(size, 1))))
         rows = [array[:count] for array in self.rows]
         ours = self._predict(rows)
-        theirs = run(self.content, to_file_inputs(self.file, rows))
+        theirs = run(self.content, to_file_inputs(self.file, rows), resolver=self.resolver)
         parts, equal = [], []
         for index, expected, received in zip(self.file.outputs, ours, theirs, strict=True):
             as_stored = quantize(self.file, index, expected)

@@ -1,18 +1,27 @@
-"""The README's tables of layers, their coverage and schemes, made from the registry.
+"""Tables of layers, their coverage and schemes, made from the registry.
 
-`python -m tfquant.registry.table` prints them; with the name of a Markdown file it writes them
-between the file's markers, such as `<!-- layers -->` and `<!-- /layers -->`.
+`python docs/layer_tables.py` writes them into the files of `TEXTS`, between markers such as
+`<!-- layers -->` and `<!-- /layers -->`.
 """
 
 import inspect
+import pathlib
 import re
-import sys
 
 from keras import layers
+from layer_coverage import COVERAGE
 
 from tfquant.registry import KERAS_LAYERS, SCHEMES
-from tfquant.registry.coverage import COVERAGE
 from tfquant.registry.registry import QuantizeRegistry
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# The files with tables, and which.
+TEXTS = {
+    "README.md": ("schemes",),
+    "docs/schemes.md": ("schemes",),
+    "docs/layers.md": ("layers", "coverage"),
+}
 
 # Arguments for the layers that cannot be made without any.
 ARGUMENTS = {
@@ -72,17 +81,17 @@ def scheme_table() -> str:
     return _markdown(lines)
 
 
-def update(text: str) -> str:
-    """Returns the Markdown `text` with current tables between its markers.
+TABLES = {"layers": layer_table, "coverage": coverage_table, "schemes": scheme_table}
+
+
+def update(text: str, names: tuple[str, ...]) -> str:
+    """Returns the Markdown `text` with the current tables `names` between its markers.
 
     Raises:
         ValueError: If a marker is missing.
     """
-    for name, table in (
-        ("layers", layer_table()),
-        ("coverage", coverage_table()),
-        ("schemes", scheme_table()),
-    ):
+    for name in names:
+        table = TABLES[name]()
         marked = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
         if not marked.search(text):
             raise ValueError(
@@ -133,10 +142,6 @@ def _markdown(lines):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        print(scheme_table(), layer_table(), sep="\n\n")
-    for path in sys.argv[1:]:
-        with open(path, encoding="utf-8") as file:
-            updated = update(file.read())
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(updated)
+    for file, names in TEXTS.items():
+        path = ROOT / file
+        path.write_text(update(path.read_text(encoding="utf-8"), names), encoding="utf-8")

@@ -1,0 +1,154 @@
+"""`Device`: what computes a file, as data plus arithmetic."""
+
+import dataclasses
+import platform
+from collections.abc import Callable, Mapping
+
+# Where the output of an operator lies: on a grid of its own, or on that of its inputs.
+OWN, INPUTS = "own", "inputs"
+
+EXACT = "exact"
+
+
+@dataclasses.dataclass(frozen=True)
+class Operator:
+    """An integer kernel, or several under one name.
+
+    Attributes:
+        grid: Where the output lies: `OWN`, `INPUTS`, or the `(low, high)` that the device spreads
+            over all integers; `None` for an output that is no real number.
+        steps: Functions of the `Grid`s of the inputs, that of the output, and settings, which
+            return output steps that are rounded (to even) and clipped behind them; a dict from
+            the width of the activations. Where it has none, the operator computes in real
+            arithmetic, and its output is rounded.
+        num_bits: Widths of activations that it takes.
+        weight_bits: Narrowest weights that it multiplies by; `None` for an operator without any.
+        grouped: Whether groups of weights may share a scale, where activations are quantized at
+            run time.
+        inexact: Why the output may differ from the simulation's: a dict from the width.
+    """
+
+    grid: str | tuple[float, float] | None
+    steps: Mapping[int, Callable] = dataclasses.field(default_factory=dict)
+    num_bits: tuple[int, ...] = (8, 16)
+    weight_bits: int | None = None
+    grouped: bool = False
+    inexact: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """What decides how a kernel that multiplies by weights rounds.
+
+    Attributes:
+        operator: Name of the operator.
+        weight_bits: Width of its weights.
+        activation_bits: Width of its activations.
+        depth: Number of products in a sum.
+        channels: Number of output channels.
+        columns: Number of vectors that it multiplies in one row of the batch; `None` if unknown.
+        bias: Whether it adds one.
+    """
+
+    operator: str
+    weight_bits: int
+    activation_bits: int
+    depth: int = 64
+    channels: int = 64
+    columns: int | None = 64
+    bias: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What computes a file.
+
+    Attributes:
+        name: What users call it.
+        summary: One line about it.
+        operators: Dict from the name of an operator to its `Operator`.
+        rounding: Function of a `Product` that returns how it rounds: a name of
+            `tfquant.numerics.fixed_point.ROUNDINGS`.
+        resolver: Which of LiteRT's kernels it stands for, as the interpreter calls them.
+        machines: Names of processors that it runs on; none for any.
+        refusals: What it does not compute, in words: a dict from the name of an operator.
+    """
+
+    name: str
+    summary: str
+    operators: Mapping[str, Operator]
+    rounding: Callable[[Product], str]
+    resolver: str = "AUTO"
+    machines: tuple[str, ...] = ()
+    refusals: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def runs_here(self) -> bool:
+        """Whether this machine can run what the device stands for."""
+        return not self.machines or platform.machine().lower() in self.machines
+
+    def simulates(self, name: str, num_bits: int) -> bool:
+        """Whether the device has arithmetic of its own for an operator."""
+        return name in self.operators and num_bits in self.operators[name].steps
+
+    def compute(self, name: str, inputs, output, **settings):
+        """Computes an operator on integers.
+
+        Args:
+            name: Name of the operator.
+            inputs: `Grid`s that hold their steps.
+            output: `Grid` of the output.
+            **settings: What else the operator needs to know.
+
+        Returns:
+            Float tensor of output steps, to be rounded and clipped.
+        """
+        num_bits = max(grid.spec.stored_bits for grid in (*inputs, output))
+        return self.operators[name].steps[num_bits](inputs, output, **settings)
+
+    def arithmetic(self, name: str, num_bits: int | None) -> str:
+        """Returns `"exact"`, or why what an operator computes may differ from the simulation."""
+        operator = self.operators.get(name)
+        return EXACT if operator is None else operator.inexact.get(num_bits, EXACT)
+
+    def why_not(self, name: str, num_bits: int) -> str:
+        """Returns why the device does not compute an operator in integers; nothing if it does."""
+        if name not in self.operators:
+            no_kernel = f"{self.name} has no integer kernel that tfquant knows for {name}"
+            return self.refusals.get(name, no_kernel)
+        if num_bits in self.operators[name].num_bits:
+            return ""
+        return f"{self.name} has no kernel of {num_bits} bits for {name}"
+
+    def differs(self, other: "Device", name: str, weight_bits, num_bits) -> bool:
+        """Whether an operator is computed otherwise on another device."""
+        if name not in self.operators or num_bits is None:
+            return False
+        if weight_bits is None:
+            mine, theirs = (
+                device.operators[name].steps.get(num_bits) if name in device.operators else None
+                for device in (self, other)
+            )
+            return mine is not theirs
+        products = [
+            Product(name, weight_bits, num_bits, bias=bias, depth=depth)
+            for bias in (True, False)
+            for depth in (63, 64)
+        ]
+        return any(self.rounding(product) != other.rounding(product) for product in products)
+
+
+def fixed_grid(bounds, num_bits: int) -> tuple[float, int]:
+    """Returns the scale and zero point that spread `low` to `high` over all integers.
+
+    Integers of 16 bits are symmetric: `-1` to `1`, whatever the bounds.
+
+    Args:
+        bounds: `(low, high)`.
+        num_bits: 8 or 16.
+    """
+    if num_bits > 8:
+        return 2.0 ** -(num_bits - 1), 0
+    low, high = bounds
+    qmin, qmax = -(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1
+    scale = (high - low) / 2.0**num_bits
+    return scale, min(int(qmin - low / scale), qmax)

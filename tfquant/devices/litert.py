@@ -1,0 +1,149 @@
+"""`litert`: LiteRT's default kernels on x86-64, XNNPACK's and where it has none LiteRT's own.
+
+Source: the TFLite 8-bit quantization specification
+(https://ai.google.dev/edge/litert/models/quantization_spec), the kernels' sources, and for what a
+kernel computes measurement: each row is compared with LiteRT by the tests.
+"""
+
+from keras import ops
+
+from tfquant.devices import builtin, tables, xnnpack
+from tfquant.devices.device import INPUTS, OWN, Device, Operator, Product
+from tfquant.numerics.fixed_point import (
+    requantize_fixed_point_64,
+    requantize_half_away,
+    round_half_away,
+)
+
+INTEGER_TABLE = "a table whose function the C library rounds"
+
+# Operators whose output is the values of their inputs, moved or picked.
+_MOVES = (
+    "BATCH_TO_SPACE_ND",
+    "BROADCAST_TO",
+    "CONCATENATION",
+    "DEPTH_TO_SPACE",
+    "EXPAND_DIMS",
+    "GATHER",
+    "GATHER_ND",
+    "MAXIMUM",
+    "MAX_POOL_2D",
+    "MINIMUM",
+    "MIRROR_PAD",
+    "PACK",
+    "PAD",
+    "REDUCE_MAX",
+    "REDUCE_MIN",
+    "RESHAPE",
+    "RESIZE_NEAREST_NEIGHBOR",
+    "REVERSE_V2",
+    "SELECT",
+    "SELECT_V2",
+    "SLICE",
+    "SPACE_TO_BATCH_ND",
+    "SPACE_TO_DEPTH",
+    "SPLIT",
+    "SPLIT_V",
+    "SQUEEZE",
+    "STRIDED_SLICE",
+    "TILE",
+    "TRANSPOSE",
+    "UNPACK",
+)
+
+# Comparisons, whose output is no number. Kernels compare `round(256 * scale * (q - zero_point))` of
+# both operands: right on one grid whose steps keep different integers apart. At 1 LiteRT aborts.
+COMPARISONS = frozenset({"EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL", "NOT_EQUAL"})
+COMPARED_STEPS = (2.0**-8, 1.0)
+
+
+def _table(name):
+    return {8: tables.look_up(name), 16: tables.interpolate(name)}
+
+
+def _clamped(*bounds):
+    kernel = builtin.clamped(builtin.scaled, *bounds)
+    return {8: kernel, 16: kernel}
+
+
+def _matrix_product(inputs, output, sums):
+    """Scales as XNNPACK where the second zero point is 0, else as LiteRT's own kernel."""
+    theirs = xnnpack.matrix_product(inputs, output, sums)
+    own = builtin.matrix_product(requantize_half_away)(inputs, output, sums)
+    taken = inputs[1].params.zero_point == 0
+    return ops.where(taken, ops.round(theirs), ops.cast(own, "float32"))
+
+
+OPERATORS = {
+    **{name: Operator(INPUTS) for name in _MOVES},
+    **{name: Operator(None) for name in COMPARISONS},
+    # Kernels that look at a tensor of any type and compute no real values.
+    "ARG_MAX": Operator(None),
+    "ARG_MIN": Operator(None),
+    "RANK": Operator(None),
+    "SHAPE": Operator(None),
+    "CONV_2D": Operator(OWN, weight_bits=2),
+    "DEPTHWISE_CONV_2D": Operator(OWN, weight_bits=8),
+    "FULLY_CONNECTED": Operator(OWN, weight_bits=2, grouped=True),
+    "TRANSPOSE_CONV": Operator(OWN, weight_bits=8),
+    "ABS": Operator(OWN, {8: builtin.magnitude, 16: builtin.magnitude}),
+    "ADD": Operator(OWN, {8: xnnpack.add, 16: builtin.add(15)}),
+    "AVERAGE_POOL_2D": Operator(INPUTS, {8: builtin.average, 16: builtin.average}),
+    "BATCH_MATMUL": Operator(
+        OWN,
+        {
+            8: _matrix_product,
+            16: builtin.matrix_product(requantize_fixed_point_64),
+        },
+    ),
+    "ELU": Operator(OWN, {8: tables.look_up("ELU")}, num_bits=(8,)),
+    "EXP": Operator(
+        OWN, {8: tables.look_up("EXP", round_half_away), 16: tables.interpolate("EXP")}
+    ),
+    "GELU": Operator(OWN, _table("GELU"), inexact={16: INTEGER_TABLE}),
+    "HARD_SWISH": Operator(OWN, {8: builtin.hard_swish}, num_bits=(8,)),
+    "L2_NORMALIZATION": Operator((-1.0, 1.0), num_bits=(8,), inexact={8: "fixed point"}),
+    "LEAKY_RELU": Operator(OWN, {8: xnnpack.leaky_relu, 16: builtin.leaky_relu}),
+    "LOG": Operator(OWN, {8: tables.look_up("LOG", round_half_away)}, num_bits=(8,)),
+    "LOGISTIC": Operator((0.0, 1.0), {8: tables.look_up("LOGISTIC"), 16: tables.logistic_16}),
+    "LOG_SOFTMAX": Operator((-16.0, 0.0), num_bits=(8,), inexact={8: "table"}),
+    "MEAN": Operator(OWN, {8: xnnpack.mean, 16: builtin.mean}),
+    "MUL": Operator(OWN, {8: xnnpack.product, 16: builtin.product}),
+    "PRELU": Operator(OWN, {8: builtin.prelu}, num_bits=(8,)),
+    "QUANTIZE": Operator(OWN, {8: xnnpack.to_step, 16: builtin.to_step}),
+    "REDUCE_PROD": Operator(OWN, {8: builtin.reduce_product}, num_bits=(8,)),
+    "RELU": Operator(OWN, _clamped(0.0)),
+    "RELU6": Operator(OWN, _clamped(0.0, 6.0)),
+    "RELU_N1_TO_1": Operator(OWN, _clamped(-1.0, 1.0)),
+    "RESIZE_BILINEAR": Operator(INPUTS, {8: xnnpack.resize_bilinear, 16: builtin.resize_bilinear}),
+    "RSQRT": Operator(OWN, num_bits=(8,), inexact={8: "table"}),
+    "SOFTMAX": Operator((0.0, 1.0), {8: tables.softmax_float_table, 16: tables.softmax_16}),
+    "SUB": Operator(OWN, {8: xnnpack.subtract, 16: builtin.subtract(15)}),
+    "SUM": Operator(OWN, {8: xnnpack.total, 16: builtin.total}),
+    "TANH": Operator((-1.0, 1.0), {8: tables.look_up("TANH"), 16: tables.tanh_16}),
+}
+
+
+def rounding(product: Product) -> str:
+    """Returns how a kernel rounds: XNNPACK's in float32, LiteRT's own in fixed point.
+
+    XNNPACK multiplies by 4-bit weights in FULLY_CONNECTED alone, by an even number of inputs.
+    """
+    if product.activation_bits > 8:
+        if product.operator != "FULLY_CONNECTED":
+            return "short_significand"
+        return "float64" if product.bias else "two_roundings"
+    if product.weight_bits > 4 or product.operator not in ("CONV_2D", "FULLY_CONNECTED"):
+        return "float32"
+    if product.operator == "FULLY_CONNECTED" and product.depth % 2 == 0:
+        return "float32"
+    return "two_roundings"
+
+
+LITERT = Device(
+    "litert",
+    "LiteRT's default kernels on x86-64",
+    OPERATORS,
+    rounding,
+    machines=("x86_64", "amd64"),
+)

@@ -1,0 +1,47 @@
+"""`litert_reference`: LiteRT's reference kernels, near to what microcontrollers compute."""
+
+import dataclasses
+
+from tfquant.devices import builtin, litert
+from tfquant.devices.device import Device, Product
+from tfquant.numerics.fixed_point import requantize_half_away
+
+
+def _other(name, kernel):
+    """Returns the operator as on x86-64, but for its kernel of 8 bits."""
+    row = litert.OPERATORS[name]
+    return dataclasses.replace(row, steps={**row.steps, 8: kernel})
+
+
+# What LiteRT 2.3 has no reference kernel for; that of SUM returns nonsense.
+REFUSALS = {
+    "ELU": "LiteRT has no reference kernel for ELU",
+    "SUM": "LiteRT's reference SUM returns nonsense",
+}
+
+OPERATORS = {
+    **{name: row for name, row in litert.OPERATORS.items() if name not in REFUSALS},
+    "ADD": _other("ADD", builtin.add(20)),
+    "BATCH_MATMUL": _other("BATCH_MATMUL", builtin.matrix_product(requantize_half_away)),
+    "LEAKY_RELU": _other("LEAKY_RELU", builtin.leaky_relu),
+    "MEAN": _other("MEAN", builtin.mean),
+    "MUL": _other("MUL", builtin.product),
+    "QUANTIZE": _other("QUANTIZE", builtin.to_step),
+    "RESIZE_BILINEAR": _other("RESIZE_BILINEAR", builtin.resize_bilinear),
+    "SUB": _other("SUB", builtin.subtract(20)),
+}
+
+
+def rounding(product: Product) -> str:
+    """Returns how a kernel rounds: twice, the second time halves away from zero."""
+    return litert.rounding(product) if product.activation_bits > 8 else "half_away"
+
+
+LITERT_REFERENCE = Device(
+    "litert_reference",
+    "LiteRT's reference kernels, near to microcontrollers",
+    OPERATORS,
+    rounding,
+    resolver="BUILTIN_REF",
+    refusals=REFUSALS,
+)

@@ -1,0 +1,246 @@
+"""Functions that LiteRT looks up: in a table of all 256 integers, or in one of 513 to interpolate.
+
+Functions of 8 bits are float32 functions of every integer; those of 16 bits interpolate between 512
+places whose values are shifted so that the error in the middle is halved. The tables are made from
+the scales as LiteRT makes them when it prepares an operator.
+
+Sources: LiteRT, `LUTPopulate`, `LUTLookup`, `reference_integer_ops::Logistic`, `Tanh`,
+`reference_ops::SoftmaxInt16`.
+"""
+
+import math
+
+import numpy as np
+from keras import ops
+
+from tfquant.numerics.fixed_point import (
+    int64,
+    multiply_half_away,
+    power_of_two,
+    quantize_multiplier,
+    requantize_half_away,
+    round_half_away,
+)
+
+# Intervals of a table of 16 bits, each of 128 integers.
+INTERVALS = 512
+
+# round(65536 / (1 + exp(-i / 24))), which LOGISTIC and TANH of 16 bits interpolate. LiteRT's table
+# is one above at these places.
+_RAISED = (
+    *(4, 8, 12, 14, 15, 16, 17, 19, 20, 21, 22, 25, 27, 28, 29, 30, 31, 33, 34, 35, 37, 39, 40),
+    *(41, 43, 44, 45, 46, 49, 50, 54, 62, 63, 64, 66, 82, 86, 93, 100, 103, 112, 116, 135, 255),
+)
+_SIGMOIDS = np.rint(65536.0 / (1.0 + np.exp(-np.arange(256) / 24.0)))
+_SIGMOIDS[list(_RAISED)] += 1.0
+
+
+def in_float32(function):
+    """Returns a function of float32 that is rounded from float64, as a C library's is."""
+    return lambda x: ops.cast(function(ops.cast(x, "float64")), "float32")
+
+
+def _erf_gelu(x):
+    """`0.5 * x * erfc(-x / sqrt(2))`, in float32 but for `erfc`, whose result is rounded to it."""
+    return np.float32(0.5) * x * in_float32(ops.erfc)(x * np.float32(-math.sqrt(0.5)))
+
+
+def _tanh_gelu(x):
+    inner = np.float32(math.sqrt(2.0 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+    return np.float32(0.5) * x * (1.0 + in_float32(ops.tanh)(inner))
+
+
+FUNCTIONS = {
+    "ELU": lambda x: ops.where(x < 0, in_float32(ops.expm1)(x), x),
+    "EXP": in_float32(ops.exp),
+    "GELU": _erf_gelu,
+    "GELU_TANH": _tanh_gelu,
+    "LOG": in_float32(ops.log),
+    "LOGISTIC": in_float32(ops.sigmoid),
+    "RSQRT": in_float32(ops.rsqrt),
+    "TANH": in_float32(ops.tanh),
+}
+
+
+def look_up(name, round_to_integer=ops.round):
+    """Returns the kernel of 8 bits of a function.
+
+        y = round(f(x_scale * (q - zero_point)) * (1 / scale))
+
+    Args:
+        name: Key of `FUNCTIONS`.
+        round_to_integer: How the table is rounded: XNNPACK's to even, LiteRT's own half away.
+    """
+
+    def kernel(inputs, output):
+        (x,) = inputs
+        y = FUNCTIONS[name](x.steps * x.params.scale)
+        return round_to_integer(y * (1.0 / output.params.scale))
+
+    return kernel
+
+
+def interpolate(name, fused=False):
+    """Returns the kernel of 16 bits of a function.
+
+        x(i) = min + i * step,  v = f(x(i)),  vn = f(x(i + 1)),  vm = f(x(i) + step / 2)
+        s    = round(v * inv),  mid = round((vn * inv + s) / 2)
+        T[i] = s - round((mid - round(vm * inv)) / 2)
+        y    = T[k] + (((T[k + 1] - T[k]) * (q & 127) + 64) >> 7),  k = 256 + (q >> 7)
+
+    Args:
+        name: Key of `FUNCTIONS`.
+        fused: Whether products are added without rounding them, as a compiler for ARM64 does.
+    """
+
+    def kernel(inputs, output):
+        (x,) = inputs
+        table = make_table(FUNCTIONS[name], x.params.scale, output.params.scale, fused)
+        return interpolated(table, x.steps)
+
+    return kernel
+
+
+def make_table(function, scale, output_scale, fused=False):
+    """Returns the 513 entries of a table, float32 integers; see `interpolate`."""
+    low, high = (ops.cast(scale, "float32") * bound for bound in (-32768.0, 32767.0))
+    top, bottom = (ops.cast(output_scale, "float32") * bound for bound in (32767.0, -32768.0))
+    step, inverse = (high - low) / float(INTERVALS), 65536.0 / (top - bottom)
+    number = ops.arange(INTERVALS + 1, dtype="float32")
+    places = _multiply_add(number, step, low, fused)
+    values = function(places)
+    middles = round_half_away(function(places[:-1] + step / 2.0) * inverse)
+    rounded = round_half_away(values[:-1] * inverse)
+    between = round_half_away(_multiply_add(values[1:], inverse, rounded, fused) / 2.0)
+    table = rounded - round_half_away((between - middles) / 2.0)
+    last = round_half_away(function(ops.reshape(high, (1,))) * inverse)
+    return ops.clip(ops.concatenate([table, last]), -32768.0, 32767.0)
+
+
+def _multiply_add(a, b, c, fused):
+    """Returns `a * b + c`, float32, rounded once where `fused`."""
+    if not fused:
+        return a * b + c
+    a, b, c = (ops.cast(x, "float64") for x in (a, b, c))
+    return ops.cast(a * b + c, "float32")
+
+
+def interpolated(table, q):
+    """Looks integers of 16 bits up in a table of 513 entries; both float, as the result."""
+    place = ops.floor(q * 2.0**-7)
+    index = ops.cast(place, "int32") + INTERVALS // 2
+    left, right = ops.take(table, index), ops.take(table, index + 1)
+    return left + ops.floor(((right - left) * (q - place * 128.0) + 64.0) * 2.0**-7)
+
+
+def logistic_16(inputs, output):
+    """The sigmoid of 16 bits: 255 chords of `1 / (1 + exp(-|x|))`, and its mirror image."""
+    del output
+    x, negative = _in_chords(inputs)
+    place = ops.floor_divide(x, int64(512))
+    value = ops.where(place >= 255, int64(0x7FFF << 10), _chord(place, x - place * 512, 512))
+    value = ops.where(negative, int64((1 << 25) + (1 << 9) - 1) - value, value + int64(1 << 9))
+    return ops.cast(ops.floor_divide(value, int64(1 << 10)), "float32")
+
+
+def tanh_16(inputs, output):
+    """The hyperbolic tangent of 16 bits: `2 * sigmoid(2 * x) - 1` on the chords of the sigmoid."""
+    del output
+    x, negative = _in_chords(inputs)
+    place = ops.floor_divide(x, int64(256))
+    value = ops.where(place >= 255, int64(0xFFFF << 8), _chord(place, x - place * 256, 256))
+    half, rounding = int64(1 << 23), int64(1 << 7)
+    value = ops.where(negative, half + rounding - 1 - value, value - half + rounding)
+    return ops.cast(ops.floor_divide(value, int64(1 << 8)), "float32")
+
+
+def _in_chords(inputs):
+    """Returns `|x|` in units of 1 / (3 * 4096), rounded halves upward, and where `x < 0`."""
+    (grid,) = inputs
+    multiplier = ops.cast(grid.params.scale, "float64") * (4096.0 * 3.0)
+    # The largest factor of 15 bits, its fraction cut off.
+    shift = ops.ceil(ops.log2(32767.0 / 2.0 / multiplier))
+    shift = ops.where(multiplier * 2.0**shift <= 32767.0 / 2.0, shift + 1.0, shift)
+    shift = ops.clip(shift, 0.0, 31.0)
+    factor = ops.cast(ops.floor(multiplier * 2.0**shift), "int64")
+    divisor = power_of_two(shift)
+    x = ops.cast(grid.steps, "int64") * factor + ops.floor_divide(divisor, int64(2))
+    x = ops.floor_divide(x, divisor)
+    return ops.abs(x), x < 0
+
+
+def _chord(place, rest, width):
+    place = ops.cast(ops.minimum(place, int64(254)), "int32")
+    table = ops.convert_to_tensor(_SIGMOIDS, "int64")
+    left, right = ops.take(table, place), ops.take(table, place + 1)
+    return left * width + rest * (right - left)
+
+
+def softmax_16(inputs, output, beta=1.0):
+    """The softmax of 16 bits over the last axis: tables of `exp(x)` and of `1 / (1 + x)`.
+
+    d = x - max(x), brought to 65535 steps for -10 to 0
+    e = exp(d),  n = number of leading zeros of sum(e) as an int32
+    y = (e * reciprocal(sum(e) << (n - 1)) + half) >> (31 - n)
+    """
+    del output
+    (x,) = inputs
+    ratio = ops.cast(x.params.scale * np.float32(beta), "float64") / (10.0 / 65535.0)
+    difference = x.steps - ops.max(x.steps, axis=-1, keepdims=True)
+    difference = ops.cast(requantize_half_away(difference, ratio), "float32")
+    exponential = interpolated(_EXPONENTIALS, ops.clip(difference + 32767.0, -32768.0, 32767.0))
+    total = ops.sum(ops.cast(exponential, "float64"), axis=-1, keepdims=True)
+    length = ops.floor(ops.log2(total)) + 1.0  # Bits of the sum: 32 less its leading zeros.
+    shifted = ops.floor((total * 2.0 ** (31.0 - length) + 2.0**13) * 2.0**-14)
+    place = ops.clip(shifted - (2.0**15 + 2.0**16), -32768.0, 32767.0)
+    reciprocal = interpolated(_RECIPROCALS, ops.cast(place, "float32"))
+    wide = ops.cast(exponential, "float64") * ops.cast(reciprocal, "float64")
+    shift = length - 1.0
+    result = ops.floor((wide + 2.0 ** (shift - 1.0)) * 2.0**-shift)
+    return ops.clip(result, 0.0, 32767.0)
+
+
+def _double_table(function, low, high):
+    """A table of 513 entries over `low` to `high`, in steps of 1/32768, made in float64."""
+    step = (high - low) / INTERVALS
+    places = low + np.arange(INTERVALS) * step
+    half_away = lambda v: np.trunc(v + np.copysign(0.5, v))  # noqa: E731
+    rounded = half_away(function(places) * 32768.0)
+    following, middle = function(places + step) * 32768.0, function(places + step / 2)
+    between = half_away((following + rounded) / 2.0)
+    table = rounded - half_away((between - half_away(middle * 32768.0)) / 2.0)
+    table = np.append(table, half_away(function(np.float64(high)) * 32768.0))
+    return np.clip(table, -32768, 32767).astype(np.float32)
+
+
+_EXPONENTIALS = _double_table(np.exp, -10.0, 0.0)
+_RECIPROCALS = _double_table(lambda x: 1.0 / (1.0 + x), 0.0, 1.0)
+
+
+def softmax_float_table(inputs, output, beta=1.0):
+    """The softmax of 8 bits over the last axis, on a table of float32 exponentials.
+
+    e = exp(-scale * beta * (max(x) - x)),  y = floor(e * (1 / (sum(e) * output_scale)) + 1/2)
+    """
+    (x,) = inputs
+    scale = ops.cast(x.params.scale, "float32") * np.float32(beta)
+    e = in_float32(ops.exp)((x.steps - ops.max(x.steps, axis=-1, keepdims=True)) * scale)
+    total = ops.cumsum(e, axis=-1)[..., -1:]  # In order, one after the other.
+    return ops.floor(e * (1.0 / (total * output.params.scale)) + 0.5)
+
+
+def softmax_integer_table(inputs, output, beta=1.0):
+    """The softmax of 8 bits over the last axis, on a table of 16-bit exponentials: ARM64's.
+
+        v = round(exp(scale * beta * (x - max(x))) * 65535),  at most 65535
+        y = v / (sum(v) * output_scale), in fixed point with two roundings
+
+    Found by comparing LiteRT 2.3 on ARM64 with the ways in which this can be computed.
+    """
+    (x,) = inputs
+    scale = ops.cast(x.params.scale, "float32") * np.float32(beta)
+    e = in_float32(ops.exp)((x.steps - ops.max(x.steps, axis=-1, keepdims=True)) * scale)
+    v = ops.minimum(ops.floor(ops.cast(e * 65535.0, "float64") + 0.5), 65535.0)
+    total = ops.cast(ops.sum(v, axis=-1, keepdims=True), "float32")
+    inverse = ops.cast(1.0 / (total * output.params.scale), "float64")
+    return multiply_half_away(v, *quantize_multiplier(inverse))
