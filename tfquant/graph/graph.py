@@ -160,6 +160,12 @@ class _Tracer:
             return outputs
         x = args[0]
         for part, weights in parts:
+            inside = None if weights else self.take_apart(part)
+            model = inside((x,), {}) if callable(inside) else None
+            if model is not None:
+                self.unfolded.append(model)
+                x = _replay(self.trace(model), [x], nodes)
+                continue
             y = part(x)
             part.set_weights(weights)
             nodes.append(Node(part, part, (x,), {}, y))

@@ -19,7 +19,7 @@ from tfquant.registry.elementwise import (
 )
 from tfquant.registry.keras_layers import activation_config, operator_config
 from tfquant.registry.parts import ConstantConfig, MatMulConfig
-from tfquant.unfold.affine import channel_affine, constants
+from tfquant.unfold.affine import channel_affine, constants, hard_sigmoid
 from tfquant.unfold.attention import LARGE, contract, unfold_dot_product_attention
 from tfquant.wrappers import QuantizeAnnotate
 
@@ -288,6 +288,10 @@ def _negative(operation, scheme):
     return call if scheme.static else None
 
 
+def _hard_sigmoid(operation, scheme):
+    return (lambda x: hard_sigmoid(x, operation.name)) if scheme.static else None
+
+
 def _concatenate(operation, scheme):
     del scheme
     return lambda xs: QuantizeAnnotate(
@@ -468,6 +472,7 @@ OPERATIONS = {
     "Sigmoid": _layer(_activation("sigmoid")),
     "Tanh": _layer(_activation("tanh")),
     "Silu": _layer(_activation("silu")),
+    "HardSigmoid": _hard_sigmoid,
     "HardSilu": _layer(_activation("hard_swish")),
     "Gelu": _layer(_gelu),
     "LogSoftmax": _layer(_over_last_axis("log_softmax")),

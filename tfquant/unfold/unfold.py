@@ -1,7 +1,7 @@
 """Layers that are whole networks, unfolded into layers that have a kernel each."""
 
 import keras
-from keras import layers
+from keras import activations, layers
 
 from tfquant.graph.graph import real, tensors
 from tfquant.graph.read import is_composite
@@ -9,7 +9,7 @@ from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.layers.parts import MaskedProduct, MatMul, Unmask
 from tfquant.registry.elementwise import SameGridConfig
 from tfquant.registry.parts import MatMulConfig
-from tfquant.unfold.affine import channel_affine
+from tfquant.unfold.affine import channel_affine, hard_sigmoid
 from tfquant.unfold.attention import unfold_attention, unfold_einsum, unfold_softmax
 from tfquant.unfold.composite import is_worthwhile, unfold_composite
 from tfquant.unfold.layout import (
@@ -108,6 +108,16 @@ def unfold_unit_normalization(layer, scheme):
     return call if scheme.static else None
 
 
+def unfold_activation(layer, scheme):
+    """Takes a hard sigmoid apart: a shift, a clamp and a factor; see `unfold`.
+
+    hard_sigmoid(x) = relu6(x + 3) / 6
+    """
+    if layer.activation is not activations.hard_sigmoid or not scheme.static:
+        return None
+    return lambda x: hard_sigmoid(x, layer.name)
+
+
 def unfold_elu(layer, scheme):
     """Scales the half of an ELU that has a kernel, of `alpha` 1; see `unfold`.
 
@@ -171,6 +181,7 @@ def unfold_spectral(layer, scheme):
 # parts on KerasTensors, or returns `None` where the call cannot be unfolded.
 UNFOLDED = {
     **dict.fromkeys(POOLING_3D, unfold_pooling_3d),
+    layers.Activation: unfold_activation,
     layers.Add: unfold_merge,
     layers.Average: unfold_average,
     layers.BatchNormalization: unfold_batch_norm,
