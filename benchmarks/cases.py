@@ -66,18 +66,18 @@ def _cifar10(load):
 
 
 def _keywords(load):
-    return _split(*load.kws())
+    return split(*load.kws())
 
 
 def _imagenet(name):
     def rows(load):
         images, labels = load.imagenet500()
-        return _split(load.IMAGENET_PREPROCESS[name](images), labels)
+        return split(load.IMAGENET_PREPROCESS[name](images), labels)
 
     return rows
 
 
-def _split(inputs, labels):
+def split(inputs, labels):
     """Takes calibration rows at even strides, so that they see all classes; scores the others."""
     chosen = np.zeros(len(inputs), bool)
     chosen[:: len(inputs) // CALIBRATION_ROWS] = True

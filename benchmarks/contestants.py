@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import io
 import os
 import pathlib
@@ -74,7 +75,9 @@ def ours(weight, threads, wanted):
     from tfquant.lowbit.core import Core
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
-    core = Core()
+    cores = {"": Core()}
+    if "TFQUANT_BEFORE" in os.environ:
+        cores["before "] = Core(os.environ["TFQUANT_BEFORE"])
     n = weight.shape[1]
     table = [
         ("w8a8", 8, 0, "per_row", 0.02),
@@ -95,11 +98,11 @@ def ours(weight, threads, wanted):
             q, scale = np.where(weight < 0, -1, 1).astype(np.int8), np.ones((1, n), np.float32)
         else:
             q, scale = quantize_weight(weight, num_bits, group_size)
-        packed = core.pack(q, scale, num_bits=num_bits, group_size=group_size)
+        packed = cores[""].pack(q, scale, num_bits=num_bits, group_size=group_size)
         form = {"num_bits": num_bits, "group_size": group_size}
         kind = "sign" if num_bits == 1 else "real"
 
-        def by_core(x, packed=packed, form=form, activations=activations):
+        def by_core(x, packed=packed, form=form, activations=activations, core=cores[""]):
             more = {"units": n, "activations": activations, "threads": threads}
             call, out = core.bound_matmul(x, packed, **form, **more)
             return call, lambda: out
@@ -117,7 +120,9 @@ def ours(weight, threads, wanted):
             return call, lambda: held[0].numpy()
 
         if wanted(name):
-            yield Contestant(name, by_core, kind, tolerance)
+            for which, core in cores.items():
+                make = functools.partial(by_core, core=core)
+                yield Contestant(which + name, make, kind, tolerance)
         if name in ("w4a8 g32", "w4a16 g32", "w1a1") and wanted(name + " tf"):
             yield Contestant(name + " tf", by_op, kind, tolerance)
 

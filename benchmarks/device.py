@@ -24,12 +24,12 @@ def stock_int8(model, calibration) -> bytes:
     converter.representative_dataset = lambda: ([row[None]] for row in calibration)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.int8
-    with _quiet():
+    with quiet():
         return converter.convert()
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet():
     """Keeps what the converter prints, some of it from C++, off the terminal."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -20,7 +20,8 @@ with the piece.
 Rivals need their packages: onnxruntime and onnx, ai-edge-litert and ai-edge-quantizer, faiss-cpu.
 ggml takes part when TFQUANT_GGML_SOURCE (its `ggml` folder) and TFQUANT_GGML_BUILD (folder of
 libggml*.so) are set; larq-compute-engine when TFQUANT_LARQ_PYTHON is (a Python of an environment of
-its own, see larq_rival.py). What is missing is listed and left out.
+its own, see larq_rival.py). TFQUANT_BEFORE names a library made of another commit, which takes part
+as "before ...". What is missing is listed and left out.
 """
 
 import argparse

@@ -50,8 +50,8 @@ def _keywords(load, name):
     q = tfq.quantize_model(model)
     tfq.calibrate(q, rows, progress=False)
     _row(name, "w8a8", "Keras", q.predict(test, verbose=0), labels, expected, None)
-    content = _file(q)
-    _row(name, "w8a8", "LiteRT", _run(content, [test]), labels, expected, len(content))
+    content = tflite(q)
+    _row(name, "w8a8", "LiteRT", run_file(content, [test]), labels, expected, len(content))
 
 
 def _minilm(load, schemes):
@@ -72,8 +72,8 @@ def _minilm(load, schemes):
             outputs = packed.predict(test, verbose=0)
             _row("AG News", scheme, "packed", outputs, labels, expected, size)
         if scheme != "w4_g32":  # LiteRT has no float arithmetic with groups.
-            content = _file(q)
-            outputs = _run(content, inputs)
+            content = tflite(q)
+            outputs = run_file(content, inputs)
             _row("AG News", scheme, "LiteRT", outputs, labels, expected, len(content))
     model = load.minilm()
     length = model.inputs[0].shape[1]
@@ -98,7 +98,8 @@ def _row(name, scheme, where, outputs, labels, expected, size):
     )
 
 
-def _file(q):
+def tflite(q):
+    """Returns the bytes of the file of a quantized model."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.tflite")
         tfq.to_tflite(q, path, verify=False, progress=False)
@@ -106,7 +107,7 @@ def _file(q):
             return file.read()
 
 
-def _run(content, arrays):
+def run_file(content, arrays):
     """Returns the real values of the file's one output on all rows."""
     interpreter = Interpreter(model_content=content, num_threads=2)
     interpreter.allocate_tensors()

@@ -5,7 +5,7 @@ from tfquant.calibrate import calibrate
 from tfquant.convert.packed import to_packed
 from tfquant.convert.tflite import compare, inspect, to_tflite
 from tfquant.numerics import PerAxis, PerGroup, PerTensor, QuantParams, QuantSpec
-from tfquant.registry import SCHEMES, QuantizeRegistry, Scheme
+from tfquant.registry import SCHEMES, QuantizeRegistry, Recipe, Scheme
 from tfquant.report import ConversionReport, PackingReport, QuantizationTensorBoard, summarize
 from tfquant.rewrite import (
     quantize_annotate_layer,
@@ -44,6 +44,7 @@ __all__ = [
     "QuantizeConfig",
     "QuantizeRegistry",
     "QuantizeWrapper",
+    "Recipe",
     "Scheme",
     "TerminateOnNaN",
     "calibrate",

@@ -111,6 +111,21 @@ def test_lost_outputs_are_a_warning_that_says_what_helps(rng, caplog):
     assert not warnings_of(caplog)
 
 
+def test_a_logarithm_of_what_rounds_to_zero_leaves_weights_finite(rng, caplog):
+    inputs = keras.Input((8,))
+    x = keras.ops.log(layers.Dense(8, "relu")(inputs) + 1e-6)
+    model = keras.Model(inputs, layers.Dense(4, name="behind")(x))
+    data = rng.normal(size=(64, 8)).astype("float32")
+    q = tfq.quantize_model(model, "w8a16")
+    caplog.clear()
+    tfq.calibrate(q, data, progress=False)
+    for weight in q.weights:
+        assert np.isfinite(np.asarray(weight)).all(), weight.path
+    assert any("'behind'" in text for text in warnings_of(caplog))
+    expected = np.asarray(model(data))
+    assert 10 * np.log10(expected.var() / np.mean((q(data) - expected) ** 2)) > 35
+
+
 def test_a_layer_whose_output_is_not_finite_is_named_and_keeps_its_bias(rng, caplog):
     @keras.saving.register_keras_serializable(package="test_choose")
     class Inverse(keras.layers.Layer):

@@ -74,6 +74,27 @@ def test_static_activations_give_the_same_bits(network, images, scheme):
     assert len(inner_layers(packed, PackedDense)) == len(inner_layers(packed, PackedConv)) == 2
 
 
+SMALL = {
+    "dense": ((8,), [lambda: layers.Dense(16, activation="relu"), lambda: layers.Dense(4)]),
+    "recurrent": ((10, 4), [lambda: layers.LSTM(8), lambda: layers.Dense(4)]),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_file_of_a_small_packed_model_is_smaller_than_the_float_one(rng, name, tmp_path):
+    shape, makers = SMALL[name]
+    model = keras.Sequential([keras.Input(shape), *(make() for make in makers)])
+    model.save(tmp_path / "float.keras")
+    x = rng.normal(size=(16, *shape)).astype(np.float32)
+    q = tfq.quantize_model(model, "w8a8")
+    tfq.calibrate(q, x)
+    packed = tfq.to_packed(q, tmp_path / "packed.keras")
+    size = (tmp_path / "packed.keras").stat().st_size
+    assert size < (tmp_path / "float.keras").stat().st_size
+    again = keras.saving.load_model(tmp_path / "packed.keras")
+    np.testing.assert_array_equal(again.predict(x, verbose=0), packed.predict(x, verbose=0))
+
+
 @pytest.mark.parametrize("scheme", REAL)
 def test_real_activations_give_the_same_sums_in_another_order(network, images, scheme):
     q = quantize(network, scheme, images)

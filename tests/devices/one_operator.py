@@ -12,13 +12,23 @@ ACTIVATIONS = {None: 0, "relu": 1, "relu6": 3}
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor of the file: integers on a grid, or plain ones where it has no scale."""
+    """A tensor of the file: integers on a grid, or plain ones where it has no scale.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its type, such as `"int8"`.
+        scale: Its step, or one for each index of `axis`; `None` for plain integers.
+        zero_point: Of all steps.
+        data: Integers of a constant.
+        axis: Axis that has several steps.
+    """
 
     shape: tuple
     dtype: str
     scale: float | None = None
     zero_point: int = 0
     data: np.ndarray | None = None
+    axis: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +42,7 @@ class File:
         options: Fields of the operator's options, of the class `<options_type>Options`.
         options_type: Name of that class without `Options`, `None` for an operator without any.
         fed: Integers for each input without data.
+        version: Of the operator, as the file says.
     """
 
     operator: str
@@ -40,6 +51,7 @@ class File:
     fed: tuple
     options_type: str | None = None
     options: dict = dataclasses.field(default_factory=dict)
+    version: int = 1
 
     def content(self) -> bytes:
         """Returns the file."""
@@ -50,7 +62,7 @@ class File:
         operator, code = schema.OperatorT(), schema.OperatorCodeT()
         kind = getattr(schema.BuiltinOperator, self.operator)
         code.builtinCode, code.deprecatedBuiltinCode = kind, min(kind, 127)
-        code.version = 1
+        code.version = self.version
         operator.inputs = np.arange(len(self.inputs), dtype=np.int32)
         operator.outputs = np.array([len(self.inputs)], np.int32)
         if self.options_type:
@@ -96,6 +108,7 @@ def _tensor(x, number, buffers):
         scale = np.atleast_1d(np.asarray(x.scale, np.float32))
         tensor.quantization = schema.QuantizationParametersT()
         tensor.quantization.scale = scale
+        tensor.quantization.quantizedDimension = x.axis
         tensor.quantization.zeroPoint = np.full(scale.shape, x.zero_point, np.int64)
     return tensor
 

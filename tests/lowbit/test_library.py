@@ -13,7 +13,6 @@ import pytest
 from tfquant.lowbit import build, library
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-README = ROOT / "custom_ops" / "README.md"
 
 FALLBACK = """
 import sys, warnings
@@ -130,11 +129,6 @@ def test_the_doctor_names_the_last_path_too(core, monkeypatch):
 
     monkeypatch.setattr(library, "c_library", OnArm)
     assert library.doctor().supported_paths == ("portable", "neon")
-
-
-def test_the_readme_names_the_paths_that_one_can_force(listed_paths):
-    row = re.search(r"^\| force a path \|.*$", README.read_text(), re.MULTILINE).group()
-    assert re.findall(r"`(?:TFQUANT_PATH=)?(\w+)`", row) == list(listed_paths)
 
 
 def test_the_source_list_names_every_source_and_no_other():

@@ -260,6 +260,33 @@ class TestMovingAverage:
             expected = (np.clip(np.rint(x / s) + z, -128, 127) - z) * s
             assert (np.abs(np.asarray(y) - expected) > 0.01 * s).mean() < 0.02  # Ties.
 
+    @pytest.mark.parametrize("bits", [8, 9, 16])
+    def test_only_a_wide_grid_keeps_what_rows_of_a_small_batch_reach(self, bits, rng):
+        rows = normal(rng, (300, 40))
+        rows[::50] *= 10
+        quantizer = MovingAverage(QuantSpec(bits, symmetric=True))
+        quantizer.build(())
+        quantizer.set_params(choose_params(rows.min(), rows.max(), quantizer.spec))
+        for row in rows:
+            quantizer.call(ops.array(row), training=True)
+        noise = np.mean((np.asarray(quantizer.call(ops.array(rows))) - rows) ** 2)
+        reached = float(quantizer.bounds.numpy()[1]) > 0.99 * np.abs(rows).max()
+        assert reached == (bits > 8)
+        if bits == 16:
+            assert 10 * np.log10(np.mean(rows**2) / noise) > 75
+
+    @pytest.mark.parametrize("symmetric", [False, True])
+    def test_a_wide_grid_takes_in_what_calibration_did_not_see(self, symmetric, rng):
+        quantizer = MovingAverage(QuantSpec(16, symmetric=symmetric))
+        quantizer.build(())
+        quantizer.set_params(choose_params(-1.0, 2.0, quantizer.spec))
+        for _ in range(2):
+            quantizer.call(ops.array([-7.0, 0.5, 3.0]), training=True)
+            quantizer.call(ops.array([0.1, 0.2]), training=True)
+        y = np.asarray(quantizer.call(ops.array([-7.0, 3.0, 9.0])))
+        np.testing.assert_allclose(y[:2], [-7.0, 3.0], atol=2e-4)
+        assert y[2] < 7.1
+
     def test_inference_leaves_it(self, rng):
         quantizer = self.quantizer()
         before = quantizer.scale.numpy()

@@ -9,6 +9,7 @@ from keras import ops, tree
 from rich.progress import Progress
 
 from tfquant.calibrate.choose import check_method, correct_biases
+from tfquant.calibrate.ranges import choose_ranges
 from tfquant.data.batches import batches
 from tfquant.quantizers import RecordingScope, Watch
 from tfquant.rewrite.validate import check_is_model
@@ -25,7 +26,7 @@ def calibrate(
     *,
     batch_size=32,
     steps=None,
-    observer="percentile",
+    observer="auto",
     bias_correction=True,
     progress=True,
 ):
@@ -41,8 +42,9 @@ def calibrate(
         batch_size: Rows in a batch, where `data` is not batched already.
         steps: Number of batches to take; `None` takes all.
         observer: `"min_max"`, `"moving_average"`, `"percentile"`, `"mean_squared_error"` or
-            `"entropy"`, an `Observer` class, or a function that returns an observer. The default
-            kept the most predictions, biases corrected, on the models of `benchmarks/`.
+            `"entropy"`, an `Observer` class, or a function that returns an observer. `"auto"` is
+            `"percentile"`, which kept the most predictions on the models of `benchmarks/`, but
+            where the model's outputs are closer to the float model's with rare values kept.
         bias_correction: What to do about quantization moving and shrinking the channels of layers.
             `"mean"` moves each channel's bias by what moved its mean, `"mean_deviation"` scales it
             to the deviation that it had, too; `False` does nothing. `True` or `"auto"` does what
@@ -71,6 +73,7 @@ def calibrate(
             wrapper.originals.restore()
         rows, values_per_row = _see(model, data, watch, batch_size, steps, progress)
         watch.set_params()
+        choose_ranges(model, watch, rows, values_per_row)
         correction = correct_biases(model, wrappers, rows, wanted, values_per_row)
     model.calibration_samples, model.correction = rows, correction
     _forget_traces(model)

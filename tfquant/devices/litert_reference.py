@@ -33,8 +33,10 @@ OPERATORS = {
 
 
 def rounding(product: Product) -> str:
-    """Returns how a kernel rounds: twice, the second time halves away from zero."""
-    return litert.rounding(product) if product.activation_bits > 8 else "half_away"
+    """Returns how a kernel rounds: FULLY_CONNECTED once, in float64, convolutions twice."""
+    if product.operator == "FULLY_CONNECTED":
+        return "float64"
+    return "short_significand" if product.activation_bits > 8 else "half_away"
 
 
 LITERT_REFERENCE = Device(

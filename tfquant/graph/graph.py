@@ -7,21 +7,32 @@ import inspect
 import keras
 from keras import tree
 
-from tfquant.layers.copy import copy_layer
+from tfquant.layers.copy import copy_layer, transfer_weights, undrawn
 from tfquant.layers.integers import truthful
 from tfquant.layers.parts import Remask, Unmask
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Node:
-    """One call of a layer.
+    """One call of a layer, and what is known of it.
 
     Attributes:
-        layer: The layer of the user's model (or `keras.Operation`).
-        clone: A built copy of it, without its weights' values.
-        args: Positional arguments; tensors are KerasTensors of the copy.
+        layer: The layer of the user's model (or `keras.Operation`), or one that stands for it.
+        clone: A built copy of it, without its weights' values; or `layer` itself.
+        args: Positional arguments; tensors are KerasTensors of the graph.
         kwargs: Keyword arguments, likewise.
         outputs: Structure of KerasTensors.
+        origin: The layer of the user's model that this call is of or was taken apart from.
+        marked: Whether it is to be quantized, if it can be.
+        part: Whether its layer is one of those that `origin` was unfolded into.
+        unrolled: Whether it is of a part that may be called again and again, at every step.
+        own: Whether its config was given with the layer, by the user or by what took it apart.
+        scheme: `Scheme` of the call, its width; `None` where it stays float.
+        config: `QuantizeConfig` of the call; `None` where it stays float.
+        batch_norm: Call of a batch norm that its kernel computes as well, or `None`.
+        clamp: `(low, high)` that its kernel clips to in the end, or `None`.
+        group: Name of the group of grids that its output agrees with, or `None`.
+        alias: Name of what it stands for, where that is no call any more; else `None`.
     """
 
     layer: object
@@ -29,11 +40,43 @@ class Node:
     args: tuple
     kwargs: dict
     outputs: object
+    origin: object = None
+    marked: bool = False
+    part: bool = False
+    unrolled: bool = False
+    own: bool = False
+    scheme: object = None
+    config: object = None
+    batch_norm: "Node | None" = None
+    clamp: tuple | None = None
+    group: str | None = None
+    alias: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the layer, or of what stood in its place."""
+        return self.alias or self.layer.name
 
     @property
     def inputs(self) -> list:
         """KerasTensors among the arguments."""
         return tensors((self.args, self.kwargs))
+
+    @property
+    def reads_grids(self) -> bool:
+        """Whether it takes its inputs as integers."""
+        return self.config is not None and self.scheme.static and self.config.reads_grids
+
+    def read_instead(self, replaced: dict) -> None:
+        """Has the call read other tensors, those that `replaced` gives for its own."""
+        value = lambda x: replaced.get(x, x) if isinstance(x, keras.KerasTensor) else x  # noqa: E731
+        self.args, self.kwargs = tree.map_structure(value, (self.args, self.kwargs))
+
+    def filled(self):
+        """Returns `clone` with the weights of `layer`."""
+        if self.clone is not self.layer:
+            transfer_weights(self.layer, self.clone)
+        return self.clone
 
 
 @dataclasses.dataclass
@@ -41,58 +84,120 @@ class Graph:
     """A model as calls in an order in which they can run.
 
     Attributes:
-        inputs: Structure of the copy's input KerasTensors.
-        outputs: Structure of its output KerasTensors.
+        inputs: Structure of the input KerasTensors.
+        outputs: Structure of the output KerasTensors.
         nodes: Calls, none of a model: nested models are read through.
         name: Name of the model.
-        unfolded: Models that stand for calls of layers that were unfolded.
+        looked_up: Real tensors whose values are numbers of rows in a table, and have no grid.
     """
 
     inputs: object
     outputs: object
     nodes: list[Node]
     name: str
-    unfolded: list = dataclasses.field(default_factory=list)
+    looked_up: set = dataclasses.field(default_factory=set)
 
     def producer(self, tensor) -> Node | None:
         """Returns the call that `tensor` comes from; `None` for an input."""
-        return self._producers.get(id(tensor))
+        return self._producers.get(tensor)
 
     def consumers(self, tensor) -> list[Node]:
         """Returns the calls that read `tensor`."""
-        return self._consumers.get(id(tensor), [])
+        return self._consumers.get(tensor, [])
+
+    def calls(self, layer) -> list[Node]:
+        """Returns the calls of `layer`."""
+        return self._calls.get(layer, [])
 
     def is_output(self, tensor) -> bool:
         """Whether `tensor` is an output of the model."""
         return any(x is tensor for x in tree.flatten(self.outputs))
 
+    def only_reader(self, node) -> Node | None:
+        """Returns the one call that reads what `node` computes, if nothing else does.
+
+        It reads nothing else, and the model does not return what it reads.
+        """
+        outputs = tree.flatten(node.outputs)
+        if len(outputs) != 1 or self.is_output(outputs[0]):
+            return None
+        readers = self.consumers(outputs[0])
+        return readers[0] if len(readers) == 1 and len(readers[0].inputs) == 1 else None
+
     def forget_order(self) -> None:
         """Makes the look-ups above see that calls were changed."""
-        for name in ("_producers", "_consumers"):
+        for name in ("_producers", "_consumers", "_calls"):
             self.__dict__.pop(name, None)
+
+    def run(self, inputs: list, call) -> object:
+        """Calls what stands for each node on other tensors, in order.
+
+        Args:
+            inputs: KerasTensors, one for each of the graph's.
+            call: Function of a node, its positional and its keyword arguments, that returns what
+                takes the place of its outputs.
+
+        Returns:
+            Structure of what takes the place of the graph's outputs.
+        """
+        values = dict(zip(tree.flatten(self.inputs), inputs, strict=True))
+        value = lambda x: values.get(x, x) if isinstance(x, keras.KerasTensor) else x  # noqa: E731
+        for node in self.nodes:
+            args, kwargs = tree.map_structure(value, (node.args, node.kwargs))
+            outputs = tree.flatten(call(node, args, kwargs))
+            values.update(zip(tree.flatten(node.outputs), outputs, strict=True))
+        return tree.map_structure(value, self.outputs)
+
+    def new_inputs(self):
+        """Returns a structure of new inputs like the graph's."""
+        return tree.map_structure(
+            lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name), self.inputs
+        )
+
+    def to_model(self) -> keras.Model:
+        """Returns the float model that the calls amount to, with the weights of their layers."""
+
+        def call(node, args, kwargs):
+            outputs = node.filled()(*args, **kwargs)
+            if node.batch_norm is not None:
+                outputs = node.batch_norm.filled()(outputs)
+            if node.clamp is not None:
+                outputs = keras.layers.ReLU(max_value=node.clamp[1])(outputs)
+            return outputs
+
+        inputs = self.new_inputs()
+        return keras.Model(inputs, self.run(tree.flatten(inputs), call), name=self.name)
 
     @functools.cached_property
     def _producers(self):
-        return {id(x): node for node in self.nodes for x in tree.flatten(node.outputs)}
+        return {x: node for node in self.nodes for x in tree.flatten(node.outputs)}
 
     @functools.cached_property
     def _consumers(self):
         readers = {}
         for node in self.nodes:
-            for key in dict.fromkeys(map(id, node.inputs)):
-                readers.setdefault(key, []).append(node)
+            for x in dict.fromkeys(node.inputs):
+                readers.setdefault(x, []).append(node)
         return readers
 
+    @functools.cached_property
+    def _calls(self):
+        calls = {}
+        for node in self.nodes:
+            calls.setdefault(node.layer, []).append(node)
+        return calls
 
-def trace(model, take_apart=lambda layer: None) -> Graph:
+
+def trace(model, take_apart=lambda layer, origin: None) -> Graph:
     """Reads `model` call by call, nested models included.
 
     The model's own layers are not called and keep their state: copies are.
 
     Args:
         model: Built functional or sequential model.
-        take_apart: Function of a layer: a list of pairs of a new layer and its weights that stand
-            for it, called one after the other; or a function of the arguments of a call that
+        take_apart: Function of a layer, and of the layer of `model` that it was taken apart from
+            (itself, if from none). It returns a list of pairs of a new layer and its weights that
+            stand for it, called one after the other; or a function of the arguments of a call that
             returns a functional model of the tensors among them, or `None` to keep that call; or
             `None` to keep the layer.
 
@@ -108,120 +213,76 @@ class _Tracer:
     def __init__(self, take_apart):
         self.take_apart = take_apart
         self.copies, self.parts, self.graphs = {}, {}, {}
-        self.unfolded = []
         self.unique = UniqueNames()
 
-    def trace(self, model, shapes=None):
-        """Returns the `Graph` of `model`, whose free dimensions are those of `shapes`."""
-        nodes = []
-        call = lambda layer, *args, **kwargs: self._call(nodes, layer, args, kwargs)  # noqa: E731
-        copy = clone_graph(model, self._clone, call, shapes)
-        return Graph(copy.input, copy.output, nodes, model.name, self.unfolded)
+    def trace(self, model, shapes=None, origin=None):
+        """Returns the `Graph` of `model`.
 
-    def _clone(self, layer):
+        Args:
+            model: Functional or sequential model.
+            shapes: Shapes of its inputs, where they are to be others than the model's.
+            origin: The user's layer that it stands for, or `None` for a model of the user's.
+        """
+        nodes = []
+        clone = lambda layer: self._note(layer, origin or layer)  # noqa: E731
+        call = lambda layer, *args, **kwargs: self._call(  # noqa: E731
+            nodes, layer, args, kwargs, origin or layer
+        )
+        copy = clone_graph(model, clone, call, shapes)
+        return Graph(copy.input, copy.output, nodes, model.name)
+
+    def _note(self, layer, origin):
         """Notes what becomes of `layer`; the copy is made when the layer is called."""
-        if id(layer) not in self.parts and not is_readable(layer):
-            parts = self.take_apart(layer)
+        if layer not in self.parts and not is_readable(layer):
+            parts = self.take_apart(layer, origin)
             if parts is not None and not callable(parts):
                 parts = [(copy_layer(p, name=self.unique(p.name)), w) for p, w in parts]
-            self.parts[id(layer)] = parts
+            self.parts[layer] = parts
         return layer
 
     def _copy(self, layer):
-        if id(layer) not in self.copies:
-            self.copies[id(layer)] = copy_layer(layer, name=self.unique(layer.name))
-        return self.copies[id(layer)]
+        if layer not in self.copies:
+            self.copies[layer] = copy_layer(layer, name=self.unique(layer.name))
+        return self.copies[layer]
 
-    def _call(self, nodes, original, args, kwargs):
-        if is_readable(original):
+    def _call(self, nodes, layer, args, kwargs, origin):
+        if is_readable(layer):
             inputs = tensors((args, kwargs))
             # A fixed length around a model of free length is the length inside.
             shapes = tuple(x.shape for x in inputs)
-            key = id(original), shapes
-            if key not in self.graphs:
-                self.graphs[key] = self.trace(original, shapes)
-            return _replay(self.graphs[key], inputs, nodes)
-        args, kwargs = _positional(original, args, kwargs)
-        parts = self.parts[id(original)]
-        if callable(parts) and not isinstance(original, keras.layers.Layer):
-            args, kwargs = self._without_masks(original, args, kwargs, nodes)
+            if (layer, shapes) not in self.graphs:
+                inside = None if layer is origin else origin
+                self.graphs[layer, shapes] = self.trace(layer, shapes, inside)
+            return _replay(self.graphs[layer, shapes], inputs, nodes)
+        args, kwargs = _positional(layer, args, kwargs)
+        parts = self.parts[layer]
         if callable(parts):
-            kwargs = _read_masks(original, args, kwargs, nodes, self.unique)
+            masks = _Masks(self, layer, origin, nodes)
+            args, kwargs = masks.read(args, kwargs)
             model = parts(args, kwargs)
             if model is not None:
-                self.unfolded.append(model)  # Its layers are known by their ids: keep them.
-                inputs = {id(x): x for x in tensors((args, kwargs))}
-                outputs = _replay(self.trace(model), list(inputs.values()), nodes)
-                return self._with_mask(original, args, kwargs, outputs, nodes)
+                inputs = list(dict.fromkeys(tensors((args, kwargs))))
+                outputs = _replay(self.trace(model, origin=origin), inputs, nodes)
+                return masks.handed_on(args, kwargs, outputs)
         if parts is None or callable(parts):
-            copy = self.copies[id(original)] = truthful(self._copy(original), args, kwargs)
-            outputs = copy(*args, **kwargs)
-            nodes.append(Node(original, copy, args, kwargs, outputs))
+            copy = self.copies[layer] = truthful(self._copy(layer), args, kwargs)
+            with undrawn(copy):
+                outputs = copy(*args, **kwargs)
+            nodes.append(Node(layer, copy, args, kwargs, outputs, origin))
             return outputs
         x = args[0]
         for part, weights in parts:
-            inside = None if weights else self.take_apart(part)
+            inside = None if weights else self.take_apart(part, origin)
             model = inside((x,), {}) if callable(inside) else None
             if model is not None:
-                self.unfolded.append(model)
-                x = _replay(self.trace(model), [x], nodes)
+                x = _replay(self.trace(model, origin=origin), [x], nodes)
                 continue
-            y = part(x)
+            with undrawn(part):
+                y = part(x)
             part.set_weights(weights)
-            nodes.append(Node(part, part, (x,), {}, y))
+            nodes.append(Node(part, part, (x,), {}, y, origin))
             x = y
         return x
-
-    def _without_masks(self, operation, args, kwargs, nodes):
-        """Takes masks off what an operation reads: it hands none on; the layers for it would."""
-
-        def bare(x):
-            if not isinstance(x, keras.KerasTensor) or _mask_of(x, [], operation.name) is None:
-                return x
-            layer = Unmask(name=self.unique(f"{operation.name}_unmask"))
-            y = layer(x)
-            nodes.append(Node(layer, layer, (x,), {}, y))
-            return y
-
-        return tree.map_structure(bare, (args, kwargs))
-
-    def _with_mask(self, layer, args, kwargs, outputs, nodes):
-        """Has the mask of what an unfolded layer computes travel with it as with the layer's own.
-
-        Masks of what several inputs share travel by themselves.
-        """
-        if not getattr(layer, "supports_masking", False):
-            return outputs
-        if not args or not isinstance(args[0], keras.KerasTensor):
-            return outputs
-        mask = kwargs.get("query_mask", kwargs.get("mask"))
-        if mask is None:
-            mask = _mask_of(args[0], nodes, self.unique(f"{layer.name}_mask"))
-        if "query_mask" in inspect.signature(layer.call).parameters:
-            masks = [mask]  # Attention hands on that of its queries past its `compute_mask`.
-        else:
-            masks = self._computed_masks(layer, args[0], mask, nodes)
-        flat = tree.flatten(outputs)
-        for number, (y, m) in enumerate(zip(flat, masks, strict=False)):
-            if m is not None:
-                remask = Remask(name=self.unique(f"{layer.name}_remask"))
-                flat[number] = remask([y, m])
-                nodes.append(Node(remask, remask, ([y, m],), {}, flat[number]))
-        return tree.pack_sequence_as(outputs, flat)
-
-    def _computed_masks(self, layer, x, mask, nodes):
-        """Returns what `layer.compute_mask` makes of a mask, one for each output."""
-        given = [keras.Input(batch_shape=x.shape, dtype=x.dtype)]
-        if mask is not None:
-            given.append(keras.Input(batch_shape=mask.shape, dtype=mask.dtype))
-        masks = tree.flatten(layer.compute_mask(given[0], *(given[1:] or [None])))
-        made = [m for m in masks if m is not None and all(m is not g for g in given)]
-        known = {id(given[-1]): mask}
-        if made:
-            graph = self.trace(keras.Model(given, made))
-            values = _replay(graph, [x, mask][: len(given)], nodes)
-            known.update(zip(map(id, made), tree.flatten(values), strict=True))
-        return [None if m is None else known[id(m)] for m in masks]
 
 
 def is_readable(layer) -> bool:
@@ -270,40 +331,98 @@ class ReadMask(keras.layers.Layer):
         return config
 
 
-def _read_masks(layer, args, kwargs, nodes, unique):
-    """Adds to `kwargs` the masks that Keras hands to `layer` beside several inputs.
+class _Masks:
+    """Masks that travel beside the tensors of one call of a layer that is unfolded.
 
-    For an argument `value` it looks for a parameter `value_mask`. A single input's mask is among
-    the arguments already.
+    Args:
+        tracer: `_Tracer`.
+        layer: Layer or operation.
+        origin: See `Node`.
+        nodes: List that calls are noted in.
     """
-    parameters = inspect.signature(layer.call).parameters
-    found = dict(kwargs)
-    for name, x in [*zip(parameters, args, strict=False), *kwargs.items()]:
-        mask_name = f"{name}_mask"
-        if (
-            mask_name not in parameters
-            or not isinstance(x, keras.KerasTensor)
-            or kwargs.get(mask_name) is not None
-        ):
-            continue
-        mask = _mask_of(x, nodes, unique(f"{layer.name}_{mask_name}"))
+
+    def __init__(self, tracer, layer, origin, nodes):
+        self.tracer, self.layer, self.origin, self.nodes = tracer, layer, origin, nodes
+
+    def read(self, args, kwargs):
+        """Returns the arguments, with the masks that Keras hands to the layer beside several
+        inputs: for an argument `value`, that of a parameter `value_mask`. A single input's mask is
+        among the arguments already. An operation reads none.
+        """
+        if not isinstance(self.layer, keras.layers.Layer):
+            return tree.map_structure(self._without, (args, kwargs))
+        parameters = inspect.signature(self.layer.call).parameters
+        found = dict(kwargs)
+        for name, x in [*zip(parameters, args, strict=False), *kwargs.items()]:
+            mask_name = f"{name}_mask"
+            known = mask_name not in parameters or kwargs.get(mask_name) is not None
+            mask = None if known or not isinstance(x, keras.KerasTensor) else self._of(x, mask_name)
+            if mask is not None:
+                found[mask_name] = mask
+        if type(self.layer) is keras.layers.Multiply:  # What is hidden counts as 1.
+            masks = [self._of(x, "mask") for x in args[0]]
+            if any(mask is not None for mask in masks):
+                found["masks"] = masks
+        return args, found
+
+    def _of(self, x, name):
+        """Returns the mask that travels with `x`, as a tensor, or `None`."""
+        reader = ReadMask(name=self.tracer.unique(f"{self.layer.name}_{name}"))
+        mask = reader(x)
+        return self._note(reader, x, mask) if reader.is_masked else None
+
+    def _without(self, x):
+        """Returns `x` without its mask: the layers for an operation would hand it on."""
+        if not isinstance(x, keras.KerasTensor):
+            return x
+        reader = ReadMask()
+        reader(x)
+        if not reader.is_masked:
+            return x
+        unmask = Unmask(name=self.tracer.unique(f"{self.layer.name}_unmask"))
+        return self._note(unmask, x, unmask(x))
+
+    def _note(self, layer, x, outputs):
+        self.nodes.append(Node(layer, layer, (x,), {}, outputs, self.origin))
+        return outputs
+
+    def handed_on(self, args, kwargs, outputs):
+        """Returns `outputs` with the masks that the layer would have them travel with.
+
+        Masks of what several inputs share travel by themselves.
+        """
+        layer = self.layer
+        if not getattr(layer, "supports_masking", False):
+            return outputs
+        if not args or not isinstance(args[0], keras.KerasTensor):
+            return outputs
+        mask = kwargs.get("query_mask", kwargs.get("mask"))
+        if mask is None:
+            mask = self._of(args[0], "mask")
+        if "query_mask" in inspect.signature(layer.call).parameters:
+            masks = [mask]  # Attention hands on that of its queries past its `compute_mask`.
+        else:
+            masks = self._computed(args[0], mask)
+        flat = tree.flatten(outputs)
+        for number, (y, m) in enumerate(zip(flat, masks, strict=False)):
+            if m is not None:
+                remask = Remask(name=self.tracer.unique(f"{layer.name}_remask"))
+                flat[number] = self._note(remask, [y, m], remask([y, m]))
+        return tree.pack_sequence_as(outputs, flat)
+
+    def _computed(self, x, mask):
+        """Returns what `layer.compute_mask` makes of a mask, one for each output."""
+        given = [keras.Input(batch_shape=x.shape, dtype=x.dtype)]
         if mask is not None:
-            found[mask_name] = mask
-    if type(layer) is keras.layers.Multiply:  # What is hidden counts as 1.
-        masks = [_mask_of(x, nodes, unique(f"{layer.name}_mask")) for x in args[0]]
-        if any(mask is not None for mask in masks):
-            found["masks"] = masks
-    return found
-
-
-def _mask_of(x, nodes, name):
-    """Returns the mask that travels with `x`, as a tensor, or `None`."""
-    reader = ReadMask(name=name)
-    mask = reader(x)
-    if not reader.is_masked:
-        return None
-    nodes.append(Node(reader, reader, (x,), {}, mask))
-    return mask
+            given.append(keras.Input(batch_shape=mask.shape, dtype=mask.dtype))
+        masks = tree.flatten(self.layer.compute_mask(given[0], *(given[1:] or [None])))
+        made = [m for m in masks if m is not None and all(m is not g for g in given)]
+        known = {id(given[-1]): mask}
+        if made:
+            graph = self.tracer.trace(keras.Model(given, made), origin=self.origin)
+            values = _replay(graph, [x, mask][: len(given)], self.nodes)
+            known.update(zip(map(id, made), tree.flatten(values), strict=True))
+        return [None if m is None else known[id(m)] for m in masks]
 
 
 class UniqueNames:
@@ -350,14 +469,13 @@ def clone_graph(model, clone_function, call_function=None, shapes=None):
 
 def _replay(graph, inputs, nodes):
     """Calls the layers of `graph` on other inputs, notes the calls and returns the outputs."""
-    values = dict(zip(map(id, tree.flatten(graph.inputs)), inputs, strict=True))
-    lookup = lambda x: values.get(id(x), x)  # noqa: E731
-    for node in graph.nodes:
-        args, kwargs = tree.map_structure(lookup, (node.args, node.kwargs))
+
+    def call(node, args, kwargs):
         outputs = node.clone(*args, **kwargs)
-        nodes.append(Node(node.layer, node.clone, args, kwargs, outputs))
-        values.update(zip(map(id, tree.flatten(node.outputs)), tree.flatten(outputs), strict=True))
-    return tree.map_structure(lookup, graph.outputs)
+        nodes.append(dataclasses.replace(node, args=args, kwargs=kwargs, outputs=outputs))
+        return outputs
+
+    return graph.run(inputs, call)
 
 
 def tensors(structure) -> list:

@@ -1,15 +1,31 @@
 """The layers of a model, and of the models in it."""
 
+from collections.abc import Iterator
+
 import keras
+
+
+def walk(model, inside: str = "") -> Iterator[tuple[str, object]]:
+    """Yields the layers of `model` and of the models in it, and its `keras.ops` operations.
+
+    A nested model comes before what is in it; inputs are left out.
+
+    Args:
+        model: Keras model.
+        inside: Names of the models around it, each with a `/` behind it.
+
+    Yields:
+        Pairs of the names of the models that it is in, such as `"encoder/"`, and a layer or
+        operation.
+    """
+    for operation in getattr(model, "operations", model.layers):
+        if isinstance(operation, keras.layers.InputLayer):
+            continue
+        yield inside, operation
+        if isinstance(operation, keras.Model):
+            yield from walk(operation, f"{inside}{operation.name}/")
 
 
 def all_layers(model) -> list:
     """Returns the layers of `model` and of the models in it, and its `keras.ops` operations."""
-    found = []
-    for operation in getattr(model, "operations", model.layers):
-        if isinstance(operation, keras.layers.InputLayer):
-            continue
-        found.append(operation)
-        if isinstance(operation, keras.Model):
-            found.extend(all_layers(operation))
-    return found
+    return [layer for _, layer in walk(model)]

@@ -1,5 +1,6 @@
 """Copies of layers, and their weights."""
 
+import contextlib
 import inspect
 
 import keras
@@ -72,6 +73,29 @@ def _functions(layer):
 
 def _may_hold_layers(x):
     return isinstance(x, (keras.layers.Layer, list, tuple, dict))
+
+
+@contextlib.contextmanager
+def undrawn(layer):
+    """Inside it, `layer` is built with zeros, not with random numbers that nobody will read.
+
+    For a copy that gets its weights from elsewhere. Drawing takes longer than all the rest.
+    """
+    given = {name: x for name, x in vars(layer).items() if _draws(name, x)}
+    if not given or layer.built:
+        yield
+        return
+    try:
+        for name in given:
+            setattr(layer, name, keras.initializers.Zeros())
+        yield
+    finally:
+        for name, initializer in given.items():
+            setattr(layer, name, initializer)
+
+
+def _draws(name, x):
+    return name.endswith("_initializer") and isinstance(x, keras.initializers.Initializer)
 
 
 def transfer_weights(source, target) -> None:

@@ -5,9 +5,10 @@ from keras import layers
 
 from tfquant.graph.graph import Graph, Node
 from tfquant.layers.copy import copy_layer
+from tfquant.registry.keras_layers import LINEAR
 
 
-def fold_forward(graph: Graph, may_fold) -> None:
+def fold_forward(graph: Graph) -> None:
     """Folds batch norms of vectors into the dense layers that read them.
 
     With `g = gamma / sqrt(variance + epsilon)`:
@@ -15,11 +16,11 @@ def fold_forward(graph: Graph, may_fold) -> None:
         dense(bn(x)) = x @ (g[:, None] * kernel) + ((beta - mean * g) @ kernel + bias)
 
     The TFLite converter does so whether asked or not, and where it does there is no tensor behind
-    the batch norm whose range could be set.
+    the batch norm whose range could be set. Not where a linear layer before it takes it, nor where
+    either is called twice.
 
     Args:
         graph: `Graph`, changed in place.
-        may_fold: Function of the calls of a batch norm and of the dense layer behind it.
     """
     for norm in list(graph.nodes):
         if not isinstance(norm.layer, layers.BatchNormalization) or len(norm.inputs[0].shape) != 2:
@@ -29,11 +30,30 @@ def fold_forward(graph: Graph, may_fold) -> None:
             len(readers) == 1
             and type(readers[0].layer) is layers.Dense
             and not graph.is_output(norm.outputs)
-            and may_fold(norm, readers[0])
+            and _may_fold(graph, norm, readers[0])
         ):
             _fold(norm, readers[0])
             graph.nodes.remove(norm)
     graph.forget_order()
+
+
+def _may_fold(graph, norm: Node, dense: Node):
+    before = graph.producer(norm.inputs[0])
+    taken = (
+        before is not None
+        and type(before.layer) in LINEAR
+        and before.marked
+        and len(graph.consumers(norm.inputs[0])) == 1
+    )
+    return (
+        not taken
+        and all(len(graph.calls(node.layer)) == 1 for node in (norm, dense))
+        and norm.marked
+        and not norm.own
+        and dense.config is not None
+        and not (dense.own and dense.part)
+        and norm.layer.axis in (-1, 1)
+    )
 
 
 def _fold(norm: Node, dense: Node):

@@ -36,7 +36,7 @@ _HANDING_ON = frozenset(
 )
 
 
-def hide_scores(graph: Graph, activations, config_of) -> list:
+def hide_scores(graph: Graph) -> None:
     """Has masks hide scores by what a softmax cannot see, and no more.
 
         softmax(s + (1 - mask) * -1e9)         ->  softmax(s + (1 - mask) * -1000)
@@ -48,31 +48,27 @@ def hide_scores(graph: Graph, activations, config_of) -> list:
 
     Args:
         graph: `Graph`, changed in place.
-        activations: `QuantSpec` of scores.
-        config_of: Function of a call: its `QuantizeConfig`, `None` where it stays float.
-
-    Returns:
-        Pairs of a call, a new one or one of the graph's, and its `QuantizeConfig` from now on.
     """
-    return _Masks(graph, activations, config_of).hide()
+    for node in list(graph.nodes):
+        if _is_softmax(node) and node.config is not None and node.scheme.static:
+            _Masks(graph, node.scheme).hide(node)
 
 
 class _Masks:
-    def __init__(self, graph, spec, config_of):
-        self.graph, self.spec, self.given = graph, spec, config_of
-        self.configs, self.reaching = {}, {}
+    """Walks from a softmax to its scores."""
 
-    def hide(self):
-        """Walks from each softmax to its scores."""
-        for node in list(self.graph.nodes):
-            if _is_softmax(node) and self.given(node) is not None:
-                self._scores(node.inputs[0], masked=False)
-        return list(self.configs.values())
+    def __init__(self, graph, scheme):
+        self.graph, self.scheme, self.spec = graph, scheme, scheme.activations
+        self.reaching = {}
+
+    def hide(self, softmax):
+        """Hides what is to be hidden of the scores that `softmax` reads."""
+        self._scores(softmax.inputs[0], masked=False)
 
     def _scores(self, x, masked):
         """Hides what is to be hidden of scores `x`, which nothing but softmaxes see."""
         node = self.graph.producer(x)
-        config = None if node is None else self._config(node)
+        config = None if node is None else node.config
         if config is None or not self._reaches_softmax(node):
             return
         if type(config) is SumConfig and len(node.inputs) == 2:
@@ -94,16 +90,13 @@ class _Masks:
             if not mask:
                 self._scores(side, masked or any(found))
 
-    def _config(self, node):
-        return self.configs.get(id(node), (node, None))[1] or self.given(node)
-
     def _set(self, node, config):
-        self.configs[id(node)] = node, config
+        node.marked, node.scheme, node.config = True, self.scheme, config
 
     def _reaches_softmax(self, node):
         """Whether all that reads what a call computes makes scores of it."""
-        if id(node) not in self.reaching:
-            self.reaching[id(node)] = False
+        if node not in self.reaching:
+            self.reaching[node] = False
             outputs = tree.flatten(node.outputs)
             readers = [
                 reader
@@ -111,12 +104,12 @@ class _Masks:
                 for reader in self.graph.consumers(x)
                 if type(reader.layer) is not Constant  # It reads a shape.
             ]
-            self.reaching[id(node)] = (
+            self.reaching[node] = (
                 bool(readers)
                 and not any(self.graph.is_output(x) for x in outputs)
                 and all(self._makes_scores(reader) for reader in readers)
             )
-        return self.reaching[id(node)]
+        return self.reaching[node]
 
     def _makes_scores(self, node):
         makes = type(node.layer) in (layers.Add, layers.Subtract, Select) or _hands_on(node)
@@ -149,9 +142,7 @@ class _Masks:
         self._put(new, before=readers[0])
         self._set(new, GivenMaskConfig(self.spec))
         for reader in readers:
-            reader.args, reader.kwargs = tree.map_structure(
-                lambda y: new.outputs if y is x else y, (reader.args, reader.kwargs)
-            )
+            reader.read_instead({x: new.outputs})
         self.graph.forget_order()
         return True
 
@@ -172,8 +163,8 @@ class _Masks:
         pair = [shown, scores] if first else [scores, shown]
         new = Node(layer, layer, (pair,), {}, layer(pair))
         self._put(new, before=node)
-        self._set(new, SumConfig(self.spec, sign=self._config(node).sign))
-        sign = MaskedScoresConfig(self.spec, sign=1 if first else self._config(node).sign)
+        self._set(new, SumConfig(self.spec, sign=node.config.sign))
+        sign = MaskedScoresConfig(self.spec, sign=1 if first else node.config.sign)
         self._set(node, sign)
         node.args = ([new.outputs, hiding],)
         self.graph.forget_order()

@@ -1,23 +1,20 @@
 """Permutations, moved behind others and cancelled."""
 
-import keras
+import dataclasses
+
 from keras import activations, layers
 
-from tfquant.graph.graph import Graph, Node
+from tfquant.graph.graph import Graph
 
 
-def delay_permutes(graph: Graph) -> list[tuple[Node, Node]]:
+def delay_permutes(graph: Graph) -> None:
     """Moves permutations behind layers that compute each element by itself.
 
         relu(permute(x)) = permute(relu(x))
 
     Args:
         graph: `Graph`, changed in place.
-
-    Returns:
-        Pairs of a new call of a permutation and the call that it repeats.
     """
-    made = []
     for node in list(graph.nodes):
         before = [graph.producer(x) for x in node.inputs]
         if (
@@ -27,15 +24,12 @@ def delay_permutes(graph: Graph) -> list[tuple[Node, Node]]:
             or graph.is_output(node.outputs)
         ):
             continue
-        moved = Node(before[0].layer, before[0].clone, (), {}, node.outputs)
-        inside = {id(b.outputs): b.inputs[0] for b in before}
-        node.args, node.kwargs = _replace(inside, (node.args, node.kwargs))
+        moved = dataclasses.replace(before[0], outputs=node.outputs)
+        node.read_instead({b.outputs: b.inputs[0] for b in before})
         node.outputs = node.clone(*node.args, **node.kwargs)
         moved.args = (node.outputs,)
         graph.nodes.insert(graph.nodes.index(node) + 1, moved)
         graph.forget_order()
-        made.append((moved, before[0]))
-    return made
 
 
 def _is_elementwise(layer):
@@ -60,7 +54,7 @@ def cancel_permutes(graph: Graph) -> None:
     replaced = {}
     for node in graph.nodes:
         if replaced:
-            node.args, node.kwargs = _replace(replaced, (node.args, node.kwargs))
+            node.read_instead(replaced)
         before = graph.producer(node.inputs[0]) if type(node.layer) is layers.Permute else None
         if before is None or type(before.layer) is not layers.Permute:
             continue
@@ -68,19 +62,15 @@ def cancel_permutes(graph: Graph) -> None:
         if [inner[axis - 1] for axis in outer] == sorted(inner) and not graph.is_output(
             node.outputs
         ):
-            replaced[id(node.outputs)] = before.inputs[0]
+            replaced[node.outputs] = before.inputs[0]
     graph.forget_order()
     _remove_unread(graph)
-
-
-def _replace(replaced, structure):
-    return keras.tree.map_structure(lambda x: replaced.get(id(x), x), structure)
 
 
 def _remove_unread(graph):
     """Removes permutations that nobody reads."""
     for node in reversed(list(graph.nodes)):
-        unread = not graph.is_output(node.outputs) and not graph.consumers(node.outputs)
-        if type(node.layer) is layers.Permute and unread:
+        moves = type(node.layer) is layers.Permute
+        if moves and not graph.is_output(node.outputs) and not graph.consumers(node.outputs):
             graph.nodes.remove(node)
             graph.forget_order()

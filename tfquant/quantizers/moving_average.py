@@ -6,6 +6,7 @@ from keras import ops
 
 from tfquant.numerics import QuantParams
 from tfquant.numerics.learned import range_params
+from tfquant.quantizers.observers.min_max import grid_has_room
 from tfquant.quantizers.static import Static
 
 
@@ -16,9 +17,14 @@ class MovingAverage(Static):
         low  <- momentum * low  + (1 - momentum) * min(x, 0)
         high <- momentum * high + (1 - momentum) * max(x, 0)
 
-    Begins at the calibrated range. On several replicas the extremes are those of the global batch.
-    Gradients pass straight through inside the range and are zero outside (Jacob et al. 2018,
-    arXiv:1712.05877, section 3.1).
+    Begins at the calibrated range. A grid of more than 8 bits takes in what it sees and keeps it,
+
+        low <- min(low, x),  high <- max(high, x)
+
+    since it has steps to spare: the average over small batches is far inside of what rows reach,
+    and to clip that costs more than the finest step gains. On several replicas the extremes are
+    those of the global batch. Gradients pass straight through inside the range and are zero outside
+    (Jacob et al. 2018, arXiv:1712.05877, section 3.1).
 
     Args:
         spec: `QuantSpec`, per tensor.
@@ -77,8 +83,11 @@ class MovingAverage(Static):
         lowest, highest = self._extremes(x, *(self.clamp or (None, None)))
         extremes = ops.stack([lowest, -highest])
         extremes = _smallest_of_replicas(extremes)
-        kept = self.momentum
-        bounds = self.bounds.value * kept + extremes * [1 - kept, kept - 1]
+        signs, kept = ops.array([1.0, -1.0]), self.momentum
+        if grid_has_room(self.spec):
+            bounds = ops.minimum(self.bounds.value * signs, extremes) * signs
+        else:
+            bounds = self.bounds.value * kept + extremes * signs * (1 - kept)
         params = range_params(bounds[0], bounds[1], self.spec)
         self.bounds.assign(bounds)
         self.scale.assign(params.scale)

@@ -43,8 +43,51 @@ class Watch:
     def set_params(self) -> None:
         """Sets the grid of every quantizer that was seen."""
         for observer, members in self._watched.values():
-            for quantizer in members:
-                low, high = observer.range(quantizer.spec)
-                if low == high == 0 and quantizer.spec.num_bits > 8:
-                    low, high = UNSEEN
-                quantizer.set_params(choose_params(low, high, quantizer.spec))
+            _set_params(observer, members)
+
+    def choices(self) -> list["Choice"]:
+        """Returns the tensors of which `Auto` knows several ranges, the most different first."""
+        found = []
+        for observer, members in self._watched.values():
+            if isinstance(observer, observers.Auto):
+                ranges = observer.ranges(members[0].spec)
+                if len(ranges) > 1:
+                    found.append(Choice(observer, members, ranges))
+        return sorted(found, key=lambda choice: -choice.spread)
+
+
+class Choice:
+    """A tensor, or several that share a grid, of which there are several ranges.
+
+    Args:
+        observer: `Auto`.
+        members: Quantizers.
+        ranges: What the observer offers.
+
+    Attributes:
+        names: Names of the ranges.
+        spread: Width of the widest as a multiple of the narrowest.
+    """
+
+    def __init__(self, observer, members, ranges):
+        self._observer, self._members = observer, members
+        spans = [high - low for low, high in ranges.values()]
+        self.names, self.spread = tuple(ranges), max(spans) / max(min(spans), 1e-30)
+
+    @property
+    def taken(self) -> str:
+        """Name of the range that is set."""
+        return self._observer.choice
+
+    def take(self, name: str) -> None:
+        """Sets the grids to the range of that name."""
+        self._observer.choice = name
+        _set_params(self._observer, self._members)
+
+
+def _set_params(observer, members):
+    for quantizer in members:
+        low, high = observer.range(quantizer.spec)
+        if low == high == 0 and quantizer.spec.num_bits > 8:
+            low, high = UNSEEN
+        quantizer.set_params(choose_params(low, high, quantizer.spec))

@@ -8,8 +8,8 @@ from tfquant.devices.builtin import flat_axes
 from tfquant.layers.plain import PlainSum, PlainUnitNorm
 from tfquant.numerics import QuantParams, QuantSpec
 from tfquant.quantizers import AbsMax, Fixed, Grid, Static, on_grid
-from tfquant.registry.linear import clamp_layer
 from tfquant.wrappers import Lowering, QuantizeConfig
+from tfquant.wrappers.lowering import clamp_layer
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -58,12 +58,6 @@ class OutputConfig(QuantizeConfig):
         del call
         return {}
 
-    def lower(self, wrapper, call_site, args, kwargs, input_grids, name):
-        """Calls a copy of the layer, then the clamp."""
-        lowered = super().lower(wrapper, call_site, args, kwargs, input_grids, name)
-        bounds = wrapper.call_sites[call_site].clamp
-        return Lowering(clamp_layer(lowered.outputs, bounds)) if bounds else lowered
-
     def get_config(self):
         return {
             "activations": self.activations.to_dict(),
@@ -76,6 +70,11 @@ class OutputConfig(QuantizeConfig):
 @keras.saving.register_keras_serializable(package="tfquant")
 class TableConfig(OutputConfig):
     """Rows of a table, looked up by numbers that have no grid, whatever their dtype."""
+
+    @property
+    def reads_grids(self):
+        """False: ids come as they are."""
+        return False
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

@@ -4,16 +4,18 @@ import dataclasses
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from tfquant.devices import Product
-from tfquant.layers.copy import copy_layer
+from tfquant.layers.copy import copy_layer, undrawn
 from tfquant.numerics import PerAxis, PerGroup, QuantSpec, group_scale
 from tfquant.numerics.fixed_point import accumulate, multiplier_dtype, requantize
 from tfquant.numerics.params import SMALLEST_SCALE
-from tfquant.quantizers import AbsMax, Dynamic, Float16, Static
+from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, WeightQuantizer
 from tfquant.registry.schemes import Scheme
 from tfquant.wrappers import LoweredKernel, Lowering, QuantizeConfig
+from tfquant.wrappers.lowering import as_integers, clamp_layer
 from tfquant.wrappers.wrapper import clamp
 
 # A bias may take this much of an int32 accumulator; the rest is left for the products. A kernel
@@ -259,7 +261,8 @@ class LinearConfig(QuantizeConfig):
         factor, bias = _folded_bias(wrapper)
         folded, unfolded, gain = self._steps(wrapper, kernel, factor, bias, input_scale)
         spec = quantizer.spec
-        q = ops.round(quantizer.latent(kernel) / quantizer.spread(unfolded))
+        steps = quantizer.spread(unfolded) if quantizer.grouped else unfolded
+        q = ops.round(quantizer.latent(kernel) / steps)
         q = ops.clip(q, spec.qmin, spec.qmax)
         q = q * ops.cast(ops.sign(gain), "float32")
         if quantizer.grouped:
@@ -279,6 +282,9 @@ class LinearConfig(QuantizeConfig):
         """
         ((_, quantizer),) = wrapper.weight_quantizers
         step = ops.cast(quantizer.steps(kernel), "float64")
+        if not quantizer.grouped:
+            # One for each channel, also where the unfolded kernel has one in all.
+            step = ops.broadcast_to(step, _channel_shape(kernel, self.channel_axis))
         gain = ops.ones([1] * len(step.shape), "float64")
         if factor is not None:
             gain = ops.reshape(factor, _channel_shape(kernel, self.channel_axis))
@@ -301,7 +307,9 @@ class LinearConfig(QuantizeConfig):
         """Calls the layer with the folded kernel and bias, then the clamp."""
         integers = None
         layer = copy_layer(wrapper.layer, use_bias=True, name=name)
-        outputs = clamp_layer(layer(*args), wrapper.call_sites[call_site].clamp)
+        with undrawn(layer):
+            outputs = clamp_layer(layer(*args), wrapper.call_sites[call_site].clamp)
+        variable, axes = getattr(layer, self.kernel), PerAxis(self.channel_axis).axes
         if isinstance(self.weights, QuantSpec):
             ((_, quantizer),) = wrapper.weight_quantizers
             real = input_grids[0] is None or quantizer.grouped
@@ -309,13 +317,16 @@ class LinearConfig(QuantizeConfig):
             kernel, scale, integers = (
                 ops.convert_to_numpy(v) for v in self.integer_weights(wrapper, scale_in)
             )
-            spread = quantizer.spread(scale.reshape(quantizer.scale_shape))
+            q = as_integers(kernel)
+            spread = scale.reshape(_channel_shape(kernel, self.channel_axis))
+            if quantizer.grouped:
+                spread = quantizer.spread(scale.reshape(quantizer.scale_shape))
             kernel = kernel * ops.convert_to_numpy(spread)
             bias = integers if real else integers * (float(scale_in) * scale)
-            lowered = LoweredKernel(kernel, scale, quantizer.spec)
+            lowered = LoweredKernel(variable, q, scale, quantizer.spec, axes)
         else:
             kernel, bias = (ops.convert_to_numpy(v) for v in self._real_weights(wrapper))
-            lowered = LoweredKernel(kernel)
+            lowered = LoweredKernel(variable, channel_axes=axes)
         layer.set_weights([kernel, bias])
         kernels = () if self.weights is None else (lowered,)
         return Lowering(outputs, kernels, dynamic=self.dynamic, bias=integers)
@@ -400,10 +411,26 @@ class ReversibleEmbeddingConfig(QuantizeConfig):
         outputs = layer(args[0])
         layer.set_weights([kernel])
         scale = ops.convert_to_numpy(quantizer.params(variable.value).scale).reshape(-1)
-        return Lowering(outputs, (LoweredKernel(kernel, scale, quantizer.spec),))
+        q = as_integers(np.rint(kernel / np.maximum(scale, SMALLEST_SCALE)))
+        return Lowering(outputs, (LoweredKernel(layer.kernel, q, scale, quantizer.spec, (-1,)),))
 
     def get_config(self):
         return {"weights": self.weights.to_dict(), "activations": self.activations.to_dict()}
+
+
+def quantizes_kernel_alone(config, layer) -> bool:
+    """Whether `config` quantizes the kernel of `layer` and no other weight of it.
+
+    A batch norm can then be folded into it.
+    """
+    if isinstance(config, LinearConfig):
+        return True
+    pairs = config.get_weights_and_quantizers(layer)
+    return (
+        len(pairs) == 1
+        and pairs[0][0] is getattr(layer, "kernel", None)
+        and (isinstance(pairs[0][1], WeightQuantizer) and not pairs[0][1].grouped)
+    )
 
 
 def is_grouped(wrapper) -> bool:
@@ -414,13 +441,6 @@ def is_grouped(wrapper) -> bool:
 def has_bias(wrapper):
     """Returns whether a file has a bias of the wrapped layer, a tensor: converters drop zeros."""
     return ops.any(_folded_bias(wrapper)[1] != 0)
-
-
-def clamp_layer(x, bounds):
-    """Applies the clamp `bounds` to a KerasTensor as a layer that converters fuse."""
-    if bounds is None:
-        return x
-    return keras.layers.ReLU(max_value=bounds[1])(x)
 
 
 def _channel_shape(kernel, channel_axis):

@@ -104,6 +104,7 @@ class ConversionReport(Printable):
         float_operators: Operators that stayed float, with the reason.
         saturated_biases: Number of biases at the end of their integer range; 0 in a right file.
         end_to_end: `Parity` of the outputs, Keras against LiteRT, or `None` without verification.
+        not_compared: Why file and model could not be compared; empty if they were, or nobody asked.
         samples: Where the inputs of the comparison came from.
         front_layers: Names and types of the model's layers that are not in the file: lookups, whose
             outputs are the file's inputs.
@@ -122,6 +123,7 @@ class ConversionReport(Printable):
     float_operators: list[FloatOperator]
     saturated_biases: int = 0
     end_to_end: Parity | None = None
+    not_compared: str = ""
     samples: str = ""
     front_layers: dict[str, str] = dataclasses.field(default_factory=dict)
     lost_layers: list[str] = dataclasses.field(default_factory=list)
@@ -158,7 +160,9 @@ class ConversionReport(Printable):
             yield Text(f"op by op:   {_in_words(self.op_by_op)}")
         if self.end_to_end is not None:
             yield Text(f"end to end: {_in_words(self.end_to_end)}, on {self.samples}")
-        if self.end_to_end is None:
+        if self.not_compared:
+            yield Text(f"NOT COMPARED with the model: {self.not_compared}", style="bold red")
+        elif self.end_to_end is None:
             yield Text(f"not compared with {self.device}")
         for name, operators in self.elsewhere.items():
             yield Text(f"round otherwise on device='{name}': {', '.join(operators)}")

@@ -1,12 +1,13 @@
 """Choosing the layers to quantize before `quantize_apply` does it."""
 
-import difflib
+import dataclasses
 
 import keras
 
 from tfquant.graph.graph import clone_graph
 from tfquant.graph.walk import all_layers
 from tfquant.layers.copy import copy_layer, transfer_weights
+from tfquant.registry.recipe import FLOAT, Recipe, Rule, inner
 from tfquant.rewrite.validate import check_model
 from tfquant.wrappers import QuantizeAnnotate, QuantizeConfig
 
@@ -56,7 +57,7 @@ def quantize_annotate_model(model, skip=()):
 
     Args:
         model: Built functional or sequential model.
-        skip: Layers to leave float: names, layer classes, or layers.
+        skip: Layers to leave float: names (or regular expressions), layer classes, or layers.
 
     Returns:
         Model that computes what `model` computes.
@@ -66,11 +67,12 @@ def quantize_annotate_model(model, skip=()):
             layer's.
     """
     check_model(model)
-    return _annotate(model, skip_predicate(model, skip))
+    rows = skip_recipe(Recipe(), model, skip).rows(model)
+    return _annotate(model, lambda layer: rows[layer].scheme is None)
 
 
 def _annotate(model, skipped):
-    copies = {}
+    copies = []
 
     def annotate(layer):
         if isinstance(layer, keras.Model):
@@ -78,19 +80,24 @@ def _annotate(model, skipped):
         copy = copy_layer(layer)
         if not isinstance(layer, keras.layers.Layer):
             return copy
-        copies[id(layer)] = layer, copy
+        copies.append((layer, copy))
         if skipped(layer) or isinstance(layer, QuantizeAnnotate):
             return copy
         return QuantizeAnnotate(copy)
 
     annotated = clone_graph(model, annotate)
-    for layer, copy in copies.values():
+    for layer, copy in copies:
         transfer_weights(layer, copy)
     return annotated
 
 
-def skip_predicate(model, skip):
-    """Returns the function of a layer that says whether `skip` names it.
+def skip_recipe(recipe: Recipe, model, skip) -> Recipe:
+    """Returns `recipe` with what `skip` names left float, whatever its rules say.
+
+    Args:
+        recipe: `Recipe`.
+        model: The model that it is for.
+        skip: As of `quantize_model`. Classes and layers that the model does not have are no error.
 
     Raises:
         ValueError: If a name is no layer's of `model`, nested models included.
@@ -104,23 +111,42 @@ def skip_predicate(model, skip):
                 "`skip` must hold names of layers, layer classes or layers. Received: "
                 f"{entry!r} of type {type(entry).__name__}."
             )
-    names = {entry for entry in skip if isinstance(entry, str)}
-    types = tuple(entry for entry in skip if isinstance(entry, type))
-    objects = [entry for entry in skip if isinstance(entry, keras.layers.Layer)]
-    known = [layer.name for layer in all_layers(model)]
-    for name in sorted(names):
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 3) or known[:8]
-            raise ValueError(
-                f"`skip` names a layer that '{model.name}' does not have. Received: {name!r}. "
-                f"Did you mean one of {close}?"
-            )
-    matches = lambda layer: (  # noqa: E731
-        layer.name in names or isinstance(layer, types) or any(layer is x for x in objects)
+    has = lambda entry: isinstance(entry, str) or any(_is(x, entry) for x in all_layers(model))  # noqa: E731
+    selectors = [
+        (lambda layer, entry=entry: _is(layer, entry)) if not isinstance(entry, str) else entry
+        for entry in skip
+        if has(entry)
+    ]
+    rules = Recipe().skip(*selectors).rules
+    return dataclasses.replace(recipe, rules=(*rules, *recipe.rules))
+
+
+def _is(layer, entry):
+    """Whether `layer`, or what its mark is on, is the layer `entry` or of that class."""
+    return any(
+        x is entry or (isinstance(entry, type) and isinstance(x, entry))
+        for x in (layer, inner(layer))
     )
-    skipped = set()
-    for layer in all_layers(model):
-        if matches(layer):
-            inside = all_layers(layer) if isinstance(layer, keras.Model) else []
-            skipped.update(map(id, [layer, *inside]))
-    return lambda layer: id(layer) in skipped
+
+
+def marked_recipe(recipe: Recipe, model) -> Recipe:
+    """Returns the recipe that the marks on layers of `model` amount to.
+
+    Args:
+        recipe: `Recipe` that says what marked layers have; a config given with a mark comes first.
+        model: Model with marked layers.
+
+    Raises:
+        ValueError: If no layer is marked.
+    """
+    rules = []
+    for layer, row in recipe.rows(model).items():
+        if isinstance(layer, QuantizeAnnotate):
+            row = dataclasses.replace(row, config=layer.quantize_config or row.config)
+            rules.append(Rule(lambda x, layer=layer: x is layer.layer, row))
+    if not rules:
+        raise ValueError(
+            f"No layer of '{model.name}' is marked. Mark layers with quantize_annotate_layer, or "
+            "all of them with quantize_annotate_model."
+        )
+    return Recipe(FLOAT, tuple(rules))

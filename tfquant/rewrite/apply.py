@@ -1,30 +1,25 @@
-"""`quantize_apply`: from a marked float model to a model of quantized layers."""
-
-import dataclasses
-import itertools
+"""`quantize_model` and `quantize_apply`: from a float model to a model of quantized layers."""
 
 import keras
 from keras import tree
 
 from tfquant import devices
-from tfquant.graph.graph import UniqueNames, real, tensors
+from tfquant.graph.graph import Graph, UniqueNames, tensors
 from tfquant.graph.subclassed import readable
 from tfquant.graph.walk import all_layers
-from tfquant.layers.copy import copy_layer, transfer_weights
+from tfquant.layers.copy import copy_layer
 from tfquant.layers.integers import truthful
+from tfquant.passes import PASSES
 from tfquant.passes.precision import TO_FLOAT32_WEIGHTS, policy, with_float32_weights
-from tfquant.quantizers import Static, WeightQuantizer
-from tfquant.quantizers.families import activation_quantizer
-from tfquant.registry import QuantizeRegistry, schemes
-from tfquant.registry.elementwise import SameGridConfig, TableConfig
-from tfquant.registry.parts import ConstantConfig
+from tfquant.quantizers import WeightQuantizer
+from tfquant.registry import QuantizeRegistry
+from tfquant.registry.recipe import Recipe
 from tfquant.registry.registry import KERAS_LAYERS
-from tfquant.rewrite.agree import Agreement
-from tfquant.rewrite.annotate import skip_predicate
-from tfquant.rewrite.choose import Choices
-from tfquant.rewrite.units import Unit
+from tfquant.rewrite.annotate import marked_recipe, skip_recipe
+from tfquant.rewrite.choose import choose
+from tfquant.rewrite.grids import place_grids
+from tfquant.rewrite.model import QuantizedModel
 from tfquant.rewrite.validate import check_model
-from tfquant.unfold.decompose import standalone_batch_norm
 from tfquant.wrappers import CallSite, OperationLayer, Quantize, QuantizeWrapper
 
 
@@ -48,8 +43,10 @@ def quantize_model(
     Args:
         model: Built Keras model: functional, sequential, or subclassed with a `call` that consists
             of layers and `keras.ops`. It is not changed.
-        scheme: Name of a scheme (`"w8a8"`, `"w4a8"`, ...; see `tfq.SCHEMES`) or a `Scheme`.
-        skip: Layers to leave float: names, layer classes, or layers.
+        scheme: Name of a scheme (`"w8a8"`, `"w4a8"`, ...; see `tfq.SCHEMES`), a `Scheme`, or a
+            `Recipe` of several.
+        skip: Layers to leave float, whatever the recipe says: names (or regular expressions), layer
+            classes, or layers.
         registry: `QuantizeRegistry`; the default knows Keras's own layers.
         unknown_layers: What becomes of layers that nobody has said how to quantize: `"weights"`
             stores their trainable weights of rank 2 or more in 8 bits and computes in float,
@@ -79,16 +76,11 @@ def quantize_model(
     report = tfq.to_tflite(q, "model.tflite")
     ```
     """
-    scheme = _with_families(scheme, weight_quantizer, activation_quantizer, device)
+    recipe = Recipe.of(scheme).with_families(weight_quantizer, activation_quantizer)
     model = readable(model)
     check_model(model)
-    skipped, given = skip_predicate(model, skip), all_layers(model)
-    model = with_float32_weights(model)
-    pairs = zip(given, all_layers(model), strict=True)
-    floats = {id(layer) for original, layer in pairs if skipped(original)}
-    chosen = lambda layer: id(layer) not in floats  # noqa: E731
-    registry = registry or KERAS_LAYERS
-    return _Builder(Choices(model, scheme, registry, chosen, unknown_layers)).build()
+    recipe = skip_recipe(recipe, model, skip)
+    return _quantized(model, recipe, device, registry, unknown_layers)
 
 
 @policy(TO_FLOAT32_WEIGHTS)
@@ -107,7 +99,7 @@ def quantize_apply(
     Args:
         model: Model with layers marked by `quantize_annotate_layer`, or from
             `quantize_annotate_model`. It is not changed.
-        scheme: Name of a scheme, or a `Scheme`.
+        scheme: Name of a scheme, a `Scheme`, or a `Recipe`, of which marked layers have their row.
         registry: `QuantizeRegistry`; the default knows Keras's own layers.
         unknown_layers: As in `quantize_model`.
         weight_quantizer: As in `quantize_model`.
@@ -121,249 +113,92 @@ def quantize_apply(
         TypeError: If `model` is not a Keras model.
         ValueError: As `quantize_model`; and if no layer is marked.
     """
-    scheme = _with_families(scheme, weight_quantizer, activation_quantizer, device)
+    recipe = Recipe.of(scheme).with_families(weight_quantizer, activation_quantizer)
     check_model(model)
-    model = with_float32_weights(model)
-    chosen = lambda layer: False  # noqa: E731
-    choices = Choices(model, scheme, registry or KERAS_LAYERS, chosen, unknown_layers)
-    if not choices.marked:
-        raise ValueError(
-            f"No layer of '{model.name}' is marked. Mark layers with quantize_annotate_layer, or "
-            "all of them with quantize_annotate_model."
-        )
-    return _Builder(choices).build()
+    recipe = marked_recipe(recipe, model)
+    return _quantized(model, recipe, device, registry, unknown_layers)
 
 
-def _with_families(scheme, weights, activations, device):
-    """Returns the scheme, families of quantizers and device replaced by those that are given."""
-    device = devices.get(device).name
-    chosen = {"weight_quantizer": weights, "activation_quantizer": activations, "device": device}
-    chosen = {key: name for key, name in chosen.items() if name is not None}
-    return dataclasses.replace(schemes.get(scheme), **chosen)
+def _quantized(model, recipe, device, registry, unknown_layers):
+    """Returns a quantized copy of a checked model.
+
+    Args:
+        model: Float model.
+        recipe: `Recipe` that the copy will know.
+        device: As of `quantize_model`.
+        registry: As of `quantize_model`.
+        unknown_layers: Likewise.
+    """
+    known, rows = recipe.resolved(model), recipe.on_device(devices.get(device).name).rows(model)
+    given, model = all_layers(model), with_float32_weights(model)
+    # A copy has the same layers in the same order.
+    rows = {copy: rows[layer] for layer, copy in zip(given, all_layers(model), strict=True)}
+    graph = choose(model, rows, registry or KERAS_LAYERS, unknown_layers)
+    for rewrite in PASSES:
+        rewrite(graph)
+    place_grids(graph)
+    return _Builder(graph).build(known)
 
 
 class _Builder:
-    """Builds the quantized model.
+    """Builds the quantized model call by call: a wrapper for each layer that has a config.
 
     Args:
-        choices: `Choices`.
+        graph: `Graph` on whose nodes stands what becomes of them.
     """
 
-    def __init__(self, choices: Choices):
-        self.device = choices.scheme.device
-        self.choices, self.agreement = choices, Agreement(choices)
-        self.scheme, self.registry = choices.scheme, choices.registry
-        self.graph, self.units, self.configs = choices.graph, choices.units, choices.configs
-        self.unique = UniqueNames()
-        self.values, self.on_grid, self.quantized, self.made = {}, {}, {}, {}
-        self.points = {}
+    def __init__(self, graph: Graph):
+        self.graph, self.unique = graph, UniqueNames()
+        self.made, self.sites = {}, {}
 
-    def build(self):
-        """Returns the quantized model."""
-        inputs = tree.map_structure(
-            lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=self.unique(x.name)),
-            self.graph.inputs,
-        )
-        self._bind(self.graph.inputs, inputs)
-        self._quantize_inputs()
-        for unit in self.units:
-            self._bind(unit.outputs, self._call(unit))
-        outputs = tree.map_structure(self._output, self.graph.outputs)
-        return keras.Model(inputs, outputs, name=self.graph.name)
+    def build(self, recipe) -> QuantizedModel:
+        """Returns the quantized model, which knows its `recipe`."""
+        inputs = self.graph.new_inputs()
+        for x in tree.flatten(inputs):
+            self.unique(x.name)
+        outputs = self.graph.run(tree.flatten(inputs), self._call)
+        return QuantizedModel(inputs, outputs, name=self.graph.name, recipe=recipe)
 
-    def _output(self, x):
-        """Returns an output of the model, in the width of the scheme."""
-        stored = self.on_grid.get(id(self.values[id(x)]))
-        if stored is None or stored == self.scheme.activations.stored_bits:
-            return self.values[id(x)]
-        return self._quantize(x, None)
-
-    def _bind(self, old, new):
-        for x, y in zip(tree.flatten(old), tree.flatten(new), strict=True):
-            self.values[id(x)] = y
-
-    def _call(self, unit: Unit):
-        """Calls what stands for `unit` in the quantized model."""
-        lone = self.choices.is_lone_batch_norm(unit.node)
-        config = self.configs[id(unit.node)]
-        args, kwargs = self._arguments(unit)
-        if config is None and not lone:
-            layer = self._plain(unit.node, args, kwargs)
-            if isinstance(layer, OperationLayer):
-                args, kwargs = tensors((args, kwargs)), {}
-            return layer(*args, **kwargs)
-        make = self._convolution_of_ones if lone else self._wrapper
-        (before, wrapper, after), site = self._made_once(unit, make)
-        if isinstance(wrapper.layer, OperationLayer):
+    def _call(self, node, args, kwargs):
+        """Calls what stands for `node` in the quantized model."""
+        if node.layer not in self.made or not isinstance(node.layer, keras.layers.Layer):
+            self.made[node.layer] = self._layer(node, args, kwargs)
+        layer = self.made[node.layer]
+        inner = layer.layer if isinstance(layer, QuantizeWrapper) else layer
+        if isinstance(inner, OperationLayer):
             args, kwargs = tensors((args, kwargs)), {}
-        if before is not None:
-            args = (before(*args),)
-        outputs = wrapper(*args, **kwargs, **({"call_site": site} if site else {}))
-        if after is not None:
-            outputs = after(outputs)
-        if self.scheme.static:
-            self._note_grids(config, wrapper, tensors((args, kwargs)), outputs)
-        return outputs
+        if node.config is not None:
+            site = self.sites[node.layer] = self.sites.get(node.layer, -1) + 1
+            kwargs = {**kwargs, "call_site": site} if site else kwargs
+        return layer(*args, **kwargs)
 
-    def _note_grids(self, config, wrapper, inputs, outputs):
-        quantizers = wrapper.output_quantizers[0]
-        for x, quantizer in itertools.zip_longest(tree.flatten(outputs), quantizers):
-            if quantizer is not None:
-                self.on_grid[id(x)] = quantizer.spec.stored_bits
-            elif isinstance(config, SameGridConfig):
-                self.on_grid[id(x)] = self.on_grid.get(id(next(iter(real(inputs)), None)))
-            elif isinstance(config, ConstantConfig):
-                self.on_grid[id(x)] = config.activations.stored_bits
-
-    def _quantize_inputs(self):
-        """Quantizes the model's inputs, if any call reads their integers, for whoever reads them.
-
-        Also for a call of a float layer that comes first.
-        """
-        inputs = {id(x) for x in tree.flatten(self.graph.inputs)}
-        for unit in self.units:
-            if self._reads_grids(unit):
-                for x in unit.node.inputs:
-                    if id(x) in inputs:
-                        self._argument(unit, x)
-
-    def _reads_grids(self, unit):
-        """Whether a call takes its inputs on grids."""
-        config = self.configs[id(unit.node)]
-        quantized = self.choices.is_lone_batch_norm(unit.node) if config is None else True
-        as_it_comes = getattr(config, "reads_floats", False) or isinstance(config, TableConfig)
-        return self.scheme.static and quantized and not as_it_comes
-
-    def _arguments(self, unit):
-        """Returns the arguments of a call, on grids if the call takes them so."""
-        value = lambda x: self._argument(unit, x) if isinstance(x, keras.KerasTensor) else x  # noqa: E731
-        return tree.map_structure(value, (unit.node.args, unit.node.kwargs))
-
-    def _argument(self, unit, x):
-        y = self.values[id(x)]
-        if not (self._reads_grids(unit) and keras.backend.is_float_dtype(y.dtype)):
-            return y
-        if id(x) in self.choices.looked_up:
-            return y
-        several = self.agreement.keeps_grid(unit) and len(real(unit.node.inputs)) > 1
-        if several and self.agreement.is_fixed(x):
-            return self._quantize(x, self.agreement.groups[id(self.agreement.source(x))])
-        spec = getattr(self.configs[id(unit.node)], "activations", None)
-        stored = self.on_grid.get(id(y))
-        # A kernel reads and writes integers of one width.
-        if stored is None or (spec is not None and stored != spec.stored_bits):
-            return self._quantize(x, self.agreement.groups.get(id(x)), spec)
-        return y
-
-    def _quantize(self, x, group, spec=None):
-        """Puts a tensor on a grid of its own: an input, what a float layer computed, or integers
-        of another width.
-        """
-        spec = spec or self.scheme.activations
-        key = id(x), group, spec.num_bits
-        if key not in self.quantized:
-            producer = self.graph.producer(x)
-            name = f"quantize_{producer.layer.name if producer else x.name}"
-            widened = id(self.values[id(x)]) in self.on_grid
-            if widened:
-                name = f"{name}_to_{spec.num_bits}"
-                if self.on_grid[id(self.values[id(x)])] != spec.num_bits:
-                    group = group and f"{group}:{spec.num_bits}"
-            if group is None or group not in self.points:
-                quantizer = activation_quantizer(
-                    self.scheme.activation_quantizer, Static(spec), group
-                )
-                layer = Quantize(quantizer, device=self.device, name=self.unique(name))
-                self.points[group] = layer
-            else:
-                layer = self.points[group]
-            y = layer(self.values[id(x)])
-            self.on_grid[id(y)] = spec.stored_bits
-            self.quantized[key] = y
-            if producer is None and not widened:
-                # A model's input enters the device quantized, whoever reads it.
-                self.values[id(x)] = y
-        return self.quantized[key]
-
-    def _made_once(self, unit, make):
-        """Returns what `make` made at the first call of the unit's layer, and which call it is."""
-        key = id(unit.node.layer)
-        if key not in self.made:
-            self.made[key] = [make(unit), 0]
-        made = self.made[key]
-        made[1] += 1
-        return made[0], made[1] - 1
-
-    def _wrapper(self, unit):
-        """Returns the wrapper of the unit's layer, between nothing."""
-        node = unit.node
+    def _layer(self, node, args, kwargs):
+        """Returns the layer that stands for that of `node`, for all of its calls."""
+        if isinstance(node.layer, Quantize):
+            return node.layer
         if isinstance(node.layer, keras.layers.Layer):
-            layer = self._filled(node)
+            layer = node.filled()
         else:
-            layer = self._operation_layer(node)
+            layer = OperationLayer(
+                copy_layer(node.clone), node.args, node.kwargs, name=self.unique(node.layer.name)
+            )
+        if node.config is not None:
+            return self._wrapper(node, layer)
+        return layer if isinstance(layer, OperationLayer) else truthful(layer, args, kwargs)
+
+    def _wrapper(self, node, layer):
+        calls = self.graph.calls(node.layer)
         wrapper = QuantizeWrapper(
             layer,
-            self.configs[id(node)],
-            batch_norm=self._filled(unit.batch_norm) if unit.batch_norm else None,
-            call_sites=self._sites(unit),
-            weight_quantizer=self.scheme.weight_quantizer,
-            activation_quantizer=self.scheme.activation_quantizer,
-            device=self.device,
-            name=self.unique(f"quant_{layer.name}"),
+            node.config,
+            batch_norm=node.batch_norm and node.batch_norm.filled(),
+            call_sites=[CallSite(call.clamp, call.group) for call in calls],
+            weight_quantizer=node.scheme.weight_quantizer,
+            activation_quantizer=node.scheme.activation_quantizer,
+            device=node.scheme.device,
+            name=self.unique(f"quant_{node.alias or layer.name}"),
         )
         for variable, quantizer in wrapper.weight_quantizers:
             if isinstance(quantizer, WeightQuantizer):
                 quantizer.fit(variable.value)
-        return None, wrapper, None
-
-    def _convolution_of_ones(self, unit):
-        """Returns the quantized layers that compute a batch norm of its own."""
-        shape = unit.node.inputs[0].shape
-        before, convolution, after = standalone_batch_norm(unit.node.layer, shape)
-        norm = copy_layer(unit.node.clone, axis=-1)
-        norm.build((None, None, None, shape[-1]))
-        transfer_weights(unit.node.layer, norm)
-        wrapper = QuantizeWrapper(
-            convolution,
-            self.registry.get_quantize_config(convolution, self.scheme),
-            batch_norm=norm,
-            call_sites=self._sites(unit),
-            activation_quantizer=self.scheme.activation_quantizer,
-            device=self.device,
-            name=self.unique(f"quant_{unit.node.layer.name}"),
-        )
-        return self._mover(before, shape), wrapper, self._mover(after, shape)
-
-    def _mover(self, layer, shape):
-        if layer is None:
-            return None
-        layer.build(shape)
-        name = self.unique(f"quant_{layer.name}")
-        return QuantizeWrapper(layer, SameGridConfig(), device=self.device, name=name)
-
-    def _plain(self, node, args, kwargs):
-        """Returns the float layer (or operation) of a call."""
-        if not isinstance(node.layer, keras.layers.Layer):
-            return self._operation_layer(node)
-        key = id(node.layer)
-        if key not in self.made:
-            self.made[key] = truthful(self._filled(node), args, kwargs)
-        return self.made[key]
-
-    def _operation_layer(self, node):
-        return OperationLayer(
-            copy_layer(node.clone), node.args, node.kwargs, name=self.unique(node.layer.name)
-        )
-
-    def _filled(self, node):
-        """Returns the node's copy of the layer with the layer's weights."""
-        if node.clone is not node.layer:
-            transfer_weights(node.layer, node.clone)
-        return node.clone
-
-    def _site(self, unit):
-        return CallSite(unit.clamp, self.agreement.groups.get(id(tree.flatten(unit.outputs)[0])))
-
-    def _sites(self, unit):
-        """Returns the call sites of the unit's layer."""
-        return [self._site(u) for u in self.units if u.node.layer is unit.node.layer]
+        return wrapper

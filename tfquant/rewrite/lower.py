@@ -15,6 +15,7 @@ from tfquant.layers.plain import Barrier
 from tfquant.numerics import QuantParams
 from tfquant.quantizers import Grid, Quantizer, grid_of, on_grid
 from tfquant.registry.elementwise import SameGridConfig
+from tfquant.registry.keras_layers import folding_config
 from tfquant.registry.linear import LinearConfig
 from tfquant.rewrite.validate import check_finite, check_is_model
 from tfquant.wrappers import LoweredKernel, Quantize, QuantizeWrapper
@@ -217,7 +218,8 @@ def _lower_wrapper(layer, args, kwargs, unique, bare):
     grids = [grid_of(x) for x in tensors]
     name = unique(layer.layer.name + (f"_call{call_site}" if call_site else ""))
     apart = bare.shut(args) if bare.draws_in(layer.layer, args) else args
-    result = layer.quantize_config.lower(layer, call_site, apart, kwargs, grids, name)
+    config = layer.quantize_config if layer.batch_norm is None else folding_config(layer)
+    result = config.lower(layer, call_site, apart, kwargs, grids, name)
     # A layer that does nothing at inference returns its input; its output may lie on another grid.
     outputs = tree.map_structure(
         lambda y: keras.layers.Identity()(y) if any(y is x for x in tensors) else y, result.outputs

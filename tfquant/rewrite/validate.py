@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from tfquant.graph.graph import is_readable
+from tfquant.graph.walk import all_layers
 from tfquant.wrappers import Quantize, QuantizeWrapper
 
 
@@ -25,8 +26,9 @@ def check_model(model) -> None:
             "`keras.Input(shape)` as its first layer, or call it on data once."
         )
     _check_readable(model)
-    for layer in _leaves(model):
-        _check_layer(model, layer)
+    for layer in all_layers(model):
+        if isinstance(layer, keras.layers.Layer) and not is_readable(layer):
+            _check_layer(model, layer)
 
 
 def check_is_model(model) -> None:
@@ -70,11 +72,3 @@ def check_finite(layer) -> None:
                 f"Weights must be finite. Received: NaN or Inf in '{variable.path}' of layer "
                 f"'{layer.name}'."
             )
-
-
-def _leaves(model):
-    for layer in model.layers:
-        if is_readable(layer):
-            yield from _leaves(layer)
-        else:
-            yield layer

@@ -4,8 +4,8 @@ import abc
 
 import keras
 
-from tfquant.layers.copy import copy_layer, transfer_weights
-from tfquant.wrappers.lowering import LoweredKernel, Lowering
+from tfquant.layers.copy import copy_layer, transfer_weights, undrawn
+from tfquant.wrappers.lowering import LoweredKernel, Lowering, as_integers, clamp_layer
 
 
 class QuantizeConfig(abc.ABC):
@@ -40,8 +40,13 @@ class QuantizeConfig(abc.ABC):
 
     @property
     def reads_floats(self) -> bool:
-        """Whether the layer takes its inputs as they come, and not on a grid."""
+        """Whether the layer computes in float on its inputs as they come, and not on a grid."""
         return False
+
+    @property
+    def reads_grids(self) -> bool:
+        """Whether its real inputs are brought to a grid."""
+        return not self.reads_floats
 
     def device_call(self, call):
         """Computes at inference what the device computes, to the last integer.
@@ -74,8 +79,8 @@ class QuantizeConfig(abc.ABC):
     def lower(self, wrapper, call_site, args, kwargs, input_grids, name) -> Lowering:
         """Calls float layers that a converter understands, with weights on the integer grid.
 
-        The default calls a copy of the layer whose quantized weights are dequantized ones, and
-        says which integers they are.
+        The default calls a copy of the layer whose quantized weights are dequantized ones, then the
+        clamp, and says which integers they are.
 
         Args:
             wrapper: The `QuantizeWrapper`.
@@ -88,9 +93,11 @@ class QuantizeConfig(abc.ABC):
         Returns:
             `Lowering`.
         """
-        del call_site, input_grids
+        del input_grids
         layer = copy_layer(wrapper.layer, name=name)
-        outputs = layer(*args, **kwargs)
+        with undrawn(layer):
+            outputs = layer(*args, **kwargs)
+        outputs = clamp_layer(outputs, wrapper.call_sites[call_site].clamp)
         transfer_weights(wrapper.layer, layer)
         kernels = []
         of = {id(variable): quantizer for variable, quantizer in wrapper.weight_quantizers}
@@ -98,7 +105,7 @@ class QuantizeConfig(abc.ABC):
             quantizer = of.get(id(old))
             if quantizer is not None:
                 new.assign(quantizer.call(old.value))
-                kernels.append(lowered_kernel(quantizer, old.value, new.numpy()))
+                kernels.append(lowered_kernel(quantizer, old.value, new))
         return Lowering(outputs, tuple(kernels))
 
     def get_config(self) -> dict:
@@ -111,9 +118,11 @@ class QuantizeConfig(abc.ABC):
         return cls(**config)
 
 
-def lowered_kernel(quantizer, weight, values) -> LoweredKernel:
-    """Describes the quantized `values` of a `weight`."""
+def lowered_kernel(quantizer, weight, variable) -> LoweredKernel:
+    """Describes the quantized `weight` that the `variable` of a lowered layer holds."""
     if quantizer.spec is None:
-        return LoweredKernel(values)
-    scale = keras.ops.convert_to_numpy(quantizer.params(weight).scale)
-    return LoweredKernel(values, scale.reshape(-1), quantizer.spec)
+        return LoweredKernel(variable)
+    scale = quantizer.params(weight).scale
+    integers = keras.ops.convert_to_numpy(keras.ops.round(quantizer.call(weight) / scale))
+    scale = keras.ops.convert_to_numpy(scale).reshape(-1)
+    return LoweredKernel(variable, as_integers(integers), scale, quantizer.spec)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 
 from tfquant.numerics import QuantSpec
@@ -12,20 +13,31 @@ class LoweredKernel:
     """A weight of a lowered layer, whose values lie on a grid.
 
     Attributes:
-        values: Float32 values, `q * scale`, as the lowered layer holds them.
+        variable: The variable of the lowered layer that holds it, as float32 `integers * scale`.
+        integers: Integers in the variable's shape; `None` for values in half precision.
         scale: Float32 step, one for each output channel or one in all, flat; those of groups as
             `[groups, channels]`; `None` for values in half precision.
         spec: `QuantSpec`; `None` for values in half precision.
+        channel_axes: Axes that number the output channels of the operator that multiplies by it;
+            empty where nobody knows what reads it.
     """
 
-    values: np.ndarray
+    variable: keras.Variable
+    integers: np.ndarray | None = None
     scale: np.ndarray | None = None
     spec: QuantSpec | None = None
+    channel_axes: tuple[int, ...] = ()
 
     @property
     def group_size(self) -> int:
         """Number of values that share a step along the inputs; 0 without groups."""
         return getattr(self.spec and self.spec.granularity, "group_size", 0)
+
+
+def as_integers(q: np.ndarray) -> np.ndarray:
+    """Returns the numbers `q`, which are integers, in the smallest type that holds them."""
+    largest = np.abs(q).max(initial=0)
+    return q.astype(np.int8 if largest <= 127 else np.int16)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,3 +56,10 @@ class Lowering:
     kernels: tuple[LoweredKernel, ...] = ()
     dynamic: bool = False
     bias: np.ndarray | None = None
+
+
+def clamp_layer(x, bounds):
+    """Applies the clamp `bounds`, `(low, high)` or `None`, as a layer that converters fuse."""
+    if bounds is None:
+        return x
+    return keras.layers.ReLU(max_value=bounds[1])(x)

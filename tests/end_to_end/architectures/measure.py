@@ -102,16 +102,21 @@ def stock(model, data, kind):
 
 
 def float_operators(content) -> list[str]:
-    """Returns the names of float operators in a file, those of norms and of borders apart."""
-    file = File(content)
-    borders = ("QUANTIZE", "DEQUANTIZE")
-    return [
-        op.name
-        for op in file.ops
-        if op.name not in borders
-        and any(file.type(i) == "FLOAT32" for i in op.outputs)
-        and "norm" not in file.name(op.outputs[0]).split(";")[0].rsplit("/", 2)[-2:][0]
-    ]
+    """Returns the names of float operators in a file, without those at the borders of integers.
+
+    Those of norms are left out, and the sums that nothing but norms read.
+    """
+    file, found, apart = File(content), [], set()
+    for op in reversed(file.ops):
+        if op.name == "QUANTIZE" or not any(file.type(i) == "FLOAT32" for i in op.outputs):
+            continue
+        readers = {reader.index for i in op.outputs for reader in file.consumers(i)}
+        residual = op.name in ("ADD", "DEQUANTIZE") and readers and readers <= apart
+        if residual or "norm" in file.name(op.outputs[0]).split(";")[0]:
+            apart.add(op.index)
+        elif op.name != "DEQUANTIZE":
+            found.append(op.name)
+    return found[::-1]
 
 
 def _rival_sqnr(content, model, data):

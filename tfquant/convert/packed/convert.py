@@ -9,6 +9,7 @@ from keras import layers, tree
 
 from tfquant import lowbit
 from tfquant.convert.files import check_file, check_new_folder, new_folder, replacing
+from tfquant.convert.packed.archive import compress
 from tfquant.convert.packed.layers import make, store, why_not
 from tfquant.graph.graph import UniqueNames, clone_graph
 from tfquant.layers.copy import copy_layer, transfer_weights
@@ -272,7 +273,7 @@ class _Packer:
             settings |= {"activations": "static", "x_scale": 1.0}
             packed = make(inner, q, scale, name=inner.name, **settings)
             kernel = DynamicKernel(packed, rounded, name=name)
-            real = lowered.values.astype(np.float64)
+            real = lowered.variable.numpy().astype(np.float64)
             kernel.set_parameters(real.sum(axis=tuple(range(real.ndim - 1))), unit.bias)
             return kernel, rounded.spec.num_bits
         grids = [_grid(u.inputs) for u in self.units_of[id(unit.layer)]]
@@ -326,7 +327,7 @@ class _Packer:
                 dtype="float32",
                 name=self.unique(unit.name),
             )
-            sizes = 4 * kernel.values.size, _num_bytes(self.made[key].weights)
+            sizes = 4 * kernel.integers.size, _num_bytes(self.made[key].weights)
             self._report(unit.name, inner, *sizes, weight_bits=8)
         return self.made[key](x)
 
@@ -363,10 +364,7 @@ def _grid(tensors):
 
 def _integers(unit) -> np.ndarray:
     """Returns the integers of a unit's kernel, in its shape."""
-    kernel = unit.kernels[0]
-    ((_, quantizer),) = unit.layer.weight_quantizers
-    scale = quantizer.spread(kernel.scale.reshape(quantizer.scale_shape))
-    return np.rint(kernel.values / keras.ops.convert_to_numpy(scale)).astype(np.int16)
+    return unit.kernels[0].integers.astype(np.int16)
 
 
 def _is_grid_of_bytes(grid) -> bool:
@@ -405,6 +403,7 @@ def _write(packed, path):
     if path.endswith(".keras"):
         with replacing(path, suffix=".keras") as temporary:
             packed.save(temporary)
+            compress(temporary)
     else:
         with new_folder(path) as temporary:
             _save_model(packed, temporary)

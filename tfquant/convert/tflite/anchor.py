@@ -1,54 +1,74 @@
 """Which tensor of the float file is which activation of the Keras model.
 
-A tensor and an activation belong together when they have the same values on a sample input. Names
-settle the rest: a tensor's name carries the names of the layers that it was computed by.
+By structure: the name of a file's tensor lists the operations of the graph that it was made from,
+and the last of them computes it. A point of the model is a tensor of the same graph. Operations
+that leave values and their order alone (a reshape, a bias of zeros) make several tensors one.
 """
 
-import numpy as np
+import math
 
+import numpy as np
+import tensorflow as tf
+
+from tfquant.convert.tflite import rules
 from tfquant.convert.tflite.flatbuffer import File
+from tfquant.convert.tflite.float_file import FloatFile, is_limit
 from tfquant.layers.parts import Constant
 from tfquant.quantizers import grid_of
 from tfquant.rewrite.lower import Lowered, Point
 from tfquant.wrappers import Quantize
 
-# Two float implementations of one layer differ by rounding, which grows along the network.
-RELATIVE_TOLERANCE = 2e-3
+# Operations of a graph that return the values of an input in their order: which input.
+_SAME_VALUES = dict.fromkeys(
+    ("ExpandDims", "Identity", "IdentityN", "Reshape", "Squeeze", "StopGradient"), 0
+)
+
+# Those that do where they return as many values as they read.
+_SAME_VALUES_IF_AS_MANY = {
+    **dict.fromkeys(("ConcatV2", "Max", "Mean", "Min", "Pack", "Pad", "PadV2", "Prod"), 0),
+    **dict.fromkeys(("Slice", "SplitV", "Sum", "Tile", "Unpack"), 0),
+    "Split": 1,
+}
+
+# Operations whose outputs differ from those of another of the same settings.
+_DRAWN = frozenset({"Placeholder", "RandomUniform", "RandomStandardNormal", "VarHandleOp"})
+
+_SUMS = frozenset({"Add", "AddV2", "BiasAdd"})
+
+# Operators of a file that return the values of their first input in their order.
+MOVES = frozenset({"EXPAND_DIMS", "RESHAPE", "SQUEEZE"})
 
 
 def anchor(
-    file: File,
-    values: dict[int, np.ndarray],
-    lowered: Lowered,
-    compute,
+    float_file: FloatFile, lowered: Lowered
 ) -> tuple[dict[int, list[Point]], dict[int, list[Point]], list[str]]:
     """Finds the tensors of each point.
 
     Args:
-        file: The float file.
-        values: Values of the file's computed tensors on a sample.
+        float_file: The float file.
         lowered: From `tfquant.rewrite.lower`.
-        compute: Function of points, and of pairs of other points and the values in their place,
-            that returns the values of the points on the same sample.
 
     Returns:
         `(anchors, rounded_again, lost)`. Of the first, dict from tensor index to its points, all of
         one grid. A tensor may have several (before and behind a flatten that was computed away),
         and a point several tensors (before and behind a reshape), or none. Of the second, likewise,
-        the points of other grids: those that `Quantize` layers bring the tensor to. The last, names
-        of layers whose output has a grid and no tensor.
+        the points of other grids: those that `Quantize` layers bring the tensor to, and what was
+        computed away behind them. The last, names of layers whose output has a grid and no tensor.
     """
-    found = _found(values, lowered.points, compute)
+    file = float_file.file
     again = _rounded_again(lowered)
     anchors, rounded_again = {}, {}
-    for index, points in found.items():
-        first = [p for p in points if id(p.tensor) not in again]
-        anchors[index] = _settle(file, index, first or points, lowered)
-        key = _key(anchors[index][0])
-        others = [p for p in points if id(p.tensor) in again and _key(p) != key]
+    found = _found(float_file, lowered.points)
+    for index, (points, own) in found.items():
+        own = [p for p in own or points if id(p.tensor) not in again] or own or points
+        op = file.producer(index)
+        moves = op is not None and op.name in rules.SAME_GRID
+        key = _key(own[-1 if moves else 0])
+        anchors[index] = [p for p in own if _key(p) == key]
+        others = [p for p in points if p.grid is not None and _key(p) != key]
         if others:
             rounded_again[index] = others
-    found = {id(point.tensor) for points in found.values() for point in points}
+    found = {id(point.tensor) for points, _ in found.values() for point in points}
     return anchors, rounded_again, _lost(found, lowered)
 
 
@@ -67,30 +87,167 @@ def layer_names(file: File, anchors: dict[int, list[Point]]) -> dict[str, str]:
     return found
 
 
-def _found(values, points, compute):
-    """Returns the points of each tensor, by equal values, in their order.
+def _found(float_file, points):
+    """Returns for each tensor of the file its points in their order, and which are in front of it.
 
-    A network may let rounding grow until nothing is recognized behind some layer: what was not
-    found is computed again from the file's own values of what was.
+    The others are behind it: the converter computed away what leads to them.
     """
-    floats = {i: v.reshape(-1) for i, v in values.items() if v.dtype == np.float32}
-    found: dict[int, list[int]] = {}
-    known: dict[int, tuple] = {}
-    missing = list(range(len(points)))
-    while missing:
-        computed = compute([points[n] for n in missing], known.values())
-        for number, expected in zip(missing, computed, strict=True):
-            tolerance = RELATIVE_TOLERANCE * float(np.abs(expected).max(initial=0.0))
-            flat = expected.reshape(-1)
-            for index, value in floats.items():
-                if value.size == flat.size and np.abs(value - flat).max() <= tolerance:
-                    found.setdefault(index, []).append(number)
-                    known[number] = points[number], value.reshape(expected.shape)
-        left = [number for number in missing if number not in known]
-        if len(left) == len(missing):
-            break
-        missing = left
-    return {index: [points[n] for n in sorted(numbers)] for index, numbers in found.items()}
+    graph = float_file.graph
+    numbers = _number(graph.operations)
+    by_number: dict[str, list[tuple[Point, str]]] = {}
+    for point, tensor in zip(points, graph.points, strict=True):
+        by_number.setdefault(numbers[tensor.name], []).append((point, tensor.name))
+    found = {}
+    for index, tensor in _tensors(float_file.file, graph).items():
+        pairs, path = by_number.get(numbers[tensor.name], []), _path(tensor)
+        if pairs:
+            own = [point for point, name in pairs if name in path]
+            found[index] = [point for point, _ in pairs], own
+    return found
+
+
+def _path(tensor):
+    """Returns the names of `tensor` and of those in front of it that hold the same values."""
+    names = {tensor.name}
+    while (position := _same_values(tensor)) is not None:
+        tensor = tensor.op.inputs[position]
+        names.add(tensor.name)
+    return names
+
+
+def _number(operations):
+    """Returns for the name of each tensor of a graph that of the first with the same values.
+
+    Values, in their order, are the same behind what leaves them alone, and where the same is
+    computed of the same: converters do that once.
+    """
+    numbers, first = {}, {}
+    for op in operations:
+        inputs = tuple(numbers[x.name] for x in op.inputs if x.name in numbers)
+        made_of = op.type, inputs, _settings(op)
+        computed = op.type not in _DRAWN and len(inputs) == len(op.inputs)
+        name = first.setdefault(made_of, op.name) if computed else op.name
+        for position, output in enumerate(op.outputs):
+            same = _same_values(output)
+            numbers[output.name] = f"{name}:{position}" if same is None else inputs[same]
+    return numbers
+
+
+def _settings(op):
+    """Returns the attributes of an operation, the value of a constant among them."""
+    attributes = op.node_def.attr
+    return tuple((key, attributes[key].SerializeToString()) for key in sorted(attributes))
+
+
+def _tensors(file, graph):
+    """Returns the tensor of the graph that each computed tensor of a file is."""
+    operations = {op.name: (number, op) for number, op in enumerate(graph.operations)}
+    tensors = dict(zip(file.inputs, graph.inputs, strict=True))
+    for op in file.ops:
+        for position, index in enumerate(op.outputs):
+            tensor = _computed(file, op, position, operations)
+            if tensor is not None:
+                tensors[index] = tensor
+    _drop_parts(file, tensors)
+    _follow(file, tensors)
+    return tensors
+
+
+def _computed(file, op, position, operations):
+    """Returns the graph's tensor that an output of a file's operator is, by its name, or `None`."""
+    index = op.outputs[position]
+    named = [_operation(part, operations) for part in file.name(index).split(";")]
+    named = [pair for pair in named if pair is not None]
+    if not named:
+        return None
+    _, operation = max(named, key=lambda pair: pair[0])
+    if len(operation.outputs) not in (1, len(op.outputs)):
+        return None
+    tensor = operation.outputs[position if len(operation.outputs) > 1 else 0]
+    count = tensor.shape.num_elements()
+    fits = count is None or count == int(np.prod(file.shape(index)))
+    return tensor if fits else None
+
+
+def _operation(name, operations):
+    """Returns `(position, operation)` of a name, which may have a number behind it, or `None`."""
+    name = name.partition(":")[0]
+    return operations.get(name) or operations.get(name.rstrip("0123456789"))
+
+
+def _same_values(tensor):
+    """Returns the position of the input whose values, in their order, `tensor` holds, or `None`."""
+    op = tensor.op
+    if op.type == "IdentityN":
+        return tensor.value_index
+    if op.type in _SAME_VALUES:
+        return _SAME_VALUES[op.type]
+    if op.type in _SAME_VALUES_IF_AS_MANY:
+        position = _SAME_VALUES_IF_AS_MANY[op.type]
+        return position if _count(op.inputs[position]) == _count(tensor) else None
+    same = _adds_nothing(op) or _is_barrier(op) or (op.type == "Transpose" and _moves_nothing(op))
+    return 0 if same else None
+
+
+def _count(tensor):
+    """Returns the number of values along the known axes of a tensor, and of unknown axes."""
+    if tensor.shape.rank is None:
+        return None
+    return math.prod(n or 1 for n in tensor.shape), list(tensor.shape).count(None)
+
+
+def _moves_nothing(op):
+    """Whether a transposition moves axes of one index alone."""
+    order, shape = tf.get_static_value(op.inputs[1]), op.inputs[0].shape
+    if order is None or shape.rank is None:
+        return False
+    kept = [axis for axis in order if shape[axis] != 1]
+    return kept == sorted(kept)
+
+
+def _adds_nothing(op):
+    """Whether an operation adds zeros to its first input."""
+    if op.type not in _SUMS or _count(op.inputs[0]) != _count(op.outputs[0]):
+        return False
+    added = op.inputs[1]
+    while added.op.type in _SAME_VALUES:
+        added = added.op.inputs[0]
+    return added.op.type == "Const" and not np.any(tf.get_static_value(added))
+
+
+def _is_barrier(op):
+    return (
+        op.type == "Minimum"
+        and op.inputs[1].op.type == "Const"
+        and is_limit(tf.get_static_value(op.inputs[1]))
+    )
+
+
+def _drop_parts(file, tensors):
+    """Leaves of several tensors of one name the last, and those that hold the same values.
+
+    The others are steps on the way to it: the converter took an operation apart.
+    """
+    moved = {op.outputs[0]: op.inputs[0] for op in file.ops if op.name in MOVES}
+    last = {tensor.name: index for index, tensor in tensors.items()}
+    same = set()
+    for index in last.values():
+        while index is not None:
+            same.add(index)
+            index = moved.get(index)
+    for index in set(tensors) - same:
+        del tensors[index]
+
+
+def _follow(file, tensors):
+    """Gives what has no tensor of the graph that of its reshape, or of what it is a reshape of."""
+    moves = [op for op in file.ops if op.name in MOVES]
+    for op in moves:
+        if op.outputs[0] not in tensors and op.inputs[0] in tensors:
+            tensors[op.outputs[0]] = tensors[op.inputs[0]]
+    for op in reversed(moves):
+        if op.inputs[0] not in tensors and op.outputs[0] in tensors:
+            tensors[op.inputs[0]] = tensors[op.outputs[0]]
 
 
 def _lost(found, lowered):
@@ -116,23 +273,6 @@ def _rounded_again(lowered):
         for unit in lowered.units
         if isinstance(unit.layer, Quantize) and grid_of(unit.inputs[0]) is not None
     }
-
-
-def _settle(file, index, points, lowered):
-    """Chooses among points of equal values those of one grid."""
-    if len({_key(p) for p in points}) > 1:
-        name = file.name(index)
-        named = [p for p in points if f"/{_layer_name(p, lowered)}" in name]
-        chosen = (named or points)[-1]
-        points = [p for p in points if _key(p) == _key(chosen)]
-    return points
-
-
-def _layer_name(point, lowered):
-    for unit in lowered.units:
-        if any(x is point.tensor for x in unit.outputs):
-            return unit.name
-    return point.name
 
 
 def _key(point):

@@ -6,9 +6,15 @@ import numpy as np
 from keras import tree
 
 from tfquant.convert.tflite import rules
-from tfquant.convert.tflite.flatbuffer import File, Op
-from tfquant.numerics import QuantSpec, choose_params
-from tfquant.registry.linear import LinearConfig
+from tfquant.convert.tflite.flatbuffer import kernel_inputs
+from tfquant.convert.tflite.float_file import FloatFile
+from tfquant.convert.tflite.stored import (
+    TensorParams,
+    compared,
+    constant,
+    kernel_constants,
+    weight,
+)
 from tfquant.rewrite.lower import Lowered, LoweredUnit, Point
 from tfquant.wrappers import Quantize
 
@@ -17,32 +23,6 @@ AS_THE_SCHEME_SAYS = "the scheme keeps activations float"
 
 # What ai-edge-quantizer calls the reader of a model's output.
 GRAPH = -1
-
-# A weight that is off its grid by more than this part of a step was not what we wrote.
-OFF_GRID = 0.01
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TensorParams:
-    """What a tensor of the file becomes.
-
-    Attributes:
-        num_bits: Width; 16 with `scale` `None` means half-precision floats.
-        scale: Float32 array, one for each channel or one in all; `[channels, groups]` with groups.
-        zero_point: Integers of the same shape.
-        axis: Axis that numbers the channels, or that is cut into groups, or `None`.
-        data: Integers (or half-precision floats) of a stored tensor.
-        dequantize: Whether the file turns a stored tensor back to float before it is read.
-        group_size: Values along `axis` that share a scale; 0 without groups.
-    """
-
-    num_bits: int
-    scale: np.ndarray | None
-    zero_point: np.ndarray | None
-    axis: int | None = None
-    data: np.ndarray | None = None
-    dequantize: bool = False
-    group_size: int = 0
 
 
 @dataclasses.dataclass
@@ -69,7 +49,7 @@ class Assignment:
 
 
 def assign(
-    file: File,
+    float_file: FloatFile,
     anchors: dict[int, list[Point]],
     rounded_again: dict[int, list[Point]],
     lowered: Lowered,
@@ -80,50 +60,54 @@ def assign(
     keep them; an operator whose inputs and outputs all have a grid runs in integers.
 
     Args:
-        file: The float file.
+        float_file: The float file.
         anchors: From `anchor`.
         rounded_again: From `anchor`.
         lowered: From `tfquant.rewrite.lower`.
 
     Returns:
         `Assignment`.
-
-    Raises:
-        RuntimeError: If a stored kernel is not on the grid that the model says it is on.
     """
+    file = float_file.file
     unit_of = {id(x): unit for unit in lowered.units for x in unit.outputs}
     computed = {
         index: _from_grid(points[0].grid) for index, points in anchors.items() if points[0].grid
     }
     _spread(file, computed)
     result = Assignment(computed, {}, {}, set(), {}, {})
-    by_kernel = _kernels(file, anchors, lowered, unit_of)
-    others = _other_weights(file, lowered)
     for op in file.ops:
-        unit, kernel = by_kernel.get(op.index, (None, None))
-        if unit is not None:
-            result.units[op.index] = unit
+        stored = {i: w for i in op.inputs if (w := float_file.weights.get((op.index, i)))}
+        kernel = stored.get(kernel_inputs(op)[1]) if op.name in rules.KERNELS else None
+        if kernel is not None:
+            result.units[op.index] = kernel.unit
         reason = _why_float(file, op, computed, kernel)
-        if reason is None and _is_of_float_layer(op, anchors, unit_of):
+        moves = op.name in rules.SAME_GRID and _shares_grid(op, computed)
+        if reason is None and not moves and _is_of_float_layer(op, anchors, unit_of):
             reason = "the layer is not quantized"
         if reason is None:
             result.integer.add(op.index)
             readers = [unit_of.get(id(p.tensor)) for i in op.outputs for p in anchors.get(i, ())]
             _read_again(op.index, op.inputs, readers, rounded_again, result)
             _requantize(file, op, result)
-            _store_constants(file, op, kernel, others, result)
+            found = _constants(file, op, kernel, stored, result)
         else:
             result.float_reasons[op.index] = reason
-            if kernel is not None:
-                _store_weights_only(file, op, unit, kernel, result)
-            else:
-                _store_other_weights(file, op, others, result)
+            found = {i: weight(w, dequantize=not w.read_as_integers) for i, w in stored.items()}
+        result.stored.update({(op.index, i): params for i, params in found.items()})
     ends = {id(x) for x in tree.flatten(lowered.model.output)}
     for index in file.outputs:
         again = [p for p in rounded_again.get(index, ()) if id(p.tensor) in ends]
         if again:
             result.requantized[GRAPH, index] = _from_grid(again[0].grid)
     return result
+
+
+def _shares_grid(op, computed):
+    """Whether an operator reads integers of the grid that it writes."""
+    grids = [computed.get(i) for i in (*op.inputs[:1], *op.outputs[:1])]
+    if None in grids:
+        return False
+    return len({(g.num_bits, float(g.scale[0]), int(g.zero_point[0])) for g in grids}) == 1
 
 
 def _is_of_float_layer(op, anchors, unit_of):
@@ -173,10 +157,12 @@ def _spread(file, computed):
     while changed:
         changed = False
         for op in file.ops:
-            data = [i for i in op.inputs if _is_float_data(file, i)]
+            data = [i for i in op.inputs if file.is_float_data(i)]
             known = [i for i in data if i in computed]
             if op.name in rules.SAME_GRID:
-                ends = [*known, *(i for i in op.outputs if i in computed)]
+                # A float input keeps the operator float: it has no grid to be brought to.
+                ends = known if len(known) == len(data) else []
+                ends = [*ends, *(i for i in op.outputs if i in computed)]
                 for index in [*data, *op.outputs] if ends else []:
                     if index not in computed and file.type(index) == "FLOAT32":
                         computed[index] = computed[ends[0]]
@@ -200,98 +186,9 @@ def _fixed(name, num_bits):
     return TensorParams(num_bits, np.array([scale], np.float32), np.array([zero_point]))
 
 
-def _is_float_data(file, index):
-    return file.type(index) == "FLOAT32" and not file.is_constant(index)
-
-
-def _kernels(file, anchors, lowered, unit_of):
-    """Finds the unit behind each operator that has a kernel.
-
-    The kernel's values tell, in whatever layout the operator stores them.
-    """
-    found = {}
-    kernels = [(unit, kernel) for unit in lowered.units for kernel in unit.kernels]
-    for op in file.ops:
-        if op.name not in rules.KERNELS or not file.is_constant(kernel_inputs(op)[1]):
-            continue
-        of_output = {unit_of.get(id(point.tensor)) for point in anchors.get(op.outputs[0], ())}
-        stored = np.sort(file.constant(kernel_inputs(op)[1]), axis=None)
-        # The operator's own unit first: two layers may hold the same values.
-        ordered = sorted(kernels, key=lambda pair: pair[0] not in of_output)
-        match = next((pair for pair in ordered if _same_values(pair[1].values, stored)), None)
-        if match is not None:
-            found[op.index] = match
-    return found
-
-
-def _other_weights(file, lowered):
-    """Finds the quantized weights that are no kernel of an operator that multiplies by one.
-
-    Returns:
-        Dict from tensor index to `LoweredKernel`.
-    """
-    kernels = [
-        kernel
-        for unit in lowered.units
-        if not isinstance(getattr(unit.layer, "quantize_config", None), LinearConfig)
-        for kernel in unit.kernels
-    ]
-    found = {}
-    for index in {i for op in file.ops for i in op.inputs} if kernels else ():
-        if file.type(index) != "FLOAT32" or not file.is_constant(index):
-            continue
-        stored = np.sort(file.constant(index), axis=None)
-        match = next((k for k in kernels if _same_values(k.values, stored)), None)
-        if match is not None:
-            found[index] = match
-    return found
-
-
-def _store_other_weights(file, op, others, result):
-    """Stores weights that a float operator reads in few bits, where they lie on a grid."""
-    for index in op.inputs:
-        kernel = others.get(index)
-        if kernel is None:
-            continue
-        if kernel.spec is None:
-            data = file.constant(index).astype(np.float16)
-            result.stored[op.index, index] = TensorParams(
-                16, None, None, data=data, dequantize=True
-            )
-            continue
-        axes = [None] if len(kernel.scale) == 1 else range(file.constant(index).ndim)
-        found = (_on_grid(file.constant(index), kernel, axis) for axis in axes)
-        params = next((p for p in found if p is not None), None)
-        if params is not None:
-            result.stored[op.index, index] = params
-
-
-def _on_grid(values, kernel, axis):
-    """Returns the integers of `values` with a scale for each index of `axis`, if they are some."""
-    shape = [1] * values.ndim
-    if axis is not None:
-        if values.shape[axis] != len(kernel.scale):
-            return None
-        shape[axis] = -1
-    steps = values.astype(np.float64) / kernel.scale.astype(np.float64).reshape(shape)
-    q = np.rint(steps)
-    if np.abs(steps - q).max(initial=0.0) > OFF_GRID or np.abs(q).max(initial=0) > 127:
-        return None
-    zeros = np.zeros(len(kernel.scale), np.int64)
-    return TensorParams(8, kernel.scale, zeros, axis, q.astype(np.int8), dequantize=True)
-
-
-def _same_values(kernel, in_order):
-    """Whether two kernels hold the same values in any layout."""
-    if kernel.size != in_order.size:
-        return False
-    tolerance = 1e-6 * float(np.abs(in_order).max(initial=0.0))
-    return bool(np.allclose(np.sort(kernel, axis=None), in_order, rtol=0, atol=tolerance))
-
-
 def _why_float(file, op, computed, kernel):
     """Returns why an operator cannot run in integers, or `None` if it can."""
-    data = [i for i in (*op.inputs, *op.outputs) if _is_float_data(file, i)]
+    data = [i for i in (*op.inputs, *op.outputs) if file.is_float_data(i)]
     if not data:
         return None
     if not computed:
@@ -301,157 +198,35 @@ def _why_float(file, op, computed, kernel):
     missing = [file.name(i) for i in data if i not in computed]
     if missing:
         return f"the range of {_short(missing[0])} is not known"
-    if op.name in rules.COMPARISONS and _compared(file, op, computed) is None:
+    if op.name in rules.COMPARISONS and compared(file, op, computed) is None:
         return "LiteRT compares integers of one grid only, and with constants within it"
     if op.name in rules.ONLY_8_BITS and any(computed[i].num_bits > 8 for i in data):
         return "tfquant knows a kernel of 8 bits for it only"
-    if op.name in rules.KERNELS and (kernel is None or kernel.spec is None):
+    if op.name in rules.KERNELS and (kernel is None or kernel.kernel.spec is None):
         return "its weights are not quantized"
     return None
-
-
-def _compared(file, op, computed):
-    """Returns the integers for the constants of a comparison: a dict from tensor index to params.
-
-    Between two integers of the grid a constant becomes the one that divides all integers of the
-    grid as the constant does.
-
-        x > c,  x <= c:     the last that is <= c
-        x < c,  x >= c:     the first that is >= c
-
-    Returns:
-        `None` if there are none, as for `x == c`, or LiteRT does not compare integers of this grid.
-    """
-    grids = [computed[i] for i in op.inputs if _is_float_data(file, i)]
-    first, (low, high) = grids[0], rules.COMPARED_STEPS
-    scale, zero_point = first.scale[0], first.zero_point[0]
-    same = all(g.scale[0] == scale and g.zero_point[0] == zero_point for g in grids)
-    if not same or first.num_bits != 8 or not low <= scale < high:
-        return None
-    real = (np.arange(-128, 128) - zero_point).astype(np.float32) * scale
-    found = {}
-    for position, index in enumerate(op.inputs):
-        if _is_float_data(file, index):
-            continue
-        name = op.name if position else rules.EXCHANGED.get(op.name, op.name)
-        values = file.constant(index)
-        last = name in ("GREATER", "LESS_EQUAL")
-        place = np.searchsorted(real, values, "right" if last else "left") - last
-        if place.min() < 0 or place.max() > 255:
-            return None
-        if name in ("EQUAL", "NOT_EQUAL") and (real[place] != values).any():
-            return None
-        data = np.asarray(place - 128, np.int8)
-        found[index] = dataclasses.replace(first, data=data)
-    return found
 
 
 def _short(name):
     return name.split(";")[0]
 
 
-def kernel_inputs(op: Op) -> tuple[int, int, int | None]:
-    """Returns the indices of an operator's data, weights and (or `None`) bias tensors."""
-    data, weights, bias = rules.KERNEL_INPUTS.get(op.name, rules.DEFAULT_KERNEL_INPUTS)
-    return op.inputs[data], op.inputs[weights], op.inputs[bias] if len(op.inputs) > bias else None
-
-
-def _store_constants(file, op, kernel, others, result):
-    if op.name in rules.COMPARISONS and any(_is_float_data(file, i) for i in op.inputs):
-        constants = _compared(file, op, result.computed)
-        result.stored.update({(op.index, index): params for index, params in constants.items()})
-        return
-    if op.name not in rules.KERNELS:
-        for index in op.inputs:
-            if file.type(index) == "FLOAT32" and file.is_constant(index):
-                weight = others.get(index)
-                params = None
-                if weight is not None and weight.spec is not None and len(weight.scale) == 1:
-                    params = _on_grid(file.constant(index), weight, None)
-                if params is None:
-                    params = _constant(file, op, index, result)
-                result.stored[op.index, index] = dataclasses.replace(params, dequantize=False)
-        return
-    x, weights, bias = kernel_inputs(op)
-    result.stored[op.index, weights] = _weights(file, op, weights, kernel)
-    if bias is not None:
-        params = result.requantized.get((op.index, x), result.computed[x])
-        scale = params.scale.astype(np.float64) * kernel.scale.astype(np.float64)
-        info = np.iinfo(np.int32 if params.num_bits <= 8 else np.int64)
-        # The last float64 below 2**63 is 1024 less.
-        limit = float(info.max) if info.bits == 32 else 2.0**63 - 1024
-        integers = np.clip(np.rint(file.constant(bias) / scale), -limit, limit)
-        zeros = np.zeros(len(scale), np.int64)
-        result.stored[op.index, bias] = TensorParams(
-            info.bits, scale.astype(np.float32), zeros, 0, integers.astype(info.dtype)
+def _constants(file, op, kernel, stored, result):
+    """Returns what the constants of an operator in integers become, by tensor index."""
+    constants = [i for i in op.inputs if file.type(i) == "FLOAT32" and file.is_constant(i)]
+    if kernel is not None:
+        x = kernel_inputs(op)[0]
+        return kernel_constants(
+            file, op, kernel, result.requantized.get((op.index, x), result.computed[x])
         )
-
-
-def _weights(file, op, index, kernel, dequantize=False):
-    """Recovers the integers of a stored kernel from its values, which lie on the grid."""
-    values, axis = file.constant(index), rules.KERNELS[op.name]
-    scale, spec, group_size = kernel.scale, kernel.spec, kernel.group_size
-    if group_size:  # Of FULLY_CONNECTED alone, whose weights are `[outputs, inputs]`.
-        scale, axis = np.ascontiguousarray(scale.T), 1
-        spread = np.repeat(scale, group_size, axis=1)
-    elif len(scale) > 1:
-        scale = _scale_along(scale, values.shape[axis])
-        spread = scale.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
-    else:
-        spread, axis = scale[0], None
-    q = np.rint(values.astype(np.float64) / spread.astype(np.float64))
-    off = np.abs(values - q * spread) / spread
-    if off.max(initial=0.0) > OFF_GRID or np.abs(q).max(initial=0) > max(spec.qmax, -spec.qmin):
-        raise RuntimeError(
-            f"The converter changed weights of {op.name} '{file.name(index)}': they are off their "
-            f"grid by {off.max():.3g} of a step. Please report the model."
-        )
-    return TensorParams(
-        4 if spec.num_bits <= 4 else 8,  # The widths that the file stores.
-        scale,
-        np.zeros(scale.shape, np.int64),
-        axis,
-        q.astype(np.int8),
-        dequantize=dequantize,
-        group_size=group_size,
-    )
-
-
-def _scale_along(scale, channels):
-    """Returns the scale of each channel of the operator.
-
-    A kernel `(dim, heads, size)` with a scale for each of `size` is stored as a matrix that numbers
-    `heads * size` channels.
-    """
-    return np.tile(scale, channels // len(scale))
-
-
-def _constant(file, op, index, result):
-    """Quantizes a constant operand: on the operator's grid where it must, else on its own."""
-    values = file.constant(index)
-    num_bits = next(result.computed[i].num_bits for i in op.outputs if i in result.computed)
-    if op.name in rules.SAME_GRID:
-        params = result.computed[op.outputs[0]]
-        scale, zero_point = params.scale[0], params.zero_point[0]
-    else:
-        spec = QuantSpec(num_bits, symmetric=num_bits > 8)
-        scale, zero_point = choose_params(values.min(), values.max(), spec)
-    info = np.iinfo(f"int{num_bits}")
-    q = np.clip(np.rint(values / scale) + zero_point, info.min, info.max)
-    return TensorParams(
-        num_bits,
-        np.array([scale], np.float32),
-        np.array([zero_point], np.int64),
-        data=q.astype(info.dtype),
-    )
-
-
-def _store_weights_only(file, op, unit, kernel, result):
-    """Stores the kernel of a float operator in few bits."""
-    _, weights, _ = kernel_inputs(op)
-    if kernel.spec is None:
-        data = file.constant(weights).astype(np.float16)
-        params = TensorParams(16, None, None, data=data, dequantize=True)
-    else:
-        params = _weights(file, op, weights, kernel, dequantize=not unit.dynamic)
-    result.stored[op.index, weights] = params
+    if op.name in rules.COMPARISONS and constants:
+        return compared(file, op, result.computed)
+    num_bits = next((result.computed[i].num_bits for i in op.outputs if i in result.computed), 8)
+    found = {}
+    for index in constants:
+        params = weight(stored[index]) if index in stored else None
+        if params is None or params.scale is None or len(params.scale) > 1:
+            values = stored[index].values() if index in stored else file.constant(index)
+            params = constant(values, op, num_bits, result.computed.get(op.outputs[0]))
+        found[index] = params
+    return found

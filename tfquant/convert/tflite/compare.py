@@ -1,5 +1,6 @@
 """`compare`: a Keras model against a `.tflite` file, on the user's data."""
 
+import dataclasses
 import os
 
 import keras
@@ -9,14 +10,15 @@ from rich.progress import Progress
 
 from tfquant.convert.tflite.inspect import checked_file
 from tfquant.convert.tflite.interpreter import quantize, run, to_file_inputs
+from tfquant.convert.tflite.parity import equal_predictions, parity
 from tfquant.report import Parity
 
 
 def compare(model, path, data, *, batch_size: int = 32, progress: bool = True) -> Parity:
     """Runs a model and a file on the same inputs and counts the differences.
 
-    Where the file returns integers, the model's outputs are rounded to the file's grid and compared
-    in steps; elsewhere real values are compared, relative to the largest of them.
+    Where the file returns integers, the model's outputs are compared in steps of its grid, which
+    does not clip them; elsewhere real values are compared, relative to the largest of them.
 
     Args:
         model: Keras model, float or quantized.
@@ -58,19 +60,16 @@ def compare(model, path, data, *, batch_size: int = 32, progress: bool = True) -
         expected = _predict(model, rows, batch_size, lambda: bar.advance(keras_task, batch_size))
         file_task = bar.add_task("Running LiteRT", total=len(rows[0]))
         received = run(content, file_rows, lambda: bar.advance(file_task))
-    parts, equal = [], []
-    for index, ours, theirs in zip(file.outputs, expected, received, strict=True):
-        parts.append(_parity(quantize(file, index, ours), theirs))
-        if ours.ndim == 2 and ours.shape[1] > 1:
-            equal.append(ours.argmax(-1) == theirs.argmax(-1))
-    return Parity(
-        values=sum(part.values for part in parts),
-        differing=sum(part.differing for part in parts),
-        largest=max(part.largest for part in parts),
-        rows=len(rows[0]),
-        equal_predictions=float(np.mean(np.all(equal, axis=0))) if equal else None,
-        in_steps=all(part.in_steps for part in parts),
-    )
+    parts = [
+        parity(file, index, ours, theirs)
+        for index, ours, theirs in zip(file.outputs, expected, received, strict=True)
+    ]
+    pairs = [
+        (quantize(file, index, ours), theirs)
+        for index, ours, theirs in zip(file.outputs, expected, received, strict=True)
+    ]
+    total = sum(parts[1:], parts[0])
+    return dataclasses.replace(total, rows=len(rows[0]), equal_predictions=equal_predictions(pairs))
 
 
 def _rows(data, inputs):
@@ -148,12 +147,3 @@ def _predict(model, rows, batch_size, advance):
         parts.append([keras.ops.convert_to_numpy(y) for y in tree.flatten(outputs)])
         advance()
     return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-
-
-def _parity(ours, theirs) -> Parity:
-    if np.issubdtype(theirs.dtype, np.integer):
-        steps = np.abs(ours.astype(np.int64) - theirs.astype(np.int64))
-        return Parity(steps.size, int((steps > 0).sum()), float(steps.max()))
-    apart = np.abs(ours - theirs)
-    scale = max(float(np.abs(ours).max()), 1e-12)
-    return Parity(apart.size, int((apart > 0).sum()), float(apart.max()) / scale, in_steps=False)

@@ -10,19 +10,20 @@ import tensorflow as tf
 from keras import tree
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from tfquant import devices
 from tfquant.convert.files import check_file, replacing
 from tfquant.convert.tflite.anchor import anchor, layer_names
-from tfquant.convert.tflite.assign import AS_THE_SCHEME_SAYS, assign
-from tfquant.convert.tflite.float_file import convert_float, probe
-from tfquant.convert.tflite.interpreter import first_refused, run_inner, to_file_inputs
-from tfquant.convert.tflite.verify import Verifier, point_tensors, saturated_biases, sqnr
+from tfquant.convert.tflite.assign import assign
+from tfquant.convert.tflite.compared import Compared, compare_all
+from tfquant.convert.tflite.describe import elsewhere, float_operators, layer_report
+from tfquant.convert.tflite.float_file import convert_float
+from tfquant.convert.tflite.interpreter import first_refused
+from tfquant.convert.tflite.interpreter import run as run_here
+from tfquant.convert.tflite.verify import Verifier, point_tensors, saturated_biases
 from tfquant.convert.tflite.write import write
 from tfquant.data.batches import batches
 from tfquant.passes.front import split_front
 from tfquant.passes.precision import TO_FLOAT32, in_float32, policy
-from tfquant.registry import LinearConfig
-from tfquant.report import ConversionReport, FloatOperator, LayerReport
+from tfquant.report import ConversionReport
 from tfquant.rewrite.lower import lower
 from tfquant.rewrite.validate import check_is_model
 from tfquant.wrappers import Quantize
@@ -44,6 +45,8 @@ def to_tflite(
     batch_size: int | None = 1,
     samples=None,
     verify: bool = True,
+    strict: bool = True,
+    run=None,
     progress: bool = True,
 ) -> ConversionReport:
     """Converts a calibrated model to a `.tflite` file, runs both, and compares them.
@@ -61,7 +64,13 @@ def to_tflite(
         samples: Inputs for the comparison, in any form that `calibrate` takes. The default is what
             `calibrate` saw; a model loaded from a file has forgotten it, and random inputs within
             the calibrated range are used.
-        verify: Whether to compare.
+        verify: Whether to compare. What cannot be compared is written, and the report says so.
+        strict: Whether it is an error that the file computes something else than the model though
+            each operator does what it should: a fault of tfquant's, or of a layer of your own.
+        run: Function that runs a file on the device that the model simulates, where that is
+            elsewhere: of the file's bytes and a list of arrays of integers, one for each input with
+            the rows first; it returns such a list of outputs. The default is LiteRT on this
+            machine; where it cannot stand for the device nothing is compared, as the report says.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -71,7 +80,8 @@ def to_tflite(
         TypeError: If `model` is not a Keras model.
         ValueError: If the model is not quantized or not calibrated, has weights in groups that
             LiteRT does not multiply, a type does not fit, or the samples do not.
-        RuntimeError: If LiteRT does not run the file: every file runs once before it gets its name.
+        RuntimeError: If LiteRT does not run the file (every file runs once before it gets its
+            name), or `strict` finds that it computes something else.
         OSError: If `path` cannot be written.
     """
     path = os.fspath(path)
@@ -93,37 +103,38 @@ def to_tflite(
         if front is not None:
             rows = [np.asarray(x) for x in tree.flatten(front(_as_tensors(rows)))]
         float_file = convert_float(lowered, batch_size, rows)
-        float_bytes = len(float_file.to_bytes())
-        bar.update(task, description="Finding the activations")
-        sample = [array[:1] for array in rows]
-        values = run_inner(float_file, sample)
-        compute = partial(probe, lowered, sample)
-        anchors, rounded_again, lost = anchor(float_file, values, lowered, compute)
-        assignment = assign(float_file, anchors, rounded_again, lowered)
+        anchors, rounded_again, lost = anchor(float_file, lowered)
         bar.update(task, description="Writing integers")
+        assignment = assign(float_file, anchors, rounded_again, lowered)
+        float_bytes, float_file = float_file.num_bytes, float_file.file
         file = write(float_file, assignment, input_type, output_type)
         content = file.to_bytes()
-        _check_runs(file, rows, layer_names(float_file, anchors))
-        verifier, device = None, lowered.device
-        if verify and device.runs_here():
+        _check_runs(file, layer_names(float_file, anchors))
+        describe = partial(layer_report, file=float_file, anchors=anchors, assignment=assignment)
+        compared = Compared([describe(unit, verifier=None) for unit in lowered.units])
+        if run is None and lowered.device.runs_here():
+            run = partial(run_here, resolver=lowered.device.resolver)
+        if verify and run is not None:
             bar.update(task, description="Comparing Keras with LiteRT")
             tensors = point_tensors(file, float_file, anchors)
-            verifier = Verifier(model, lowered, file, content, tensors, rows, lambda: None)
+            begin = partial(Verifier, model, lowered, file, content, tensors, rows, run)
+            integer = not assignment.float_reasons
+            compared = compare_all(begin, lowered.units, describe, integer)
+            _check_agrees(compared, strict)
         report = ConversionReport(
             path=path,
             float_bytes=float_bytes,
             quantized_bytes=len(content),
-            layers=[
-                _layer(unit, float_file, anchors, assignment, verifier) for unit in lowered.units
-            ],
-            float_operators=_float_operators(float_file, assignment, lowered),
+            layers=compared.layers,
+            float_operators=float_operators(float_file, assignment, lowered),
             saturated_biases=saturated_biases(file, assignment),
-            end_to_end=verifier.end_to_end() if verifier else None,
+            end_to_end=compared.end_to_end,
+            not_compared=compared.why_not,
             samples=origin,
             front_layers=_front_layers(front),
             lost_layers=lost,
-            device=device.name,
-            elsewhere=_elsewhere(device, lowered, float_file, anchors, assignment),
+            device=lowered.device.name,
+            elsewhere=elsewhere(lowered, float_file, anchors, assignment),
         )
     if lost:
         _logger.warning(
@@ -131,35 +142,16 @@ def to_tflite(
             "it, and what reads them may compute in float: %s. Please report the model.",
             ", ".join(f"'{name}'" for name in lost),
         )
+    if compared.why_not:
+        _logger.warning("The file could not be compared with the model: %s", compared.why_not)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(content)
     return report
 
 
-def _elsewhere(device, lowered, file, anchors, assignment):
-    """Returns what other devices compute otherwise: a dict from their names to operators."""
-    rows = set()
-    grids = {id(p.tensor): p.grid for points in anchors.values() for p in points}
-    for unit in lowered.units:
-        op, grid = _operator(unit, file, anchors, assignment), grids.get(id(unit.outputs[0]))
-        spec = next((kernel.spec for kernel in unit.kernels), None)
-        if op is not None and grid is not None:
-            rows.add((op.name, spec and spec.num_bits, grid.spec.stored_bits))
-    found = {}
-    for other in devices.DEVICES.values():
-        named = {
-            f"INT{weight_bits or num_bits} {name}"
-            for name, weight_bits, num_bits in rows
-            if device.differs(other, name, weight_bits, num_bits)
-        }
-        if named:
-            found[other.name] = sorted(named)
-    return found
-
-
-def _check_runs(file, rows, names):
+def _check_runs(file, names):
     """Raises if LiteRT does not load the file or does not run it."""
-    found = first_refused(file, to_file_inputs(file, rows))
+    found = first_refused(file)
     if found is not None:
         op, error = found
         places = [file.name(i).split(";")[0] for i in op.outputs]
@@ -168,6 +160,18 @@ def _check_runs(file, rows, names):
             f"LiteRT does not run {op.name} of {(layers or places)[0]}, and nothing was written. "
             f"Please report the model. LiteRT says: {error}"
         ) from error
+
+
+def _check_agrees(compared, strict):
+    """Raises if the file does something else than the model, and nobody wants it all the same."""
+    if compared.parted and strict:
+        parity = compared.end_to_end
+        raise RuntimeError(
+            f"The file must compute what the model computes. They part at {compared.parted}: end "
+            f"to end {parity.differing:,} of {parity.values:,} values differ, by at most "
+            f"{parity.largest:g} steps, and no operator says why. Nothing was written; "
+            "strict=False writes it all the same. Please report the model."
+        )
 
 
 def _check_groups(lowered):
@@ -260,75 +264,3 @@ def _input_range(model, x):
             bounds = np.array([spec.qmin, spec.qmax]) - float(params.zero_point)
             return bounds * float(params.scale)
     return -1.0, 1.0
-
-
-def _layer(unit, file, anchors, assignment, verifier) -> LayerReport:
-    """Describes one unit."""
-    op = _operator(unit, file, anchors, assignment)
-    grids = {id(p.tensor): p.grid for points in anchors.values() for p in points}
-    grid = grids.get(id(unit.outputs[0]))
-    fields = {}
-    if unit.kernels:
-        kernel = unit.kernels[0]
-        fields = {"weight_bits": 16, "weight_sqnr": _weight_sqnr(unit)}
-        if kernel.spec is not None:
-            fields |= {
-                "weight_bits": kernel.spec.num_bits,
-                "granularity": _granularity(kernel),
-                "scale": (float(kernel.scale.min()), float(kernel.scale.max())),
-            }
-    name = op.name if op else ("QUANTIZE" if isinstance(unit.layer, Quantize) else "-")
-    return LayerReport(
-        name=unit.name,
-        operator=name,
-        activation_bits=grid.spec.num_bits if grid else None,
-        output_sqnr=verifier.output_sqnr(unit) if verifier else None,
-        parity=verifier.unit(unit) if verifier else None,
-        arithmetic=unit.layer.device.arithmetic(name, grid and grid.spec.stored_bits),
-        note=_note(unit),
-        **fields,
-    )
-
-
-def _granularity(kernel):
-    if kernel.group_size:
-        return f"{kernel.scale.size} groups of {kernel.group_size}"
-    return "tensor" if len(kernel.scale) == 1 else f"{len(kernel.scale)} channels"
-
-
-def _note(unit):
-    config = getattr(unit.layer, "quantize_config", None)
-    return config.why_not_grouped(unit.layer.layer) if isinstance(config, LinearConfig) else ""
-
-
-def _operator(unit, file, anchors, assignment):
-    """Returns the operator that computes a unit, `None` if it was computed away."""
-    for index, of in assignment.units.items():
-        if of is unit:
-            return file.ops[index]
-    for index, points in anchors.items():
-        if points[0].tensor is unit.outputs[0]:
-            return file.producer(index)
-    return None
-
-
-def _weight_sqnr(unit):
-    variable, quantizer = unit.layer.weight_quantizers[0]
-    weights = variable.numpy()
-    return sqnr(weights, keras.ops.convert_to_numpy(quantizer.call(variable.value)))
-
-
-def _float_operators(file, assignment, lowered):
-    operators = []
-    for index, reason in assignment.float_reasons.items():
-        op = file.ops[index]
-        name = file.name(op.outputs[0]).split(";")[0]
-        for layers, what in (
-            (lowered.float_layers, "is not quantized"),
-            (lowered.weights_only, "has only its weights quantized"),
-        ):
-            for layer, kind in layers.items():
-                if f"/{layer}" in name and reason != AS_THE_SCHEME_SAYS:
-                    reason = f"layer '{layer}' ({kind}) {what}"
-        operators.append(FloatOperator(name, op.name, reason))
-    return operators

@@ -8,6 +8,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
+from tfquant.convert.tflite import rules
+
 _OP_NAMES = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
 TYPE_NAMES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
 _DTYPES = {
@@ -43,6 +45,12 @@ class Op:
     name: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+
+
+def kernel_inputs(op: Op) -> tuple[int, int, int | None]:
+    """Returns the indices of an operator's data, weights and (or `None`) bias tensors."""
+    data, weights, bias = rules.KERNEL_INPUTS.get(op.name, rules.DEFAULT_KERNEL_INPUTS)
+    return op.inputs[data], op.inputs[weights], op.inputs[bias] if len(op.inputs) > bias else None
 
 
 class _SharingBuilder(flatbuffers.Builder):
@@ -83,7 +91,7 @@ class File:
         for buffer in self.model.buffers:
             if buffer.data is not None:
                 # Arrays are written back at once, anything else byte by byte.
-                buffer.data = np.frombuffer(bytes(buffer.data), np.uint8)
+                buffer.data = np.asarray(buffer.data, np.uint8)
         self.subgraph = self.model.subgraphs[0]
         self.ops = [self._op(i, op) for i, op in enumerate(self.subgraph.operators)]
 
@@ -113,6 +121,10 @@ class File:
     def is_constant(self, index: int) -> bool:
         """Whether a tensor's values are stored in the file."""
         return self._data(index) is not None
+
+    def is_float_data(self, index: int) -> bool:
+        """Whether a tensor is computed and holds real numbers."""
+        return self.type(index) == "FLOAT32" and not self.is_constant(index)
 
     def constant(self, index: int) -> np.ndarray:
         """Returns the values of a stored tensor; 4-bit integers are unpacked to int8."""
@@ -214,6 +226,10 @@ class File:
         self.subgraph.tensors.append(tensor)
         self.own_buffer(len(self.subgraph.tensors) - 1, source.buffer)
         return len(self.subgraph.tensors) - 1
+
+    def empty(self, index: int) -> None:
+        """Gives up the values of a stored tensor: a byte says that they are to come."""
+        self.model.buffers[self.subgraph.tensors[index].buffer].data = np.zeros(1, np.uint8)
 
     def own_buffer(self, index: int, source: int | None = None) -> None:
         """Gives a tensor a copy of its (or of another) buffer that no other tensor reads."""

@@ -1,5 +1,6 @@
 """The float `.tflite` file that everything is written into."""
 
+import dataclasses
 import re
 
 import keras
@@ -8,6 +9,7 @@ import tensorflow as tf
 from keras import tree
 
 from tfquant.convert.tflite.flatbuffer import File
+from tfquant.convert.tflite.skeleton import Codes, Stored
 from tfquant.layers.plain import Barrier, PlainSum
 from tfquant.rewrite.lower import Lowered
 
@@ -36,10 +38,50 @@ _ANY_SIZE = (
 )
 
 
-def convert_float(lowered: Lowered, batch_size: int | None, rows: list[np.ndarray]) -> File:
+@dataclasses.dataclass(frozen=True, eq=False)
+class FloatFile:
+    """The float file, without quantized weights.
+
+    Attributes:
+        file: `File` whose inputs and outputs have the order of the model's.
+        weights: Dict from `(operator index, tensor index)` to the `Stored` weight that is read.
+        changed: Ids of the variables of quantized weights that the converter computed with.
+        num_bytes: Size with all weights in float32.
+        graph: `Traced` that it was made from.
+    """
+
+    file: File
+    weights: dict[tuple[int, int], Stored]
+    changed: frozenset[int]
+    num_bytes: int
+    graph: "Traced"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Traced:
+    """The graph that the file is made from.
+
+    Attributes:
+        inputs: Its input tensors.
+        outputs: Its output tensors.
+        points: The tensor of each point of the model, in their order.
+    """
+
+    inputs: list
+    outputs: list
+    points: list
+
+    @property
+    def operations(self) -> list:
+        """The operations of the graph, each behind those that it reads."""
+        return self.inputs[0].graph.get_operations()
+
+
+def convert_float(lowered: Lowered, batch_size: int | None, rows: list[np.ndarray]) -> FloatFile:
     """Converts the float model of `lowered`.
 
-    The weights enter the graph as constants, so that the converter has no variables to freeze.
+    The weights enter the graph as constants, so that the converter has no variables to freeze, and
+    quantized ones as codes: see `skeleton`.
 
     Args:
         lowered: From `tfquant.rewrite.lower`.
@@ -47,31 +89,55 @@ def convert_float(lowered: Lowered, batch_size: int | None, rows: list[np.ndarra
         rows: One array for each input: what free lengths become beside a fixed batch.
 
     Returns:
-        `File` whose inputs and outputs have the order of the model's.
+        `FloatFile`.
 
     Raises:
         ValueError: If LiteRT has no operators for a layer that stays float.
     """
-    model = lowered.model
-    fixed = any(type(layer) not in _ANY_SIZE for layer in model.layers)
-    constants = [(v, v.numpy()) for v in model.variables]
+    fixed = any(type(layer) not in _ANY_SIZE for layer in lowered.model.layers)
     specs = [
         tf.TensorSpec(_shape(x, batch_size, array, fixed), x.dtype, name=_identifier(x.name))
-        for x, array in zip(model.inputs, rows, strict=True)
+        for x, array in zip(lowered.model.inputs, rows, strict=True)
     ]
+    codes = Codes(lowered)
+    file, traced, num_bytes = _convert(lowered, specs, codes)
+    weights, changed = codes.find(file)
+    if changed:  # The codes went into numbers that the file holds: once more with the weights.
+        codes = Codes(lowered, changed)
+        file, traced, num_bytes = _convert(lowered, specs, codes)
+        weights, more = codes.find(file)
+        if more:
+            raise RuntimeError(
+                "The converter must leave the same weights alone each time. Received: a model of "
+                f"which it computed with {len(more)} more. Please report the model."
+            )
+    return FloatFile(file, weights, changed, num_bytes, traced)
+
+
+def _convert(lowered, specs, codes):
+    """Returns the file, the graph that it was made from, and the bytes of the file."""
+    model, points = lowered.model, []
+    ends = [*tree.flatten(model.output), *(point.tensor for point in lowered.points)]
+    watched = keras.Model(model.input, ends, name=model.name)
+    values = [(variable, codes.value(variable)) for variable in model.variables]
 
     @tf.function(input_signature=specs, autograph=False)
     def call(*arrays):
-        frozen = [(variable, tf.constant(value)) for variable, value in constants]
+        frozen = [(v, tf.constant(value, v.dtype, v.shape)) for v, value in values]
         with keras.StatelessScope(state_mapping=frozen, initialize_variables=False):
-            outputs = model(tree.pack_sequence_as(model.input, arrays), training=False)
-        return tree.flatten(outputs)
+            found = watched(tree.pack_sequence_as(model.input, arrays), training=False)
+        count = len(ends) - len(lowered.points)
+        points[:] = found[count:]
+        return found[:count]
 
     concrete = call.get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
-    file = File(_converted(converter, concrete, model))
+    converter.exclude_conversion_metadata = True
+    content = _converted(converter, concrete, model)
+    file = File(content)
     file.remove(_is_barrier)
-    return file
+    outputs = tree.flatten(concrete.structured_outputs)
+    return file, Traced(concrete.inputs[: len(specs)], outputs, list(points)), len(content)
 
 
 def _shape(x, batch_size, array, fixed):
@@ -91,10 +157,15 @@ def _shape(x, batch_size, array, fixed):
 def _is_barrier(file, op):
     """Whether an operator stands for a `Barrier`."""
     return op.name == "MINIMUM" and any(
-        file.is_constant(i) and file.constant(i).size == 1 and file.constant(i) == LIMIT
+        file.is_constant(i) and is_limit(file.constant(i))
         for i in op.inputs
         if file.type(i) == "FLOAT32"
     )
+
+
+def is_limit(value: np.ndarray) -> bool:
+    """Whether a constant is that of a `Barrier`."""
+    return value.size == 1 and bool((value == LIMIT).all())
 
 
 def _converted(converter, function, model):
@@ -111,24 +182,6 @@ def _converted(converter, function, model):
             f"LiteRT has no operator for {', '.join(missing)}. Received: layers "
             f"{named or places}. Compute what they do before the model or behind it."
         ) from error
-
-
-def probe(lowered: Lowered, rows, points, known=()) -> list[np.ndarray]:
-    """Returns the float values of points.
-
-    Args:
-        lowered: From `tfquant.rewrite.lower`.
-        rows: One array for each input.
-        points: The points.
-        known: Pairs of another point and its value, which is computed with in place of the inputs.
-    """
-    pairs = [*zip(lowered.model.inputs, rows, strict=True), *((p.tensor, v) for p, v in known)]
-    given = {id(tensor): (tensor, value) for tensor, value in pairs}
-    tensors, values = zip(*given.values(), strict=True)
-    watched = keras.Model(list(tensors), [point.tensor for point in points])
-    # Eagerly: to trace a graph for one row takes longer.
-    found = watched([tf.constant(value) for value in values], training=False)
-    return [np.asarray(value) for value in found]
 
 
 def _identifier(name):

@@ -58,21 +58,17 @@ def _rows(values, batch):
     return values
 
 
-def first_refused(file: File, rows: list[np.ndarray]) -> tuple[Op, Exception] | None:
+def first_refused(file: File) -> tuple[Op, Exception] | None:
     """Returns the first operator that LiteRT does not load or run, and what it says of it.
-
-    Args:
-        file: The file.
-        rows: As for `run`; one row is enough.
 
     Returns:
         `None` if the whole file runs.
     """
-    refused = _error(file.to_bytes(), rows)
+    refused = _error(file.to_bytes())
     low, high = 0, len(file.ops)  # The first `low` operators run, the first `high` do not.
     while refused is not None and high - low > 1:
         middle = (low + high) // 2
-        error = _error(file.first_ops(middle), rows)
+        error = _error(file.first_ops(middle))
         if error is None:
             low = middle
         else:
@@ -80,16 +76,21 @@ def first_refused(file: File, rows: list[np.ndarray]) -> tuple[Op, Exception] | 
     return None if refused is None else (file.ops[high - 1], refused)
 
 
-def _error(content, rows):
-    """Returns what LiteRT raises when it loads a file and runs a row."""
+def _error(content):
+    """Returns what LiteRT raises when it loads a file and runs it on zeros."""
     try:
-        run(content, [array[:1] for array in rows])
+        interpreter = Interpreter(model_content=content, num_threads=NUM_THREADS)
+        interpreter.allocate_tensors()
+        for detail in interpreter.get_input_details():
+            zeros = np.zeros(detail["shape"], detail["dtype"])
+            interpreter.set_tensor(detail["index"], zeros)
+        interpreter.invoke()
     except (RuntimeError, ValueError) as error:
         return error
     return None
 
 
-def run_inner(file: File, rows: list[np.ndarray], resolver: str = "AUTO") -> dict[int, np.ndarray]:
+def run_inner(file: File, rows: list[np.ndarray], run=run) -> dict[int, np.ndarray]:
     """Runs a file and returns every computed tensor.
 
     The inner tensors are outputs of a copy of the file. (Asking LiteRT to preserve all tensors
@@ -98,15 +99,13 @@ def run_inner(file: File, rows: list[np.ndarray], resolver: str = "AUTO") -> dic
     Args:
         file: The file.
         rows: As for `run`.
-        resolver: As for `run`.
+        run: Function of a file's bytes and of rows that runs it.
 
     Returns:
         Dict from tensor index to values; the first axis counts the rows.
     """
     indices = [i for i in file.computed() if i not in file.inputs]
-    values = dict(
-        zip(indices, run(file.with_outputs(indices), rows, resolver=resolver), strict=True)
-    )
+    values = dict(zip(indices, run(file.with_outputs(indices), rows), strict=True))
     values.update(zip(file.inputs, rows, strict=True))
     return values
 

@@ -1,6 +1,7 @@
 """The proof: what Keras computes against what the device computes."""
 
 import collections
+import dataclasses
 import math
 
 import keras
@@ -10,7 +11,8 @@ from keras import tree
 
 from tfquant.convert.tflite.assign import Assignment
 from tfquant.convert.tflite.flatbuffer import File
-from tfquant.convert.tflite.interpreter import dequantize, quantize, run, run_inner, to_file_inputs
+from tfquant.convert.tflite.interpreter import dequantize, quantize, run_inner, to_file_inputs
+from tfquant.convert.tflite.parity import equal_predictions, parity
 from tfquant.layers.parts import Constant
 from tfquant.quantizers import RecordingScope, on_grid
 from tfquant.report import Parity
@@ -67,15 +69,15 @@ class Verifier:
         content: Its bytes.
         tensors: From `point_tensors`.
         rows: Real inputs, one array for each input of the model.
-        progress: Called after each step.
+        run: Function of a file's bytes and of rows that runs it.
     """
 
-    def __init__(self, model, lowered: Lowered, file: File, content, tensors, rows, progress):
+    def __init__(self, model, lowered: Lowered, file: File, content, tensors, rows, run):
         self.model, self.lowered, self.file, self.content = model, lowered, file, content
-        self.rows, self.progress = rows, progress
+        self.rows = rows
         inner = [array[:INNER_ROWS] for array in rows]
-        self.resolver = lowered.device.resolver
-        self.device = run_inner(file, to_file_inputs(file, inner), self.resolver)
+        self.run = run
+        self.device = run_inner(file, to_file_inputs(file, inner), run)
         self.float_values = self._float_values(inner)
         self.tensor_of, self.computed_away = tensors, {}
 
@@ -85,23 +87,13 @@ class Verifier:
         count = max(ROWS_PER_BATCH, min(ROWS, int(VALUES / max(size, 1))))
         rows = [array[:count] for array in self.rows]
         ours = self._predict(rows)
-        theirs = run(self.content, to_file_inputs(self.file, rows), resolver=self.resolver)
-        parts, equal = [], []
-        for index, expected, received in zip(self.file.outputs, ours, theirs, strict=True):
-            as_stored = quantize(self.file, index, expected)
-            parts.append(_parity(as_stored, received))
-            if expected.ndim == 2 and expected.shape[1] > 1:
-                equal.append(as_stored.argmax(-1) == received.argmax(-1))
+        theirs = self.run(self.content, to_file_inputs(self.file, rows))
+        outputs = list(zip(self.file.outputs, ours, theirs, strict=True))
+        parts = [parity(self.file, index, *pair) for index, *pair in outputs]
         total = sum(parts[1:], parts[0])
-        predictions = float(np.mean(np.all(equal, axis=0))) if equal else None
-        return Parity(
-            total.values,
-            total.differing,
-            total.largest,
-            len(rows[0]),
-            predictions,
-            all(part.in_steps for part in parts),
-        )
+        pairs = [(quantize(self.file, index, a), b) for index, a, b in outputs]
+        predictions = equal_predictions(pairs)
+        return dataclasses.replace(total, rows=len(rows[0]), equal_predictions=predictions)
 
     def unit(self, unit) -> Parity | None:
         """Compares one call of a layer, fed the device's own inputs; `None` if it has no tensor."""
@@ -112,9 +104,8 @@ class Verifier:
         parts = []
         for x, y in zip(unit.outputs, outputs, strict=True):
             index, _ = self.tensor_of[id(x)]
-            received = self.device[index]
-            expected = quantize(self.file, index, keras.ops.convert_to_numpy(y))
-            parts.append(_parity(expected.reshape(received.shape), received))
+            expected = keras.ops.convert_to_numpy(y)
+            parts.append(parity(self.file, index, expected, self.device[index]))
         return sum(parts[1:], parts[0])
 
     def output_sqnr(self, unit) -> float | None:
@@ -126,12 +117,44 @@ class Verifier:
         signal = self.float_values[id(x)].reshape(-1)
         return sqnr(signal, dequantize(self.file, index, self.device[index]).reshape(-1))
 
-    def _run(self, unit):
-        """Runs one call of a layer in Keras on what the device computed before it."""
-        args, kwargs = tree.map_structure(
-            lambda x: self._device_value(x) if isinstance(x, keras.KerasTensor) else x,
-            (unit.args, unit.kwargs),
-        )
+    def parting(self, parities) -> str | None:
+        """Returns the name of the layer where file and model part, `None` if no layer says so.
+
+        It computes what the device computes when it is fed the device's values, and something else
+        on the model's own, though these agree with the device: its tensors are not those of the
+        file that they are said to be.
+
+        Args:
+            parities: What `unit` returned for each unit.
+        """
+        inputs = zip(self.lowered.model.inputs, self.rows, strict=True)
+        own = {id(x): tf.constant(array[:INNER_ROWS]) for x, array in inputs}
+        apart = set()
+        for unit, fed in zip(self.lowered.units, parities, strict=True):
+            if fed is None:
+                continue
+            agree = not any(id(x) in apart for x in unit.inputs)
+            outputs = self._run(unit, own)
+            for x, y in zip(unit.outputs, outputs, strict=True):
+                own[id(x)] = y
+                index, _ = self.tensor_of[id(x)]
+                y = keras.ops.convert_to_numpy(y)
+                if not parity(self.file, index, y, self.device[index]).differing:
+                    continue
+                if agree and not fed.differing:
+                    return unit.name
+                apart.add(id(x))
+        return None
+
+    def _run(self, unit, known=None):
+        """Runs one call of a layer in Keras on known values, or what the device computed."""
+
+        def value(x):
+            if not isinstance(x, keras.KerasTensor):
+                return x
+            return known[id(x)] if known and id(x) in known else self._device_value(x)
+
+        args, kwargs = tree.map_structure(value, (unit.args, unit.kwargs))
         return tree.flatten(unit.layer(*args, **{**kwargs, "training": False}))
 
     def _device_value(self, x):
@@ -172,7 +195,6 @@ class Verifier:
             part = [array[start : start + ROWS_PER_BATCH] for array in rows]
             outputs = self.model(tree.pack_sequence_as(self.model.input, part), training=False)
             batches.append([keras.ops.convert_to_numpy(y) for y in tree.flatten(outputs)])
-            self.progress()
         return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
     def _float_values(self, rows):
@@ -218,14 +240,3 @@ def sqnr(signal, received) -> float | None:
     if power == 0:
         return None
     return 200.0 if noise == 0 else float(10 * np.log10(power / noise))
-
-
-def _parity(expected, received) -> Parity:
-    if np.issubdtype(received.dtype, np.integer):
-        steps = np.abs(expected.astype(np.int64) - received.astype(np.int64))
-        return Parity(steps.size, int((steps > 0).sum()), float(steps.max(initial=0)))
-    apart = np.abs(expected - received)
-    scale = max(float(np.abs(expected).max(initial=0.0)), 1e-12)
-    return Parity(
-        apart.size, int((apart > 0).sum()), float(apart.max(initial=0.0)) / scale, in_steps=False
-    )

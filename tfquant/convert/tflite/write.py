@@ -4,8 +4,9 @@ import dataclasses
 
 from ai_edge_quantizer import model_modifier, qtyping
 
-from tfquant.convert.tflite.assign import GRAPH, Assignment, TensorParams
+from tfquant.convert.tflite.assign import GRAPH, Assignment
 from tfquant.convert.tflite.flatbuffer import File
+from tfquant.convert.tflite.stored import TensorParams
 
 _T = qtyping.QuantTransformation
 

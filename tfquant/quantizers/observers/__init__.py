@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from tfquant.quantizers.observers.auto import Auto
 from tfquant.quantizers.observers.base import Observer, Summary
 from tfquant.quantizers.observers.entropy import Entropy
 from tfquant.quantizers.observers.mean_squared_error import MeanSquaredError
@@ -11,6 +12,7 @@ from tfquant.quantizers.observers.percentile import Percentile
 
 __all__ = [
     "OBSERVERS",
+    "Auto",
     "Entropy",
     "MeanSquaredError",
     "MinMax",
@@ -27,6 +29,7 @@ OBSERVERS = {
     "percentile": Percentile,
     "mean_squared_error": MeanSquaredError,
     "entropy": Entropy,
+    "auto": Auto,
 }
 
 

@@ -31,6 +31,10 @@ class MeanSquaredError(Observer):
         self._extremes.update(summary)
         self._reservoir.add(summary.sample)
 
+    def share(self, observer) -> None:
+        """Takes for its own what another observer of samples has seen."""
+        self._extremes, self._reservoir = observer._extremes, observer._reservoir
+
     def range(self, spec: QuantSpec) -> tuple[float, float]:
         """Returns the range of least error; the exact one when the grid has room.
 

@@ -41,6 +41,14 @@ class Percentile(Observer):
         self._extremes.update(summary)
         self._reservoir.add(summary.sample)
 
+    def extremes(self, spec: QuantSpec) -> tuple[float, float]:
+        """Returns the exact range.
+
+        Raises:
+            ValueError: If nothing was observed.
+        """
+        return self._extremes.range(spec)
+
     def range(self, spec: QuantSpec) -> tuple[float, float]:
         """Returns the percentile range; the exact one when the grid has room (`grid_has_room`).
 
@@ -76,6 +84,7 @@ class Reservoir:
         self.seen = 0
         self._random = np.random.default_rng(0)
         self._values = np.empty(0, np.float32)
+        self._sorted = None
         self._keys = np.empty(0, np.float32)
 
     def add(self, values: np.ndarray) -> None:
@@ -94,8 +103,13 @@ class Reservoir:
         if values.size > self.CAPACITY:
             kept = np.argpartition(keys, self.CAPACITY)[: self.CAPACITY]
             values, keys = values[kept], keys[kept]
-        self._values, self._keys = values, keys
+        self._values, self._keys, self._sorted = values, keys, None
 
     def values(self) -> np.ndarray:
         """Returns the sample in ascending order."""
-        return np.sort(self._values)
+        if self._sorted is None:
+            # Keys and values stay pairs.
+            order = np.argsort(self._values)
+            self._values, self._keys = self._values[order], self._keys[order]
+            self._sorted = self._values
+        return self._sorted

@@ -1,0 +1,61 @@
+"""Whether a file does what its model does, and where it does not."""
+
+import dataclasses
+
+from tfquant.report import LayerReport, Parity
+
+# A tie that rounds one way here and the other way there may be several steps at the output.
+TIES = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """What came of a comparison.
+
+    Attributes:
+        layers: One `LayerReport` for each unit.
+        end_to_end: `Parity` of the outputs, `None` if they were not compared.
+        why_not: Why they were not, where they should have been.
+        parted: Where the file and the model part; empty if they do not.
+    """
+
+    layers: list[LayerReport]
+    end_to_end: Parity | None = None
+    why_not: str = ""
+    parted: str = ""
+
+
+def compare_all(begin, units, describe, all_integer: bool) -> Compared:
+    """Compares a file with its model, op by op and end to end.
+
+    A fault in here costs nobody a file: it says nothing about the file.
+
+    Args:
+        begin: Function that returns a `Verifier`.
+        units: The `LoweredUnit`s.
+        describe: Function from a unit and a `verifier`, which may be `None`, to `LayerReport`.
+        all_integer: Whether no operator of the file computes in float.
+    """
+    try:
+        verifier = begin()
+        layers = [describe(unit, verifier=verifier) for unit in units]
+        end_to_end = verifier.end_to_end()
+        parted = _parted(verifier, layers, end_to_end, all_integer)
+    except Exception as error:
+        why_not = f"{type(error).__name__}: {error}"
+        return Compared([describe(unit, verifier=None) for unit in units], why_not=why_not)
+    return Compared(layers, end_to_end, parted=parted)
+
+
+def _parted(verifier, layers, end_to_end, all_integer):
+    """Returns where file and model part though each operator does what it should."""
+    if not end_to_end.differing or not end_to_end.in_steps:
+        return ""
+    layer = verifier.parting([layer.parity for layer in layers])
+    if layer is not None:
+        return f"layer '{layer}'"
+    exact = all_integer and all(
+        layer.arithmetic == "exact" and (layer.parity is None or not layer.parity.differing)
+        for layer in layers
+    )
+    return "the outputs" if exact and end_to_end.share_differing > TIES else ""

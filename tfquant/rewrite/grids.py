@@ -1,0 +1,228 @@
+"""Which tensors of a model lie on a grid, which share one, and where one is brought to another."""
+
+import collections
+import dataclasses
+
+import keras
+from keras import tree
+
+from tfquant.graph.graph import Graph, Node, UniqueNames, real
+from tfquant.numerics import QuantSpec
+from tfquant.quantizers import Static
+from tfquant.quantizers.families import activation_quantizer
+from tfquant.registry.elementwise import OutputConfig, SameGridConfig
+from tfquant.registry.parts import ConstantConfig
+from tfquant.wrappers import Quantize
+
+
+def place_grids(graph: Graph) -> None:
+    """Puts a call of `Quantize` in front of whoever reads integers that are not there.
+
+    They are not there behind a float layer, at an input of the model, and where the integers that
+    are there have another width, or another grid than the other branches of a concatenation.
+
+    Args:
+        graph: `Graph`, changed in place; `group` of its nodes is set.
+    """
+    widths = _Widths(graph)
+    groups = _Groups(graph, widths)
+    for node in graph.nodes:
+        node.group = groups.names.get(tree.flatten(node.outputs)[0])
+    _Placement(graph, widths, groups).place()
+
+
+class _Widths:
+    """How wide the integers are that the values of each tensor lie on.
+
+    Attributes:
+        of: Dict from a tensor to 8 or 16; `None` for a float tensor, which may be missing.
+        wanted: Dict from a node to the `QuantSpec` that it brings its inputs to, whatever their
+            width; `None` where it takes integers as they come.
+    """
+
+    def __init__(self, graph):
+        self.of, self.wanted = {}, {}
+        for node in graph.nodes:
+            self.wanted[node] = self._wanted(node) if node.reads_grids else None
+            self._note_outputs(node)
+
+    def _wanted(self, node) -> QuantSpec | None:
+        spec = getattr(node.config, "activations", None)
+        inputs = real(node.inputs)
+        if spec is not None or not _keeps_grid(node) or len(inputs) < 2:
+            return spec
+        # Branches are of one width: that of those which have one, if it is one.
+        found = {self.of.get(x) for x in inputs} - {None}
+        if len(found) == 1 and node.scheme.activations.stored_bits not in found:
+            (width,) = found
+            return dataclasses.replace(node.scheme, activation_bits=width).activations
+        return node.scheme.activations
+
+    def _note_outputs(self, node):
+        config, outputs = node.config, tree.flatten(node.outputs)
+        if config is None:
+            return
+        if isinstance(config, SameGridConfig):
+            width = self._width_inside(node)
+            self.of.update(dict.fromkeys(outputs, width))
+        elif isinstance(config, ConstantConfig):
+            self.of.update(dict.fromkeys(outputs, config.activations.stored_bits))
+        else:
+            quantizers = config.get_output_quantizers(node.layer)
+            for x, quantizer in zip(outputs, quantizers, strict=False):
+                self.of[x] = None if quantizer is None else quantizer.spec.stored_bits
+
+    def _width_inside(self, node):
+        """Returns the width of what a call that keeps its grid reads."""
+        first = next(iter(real(node.inputs)), None)
+        if not node.reads_grids or first is None:
+            return self.of.get(first)
+        spec = self.wanted[node]
+        if spec is None and self.of.get(first) is None:
+            spec = node.scheme.activations
+        return self.of[first] if spec is None else spec.stored_bits
+
+
+class _Groups:
+    """Tensors whose grids agree: steps of an unrolled layer, branches of a concatenation.
+
+    Attributes:
+        names: Dict from a tensor to the name of its group, and from a call that joins tensors to
+            that of its branches.
+    """
+
+    def __init__(self, graph, widths):
+        self.graph, self.widths = graph, widths
+        self.names = {}
+        self._group_steps()
+        self._group_concatenations()
+
+    def _group_steps(self):
+        """Gives what an unrolled layer computes again and again one grid."""
+        nodes = [node for node in self.graph.nodes if node.unrolled and not _keeps_grid(node)]
+        count = collections.Counter(node.layer for node in nodes)
+        for node in nodes:
+            if count[node.layer] > 1:
+                self.names.update(dict.fromkeys(tree.flatten(node.outputs), node.clone.name))
+
+    def _group_concatenations(self):
+        """Gives the branches of each concatenation one grid: it moves integers as they are."""
+        for number, node in enumerate(self.graph.nodes):
+            if not _joins(node):
+                continue
+            sources = [self.source(x) for x in real(node.inputs) if self.can_agree(node, x)]
+            names = {self.names[x] for x in sources if x in self.names}
+            group = min(names, default=f"{node.layer.name}#{number}")
+            for x, name in list(self.names.items()):
+                if name in names:
+                    self.names[x] = group
+            self.names.update(dict.fromkeys([node, *sources], group))
+
+    def can_agree(self, node, tensor) -> bool:
+        """Whether what `tensor`'s grid comes from can have the grid of the other branches."""
+        producer, width = self.graph.producer(self.source(tensor)), self.widths.of.get(tensor)
+        config = producer.config if producer else None
+        fixed = isinstance(config, OutputConfig) and config.fixed is not None
+        wanted = self.widths.wanted[node]
+        return not fixed and (width is None or wanted is None or width == wanted.stored_bits)
+
+    def source(self, tensor):
+        """Returns the tensor that `tensor`'s grid comes from."""
+        node = self.graph.producer(tensor)
+        while node is not None and _keeps_grid(node) and real(node.inputs):
+            tensor = real(node.inputs)[0]
+            node = self.graph.producer(tensor)
+        return tensor
+
+
+class _Placement:
+    """Puts `Quantize` where it is needed, once for all that need the same."""
+
+    def __init__(self, graph, widths, groups):
+        self.graph, self.widths, self.groups = graph, widths, groups
+        self.unique = UniqueNames()
+        self.made, self.layers, self.nodes = {}, {}, []
+
+    def place(self) -> None:
+        """Writes the calls into the graph."""
+        self._place_inputs()
+        for node in self.graph.nodes:
+            if node.reads_grids:
+                node.read_instead({x: self._argument(node, x) for x in real(node.inputs)})
+            self.nodes.append(node)
+        self.graph.outputs = tree.map_structure(self._output, self.graph.outputs)
+        self.graph.nodes[:] = self.nodes
+        self.graph.forget_order()
+
+    def _place_inputs(self):
+        """Quantizes the inputs of the model of which any call reads the integers.
+
+        They enter the device as the widest integers that are read, whoever reads them.
+        """
+        replaced = {}
+        for x in real(tree.flatten(self.graph.inputs)):
+            if x in self.graph.looked_up:
+                continue
+            readers = [node for node in self.graph.consumers(x) if node.reads_grids]
+            specs = [self.widths.wanted[node] or node.scheme.activations for node in readers]
+            if specs:
+                spec = max(specs, key=lambda spec: spec.stored_bits)
+                scheme = readers[specs.index(spec)].scheme
+                replaced[x] = self._quantize(x, self.groups.names.get(x), spec, scheme)
+        for node in self.graph.nodes:
+            node.read_instead(replaced)
+        self.graph.outputs = tree.map_structure(lambda x: replaced.get(x, x), self.graph.outputs)
+
+    def _argument(self, node, x):
+        """Returns what `node` is to read in the place of `x`."""
+        if x in self.graph.looked_up:
+            return x
+        width, wanted = self.widths.of.get(x), self.widths.wanted[node]
+        if _joins(node) and not self.groups.can_agree(node, x):
+            return self._quantize(x, self.groups.names[node], wanted, node.scheme)
+        # A kernel reads and writes integers of one width.
+        if width is None or (wanted is not None and width != wanted.stored_bits):
+            spec, group = wanted or node.scheme.activations, self.groups.names.get(x)
+            if width is not None:
+                group = group and f"{group}:{spec.num_bits}"
+            return self._quantize(x, group, spec, node.scheme)
+        return x
+
+    def _output(self, x):
+        """Returns an output of the model, in the width of the scheme that it was computed under."""
+        width, node = self.widths.of.get(x), self.graph.producer(x)
+        if width is None or node is None or not node.scheme.static:
+            return x
+        spec = node.scheme.activations
+        return x if width == spec.stored_bits else self._quantize(x, None, spec, node.scheme)
+
+    def _quantize(self, x, group, spec, scheme):
+        """Returns `x` on a grid of its own, or on that of a group."""
+        key = x, group, spec.num_bits
+        if key not in self.made:
+            producer, width = self.graph.producer(x), self.widths.of.get(x)
+            name = f"quantize_{producer.layer.name if producer else x.name}"
+            name = name if width is None else f"{name}_to_{spec.num_bits}"
+            layer = self._layer(name, group, spec, scheme)
+            y = keras.KerasTensor(x.shape, x.dtype, name=x.name)
+            self.nodes.append(Node(layer, layer, (x,), {}, y))
+            self.widths.of[y] = spec.stored_bits
+            self.made[key] = y
+        return self.made[key]
+
+    def _layer(self, name, group, spec, scheme):
+        if group is None or group not in self.layers:
+            quantizer = activation_quantizer(scheme.activation_quantizer, Static(spec), group)
+            layer = Quantize(quantizer, device=scheme.device, name=self.unique(name))
+            self.layers[group] = layer
+        return self.layers[group]
+
+
+def _keeps_grid(node):
+    """Whether the outputs of a call lie on the grid of its inputs."""
+    return isinstance(node.config, SameGridConfig)
+
+
+def _joins(node):
+    """Whether a call brings several tensors to one grid."""
+    return node.reads_grids and _keeps_grid(node) and len(real(node.inputs)) > 1
