@@ -26,10 +26,11 @@ def unfold_attention(layer, scheme):
 
         softmax((x @ Wq) @ (x @ Wk)^T / sqrt(d) + mask) @ (x @ Wv) @ Wo
 
-    `1 / sqrt(d)` is folded into `Wq`. Attention over several axes stays whole.
+    `1 / sqrt(d)` is folded into `Wq`. Attention over all axes of an image is that over one
+    axis of as many steps. Attention over one axis of several stays whole.
     """
     parts = _Layer(layer, scheme)
-    if parts.axes not in (None, 1):
+    if parts.axes not in (None, 1, (1, 2), [1, 2]):
         return None
 
     def call(
@@ -45,6 +46,15 @@ def unfold_attention(layer, scheme):
         use_causal_mask=False,
     ):
         del training
+        if len(query.shape) == 4:
+            others = (query_mask, value_mask, key_mask, attention_mask)
+            plain = not (return_attention_scores or use_causal_mask)
+            given = [x for x in (query, value, key) if x is not None]
+            sized = all(len(x.shape) == 4 and None not in x.shape[1:] for x in given)
+            if not (plain and sized and parts.axes != 1 and all(m is None for m in others)):
+                return None
+            rows = [parts.joined(f"given{i}", x) for i, x in enumerate(given)]
+            return parts.parted("parted", call(*rows), query.shape[1:3])
         if len(query.shape) != 3 or len(value.shape) != 3:
             return None
         q = parts.heads("query", query, (2, 1, 3))
@@ -141,6 +151,15 @@ class _Layer(_Parts):
         y = self._dense(name, x, kernel.reshape(len(kernel), -1), bias)
         y = self.make(f"{name}_heads", layers.Reshape, (x.shape[1] or -1, heads, size))(y)
         return self.make(f"{name}_order", layers.Permute, order)(y)
+
+    def joined(self, name, x):
+        """Makes one axis of two in front of the last."""
+        shape = (x.shape[1] * x.shape[2], x.shape[3])
+        return self.make(name, layers.Reshape, shape)(x)
+
+    def parted(self, name, x, sizes):
+        """Makes two axes of one again."""
+        return self.make(name, layers.Reshape, (*sizes, x.shape[-1]))(x)
 
     def join(self, x):
         """Projects heads `(batch, heads, time, size)` to `(batch, time, dim)`."""

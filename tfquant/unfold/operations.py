@@ -10,6 +10,7 @@ import numpy as np
 from keras import activations, layers
 
 from tfquant.graph.graph import real
+from tfquant.layers.copy import copy_layer
 from tfquant.layers.parts import Constant, MatMul, Select
 from tfquant.registry.elementwise import (
     OutputConfig,
@@ -288,6 +289,33 @@ def _negative(operation, scheme):
     return call if scheme.static else None
 
 
+def _extract_patches(operation, scheme):
+    """Patches beside each other, as a move of values; Keras convolves with ones and zeros."""
+    del scheme
+    sizes = operation.size if isinstance(operation.size, tuple) else (operation.size,) * 2
+    steps = operation.strides or sizes
+    steps = steps if isinstance(steps, tuple) else (steps,) * 2
+
+    def call(x):
+        channels_last = operation.data_format in (None, "channels_last")
+        if len(x.shape) != 4 or None in x.shape[1:] or not channels_last:
+            return None
+        height, width, channels = x.shape[1:]
+        whole = height % sizes[0] == 0 and width % sizes[1] == 0
+        if steps != sizes or operation.dilation_rate not in (1, (1, 1)) or not whole:
+            return None
+        rows, columns = height // sizes[0], width // sizes[1]
+        for name, layer in (
+            ("parts", layers.Reshape((rows, sizes[0], columns, sizes[1], channels))),
+            ("order", layers.Permute((1, 3, 2, 4, 5))),
+            ("joined", layers.Reshape((rows, columns, sizes[0] * sizes[1] * channels))),
+        ):
+            x = QuantizeAnnotate(copy_layer(layer, name=f"{operation.name}_{name}"))(x)
+        return x
+
+    return call
+
+
 def _hard_sigmoid(operation, scheme):
     return (lambda x: hard_sigmoid(x, operation.name)) if scheme.static else None
 
@@ -472,6 +500,7 @@ OPERATIONS = {
     "Sigmoid": _layer(_activation("sigmoid")),
     "Tanh": _layer(_activation("tanh")),
     "Silu": _layer(_activation("silu")),
+    "ExtractPatches": _extract_patches,
     "HardSigmoid": _hard_sigmoid,
     "HardSilu": _layer(_activation("hard_swish")),
     "Gelu": _layer(_gelu),

@@ -1,5 +1,6 @@
 """Layers in front of a network that scale its inputs, as factors and shifts of channels."""
 
+import keras
 import numpy as np
 
 from tfquant.layers.parts import CountTokens
@@ -16,7 +17,13 @@ def unfold_rescaling(layer, scheme):
     if not scheme.static:
         return None
     factor, shift = constants(layer.scale), constants(layer.offset)
-    return lambda x: channel_affine(x, factor, shift, False, layer.name)
+
+    def call(x):
+        if x.dtype == "uint8":  # As real numbers, they have a grid that holds each of them.
+            x = keras.ops.cast(x, "float32")
+        return channel_affine(x, factor, shift, False, layer.name)
+
+    return call
 
 
 def unfold_normalization(layer, scheme):

@@ -101,9 +101,20 @@ def unfold_unit_normalization(layer, scheme):
     axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
 
     def call(x):
-        if list(axes) != [len(x.shape) - 1]:
+        rank = len(x.shape)
+        places = [axis % rank for axis in axes]
+        norm = QuantizeAnnotate(layers.UnitNormalization(name=layer.name))
+        if list(axes) == [rank - 1]:
+            return norm(x)
+        if len(places) != 1 or places == [rank - 1]:
             return None
-        return QuantizeAnnotate(layers.UnitNormalization(name=layer.name))(x)
+        others = [axis for axis in range(1, rank) if axis not in places]
+        back = [1 + [*others, *places].index(axis) for axis in range(1, rank)]
+        to_last, to_first = (
+            QuantizeAnnotate(layers.Permute(dims, name=f"{layer.name}_{name}"))
+            for dims, name in (([*others, *places], "axis_last"), (back, "axis_back"))
+        )
+        return to_first(norm(to_last(x)))
 
     return call if scheme.static else None
 
