@@ -7,6 +7,7 @@ commands do is in `tfquant/cli.py`.
     exit code 0    done
               1    internal error, with its traceback
               2    a mistake of the user, told in one line
+              3    the file was written, and could not be compared with its model
               130  interrupted
 """
 
@@ -23,7 +24,7 @@ from importlib import metadata
 
 from absl import flags
 
-OK, INTERNAL_ERROR, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+OK, INTERNAL_ERROR, USER_ERROR, NOT_COMPARED, INTERRUPTED = 0, 1, 2, 3, 130
 
 FORMATS = ("tflite", "packed")
 
@@ -108,8 +109,11 @@ def _quantize_flags(values):
         name, default, words, flag_values=values
     )
     text(
-        "scheme", "w8a8", "How weights and activations are stored: w8a8, w8a16, w4a8, w4a8_g32, ..."
+        "scheme",
+        None,
+        "How weights and activations are stored: w8a8 (if there is no --recipe), w8a16, w4a8, ...",
     )
+    text("recipe", None, "A .json or .yaml file: which scheme each layer has, see tfq.Recipe.")
     flags.DEFINE_enum(
         "group_size",
         None,
@@ -161,7 +165,7 @@ COMMANDS = (
         ("MODEL.keras",),
         _quantize_flags,
         required=("output",),
-        reads=("calibration",),
+        reads=("calibration", "recipe"),
         writes=("output", "report"),
     ),
     Command(
@@ -280,7 +284,7 @@ def _run(command, arguments, values):
         with quiet:
             from tfquant import cli
 
-            cli.run(command.name, arguments, values.flag_values_dict())
+            done = cli.run(command.name, arguments, values.flag_values_dict())
             sys.stdout.flush()
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, BrokenPipeError):
@@ -290,7 +294,7 @@ def _run(command, arguments, values):
         return _fail(error)
     except Exception:
         return _crash()
-    return OK
+    return OK if done else NOT_COMPARED
 
 
 @contextlib.contextmanager

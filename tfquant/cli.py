@@ -21,13 +21,16 @@ from tfquant.registry import schemes
 TARGETS = ("y", "label", "labels", "target", "targets")
 
 
-def run(command: str, arguments: list[str], flags: dict) -> None:
+def run(command: str, arguments: list[str], flags: dict) -> bool:
     """Runs one command.
 
     Args:
         command: Its name.
         arguments: The files it was given.
         flags: Values of its flags.
+
+    Returns:
+        Whether all was done: `False` of a file that could not be compared with its model.
 
     Raises:
         ImportError, OSError, RuntimeError, TypeError, ValueError: If the user made a mistake.
@@ -40,17 +43,20 @@ def run(command: str, arguments: list[str], flags: dict) -> None:
         "demo": demo,
         "doctor": doctor,
     }
-    commands[command](*arguments, flags)
+    return commands[command](*arguments, flags) is not False
 
 
-def quantize(model_path, flags) -> None:
-    """Quantizes a model, writes the file and shows the report."""
-    scheme = schemes.get(flags["scheme"])
-    if flags["group_size"] is not None:
-        scheme = dataclasses.replace(scheme, group_size=int(flags["group_size"]))
-    if scheme.static and not flags["calibration"]:
+def quantize(model_path, flags) -> bool:
+    """Quantizes a model, writes the file and shows the report.
+
+    Returns:
+        `False` if the file could not be compared with the model.
+    """
+    recipe = read_recipe(flags)
+    if recipe.static and not flags["calibration"]:
+        named = "the recipe" if flags["recipe"] else f"scheme {recipe.scheme.name}"
         raise ValueError(
-            f"scheme {scheme.name} quantizes activations, so --calibration DATA.npz is needed. "
+            f"{named} quantizes activations, so --calibration DATA.npz is needed. "
             "Received: no --calibration"
         )
     packed = flags["format"] == "packed"
@@ -62,8 +68,8 @@ def quantize(model_path, flags) -> None:
     data = None
     if flags["calibration"]:
         data = read_data(flags["calibration"], model.inputs)
-    quantized = tfq.quantize_model(model, scheme, skip=flags["skip"])
-    if scheme.static:
+    quantized = tfq.quantize_model(model, recipe, skip=flags["skip"])
+    if recipe.static:
         chosen = {"observer": flags["observer"]} if flags["observer"] else {}
         settings = {"batch_size": flags["batch_size"], "progress": _watched(), **chosen}
         tfq.calibrate(quantized, data, **settings)
@@ -87,6 +93,27 @@ def quantize(model_path, flags) -> None:
             file.write(report.to_json() + "\n")
         written += f" and {flags['report']}"
     print(f"Wrote {written}")
+    return not getattr(report, "not_compared", "")
+
+
+def read_recipe(flags) -> tfq.Recipe:
+    """Returns the recipe in the file that `--recipe` names, or that of `--scheme`.
+
+    Raises:
+        ValueError: If both are given, or the file holds no recipe.
+    """
+    if not flags["recipe"]:
+        scheme = schemes.get(flags["scheme"] or "w8a8")
+        if flags["group_size"] is not None:
+            scheme = dataclasses.replace(scheme, group_size=int(flags["group_size"]))
+        return tfq.Recipe(scheme)
+    for name in ("scheme", "group_size"):
+        if flags[name] is not None:
+            raise ValueError(
+                f"a recipe says what each layer has, so --{name} cannot stand beside --recipe. "
+                f"Received: --{name}={flags[name]}"
+            )
+    return tfq.Recipe.load(flags["recipe"])
 
 
 def inspect(path, flags) -> None:

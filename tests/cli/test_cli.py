@@ -131,6 +131,21 @@ def test_a_packed_model_is_written_and_shown(here, capsys, output):
         assert "per channel (4)" in capsys.readouterr().out
 
 
+def test_a_recipe_says_what_each_layer_has(here):
+    tfq.Recipe("w8a8").where("conv", "w4a8").skip("head").save("recipe.json")
+    assert here_and_now("quantize", *GOOD, "--recipe=recipe.json", "--report=report.json") == 0
+    layers = {x["name"]: x for x in json.loads((here / "report.json").read_text())["layers"]}
+    assert layers["conv"]["weight_bits"] == 4
+    assert "FULLY_CONNECTED" in [x.operator for x in tfq.inspect("out.tflite").float_operators]
+
+
+@pytest.mark.parametrize("flag", ["--scheme=w4a8", "--group_size=32"])
+def test_a_recipe_stands_alone(here, capsys, flag):
+    tfq.Recipe("w8a8").save("recipe.json")
+    assert here_and_now("quantize", *GOOD, "--recipe=recipe.json", flag) == 2
+    assert f"cannot stand beside --recipe. Received: {flag}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "size"),
     [
@@ -213,6 +228,8 @@ MISTAKES = {
     "model quantized already": ("quantize", "quantized.keras", *GOOD[1:]),
     "folder as a model": ("inspect", "."),
     "unknown scheme": ("quantize", *GOOD, "--scheme=w3a5"),
+    "recipe that is none": ("quantize", *GOOD, "--recipe=data.npz"),
+    "missing recipe": ("quantize", *GOOD, "--recipe=none.json"),
     "unknown groups": ("quantize", *GOOD, "--group_size=48"),
     "unknown layer": ("quantize", *GOOD, "--skip=tail"),
     "unknown observer": ("quantize", *GOOD, "--observer=oracle"),

@@ -152,6 +152,8 @@ def reduce_product(inputs, output, axes, keepdims):
         m = (s**n / so)**(1 / n)
         y = q0,   y = round(y * q_i * m) for each further factor,   round(y * m)
 
+    A single integer is copied, whatever the grids.
+
     Args:
         inputs: `Grid` of the input.
         output: `Grid` of the output.
@@ -160,6 +162,9 @@ def reduce_product(inputs, output, axes, keepdims):
     """
     (x,) = inputs
     rank = len(x.steps.shape)
+    if math.prod(x.steps.shape[axis] for axis in axes) == 1:
+        moved = x.steps + (x.params.zero_point - output.params.zero_point)  # As they are.
+        return moved if keepdims else ops.squeeze(moved, axes)
     kept = [axis for axis in range(rank) if axis not in axes]
     count = math.prod(x.steps.shape[axis] for axis in axes)
     steps = ops.transpose(ops.cast(x.steps, "float64"), (*axes, *kept))

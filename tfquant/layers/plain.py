@@ -11,17 +11,21 @@ class Barrier(keras.layers.Layer):
     Converters move the bias of one kernel through the next, or a product into the kernel before
     it. The tensor between them, whose range was calibrated, is gone then. Who converts takes the
     operator out of the file again.
+
+    Args:
+        number: Barriers of one number that read one tensor are one operator.
     """
 
     LIMIT = 3.0e38
 
-    def __init__(self, **kwargs):
+    def __init__(self, number: int = 0, **kwargs):
         super().__init__(**kwargs)
+        self.number = number
         self.supports_masking = True
 
     def call(self, x):
-        """Returns `min(x, LIMIT)`."""
-        return tf.minimum(x, self.LIMIT)
+        """Returns `min(x, limit)`, where no number of a model is near the limit."""
+        return tf.minimum(x, self.LIMIT * (1 + self.number * 2.0**-20))
 
     def compute_output_spec(self, x):
         """Returns a KerasTensor like `x`."""

@@ -1,8 +1,6 @@
 """`Recipe`: which scheme, quantizers and algorithm each layer of a model has, as data."""
 
-import collections
 import dataclasses
-import difflib
 import json
 import pathlib
 import re
@@ -10,10 +8,12 @@ from collections.abc import Callable, Mapping
 
 import keras
 
+from tfquant.graph.select import Place, select, unambiguous
 from tfquant.graph.walk import walk
 from tfquant.registry import schemes
 from tfquant.registry.schemes import Scheme
-from tfquant.wrappers import QuantizeAnnotate, QuantizeConfig
+from tfquant.wrappers import QuantizeConfig
+from tfquant.wrappers.annotate import inner
 
 VERSION = 1
 
@@ -193,9 +193,9 @@ class Recipe:
         places = _places(model)
         rows = {}
         for rule in self.rules:
-            for layer in _selected(rule.selector, places, model):
-                rows.setdefault(layer, rule.row)
-        return {layer: rows.get(layer, self.base) for _, layer in places}
+            for place in select(rule.selector, places, model.name):
+                rows.setdefault(place.holder, rule.row)
+        return {place.holder: rows.get(place.holder, self.base) for place in places}
 
     def resolved(self, model) -> "Recipe":
         """Returns a recipe of names and registered classes alone, which selects the same layers.
@@ -203,11 +203,11 @@ class Recipe:
         Functions, and classes that are registered nowhere, become the names of what they select.
         """
         places = _places(model)
-        words, rules = _words(places), []
+        words, rules = unambiguous(places), []
         for rule in self.rules:
             selector = rule.selector
             if not (isinstance(selector, str) or _type_name(selector)):
-                found = sorted({words[x] for x in _selected(selector, places, model)})
+                found = sorted({words[x.layer] for x in select(selector, places, model.name)})
                 selector = found[0] if len(found) == 1 else "|".join(map(re.escape, found))
             rules.append(Rule(selector, rule.row))
         return dataclasses.replace(self, rules=tuple(rules))
@@ -276,8 +276,12 @@ class Recipe:
             ValueError: If it holds no recipe.
         """
         path = pathlib.Path(path)
-        text = path.read_text(encoding="utf-8")
-        if not _is_yaml(path):
+        is_yaml = _is_yaml(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"A recipe is expected. Received: '{path}', no text.") from error
+        if not is_yaml:
             return cls.from_json(text)
         yaml = _yaml()
         try:
@@ -287,70 +291,9 @@ class Recipe:
         return cls.from_config(config)
 
 
-def _places(model) -> list:
-    """Returns pairs of a path, such as `"conv"` or `"encoder/conv"`, and a layer of `model`."""
-    return [(f"{inside}{inner(layer).name}", layer) for inside, layer in walk(model)]
-
-
-def _words(places) -> dict:
-    """Returns for each layer a selector that selects it and no other."""
-    count = collections.Counter(path.rpartition("/")[2] for path, _ in places)
-    words = {}
-    for path, layer in places:
-        words.setdefault(layer, path if count[path.rpartition("/")[2]] == 1 else f"/{path}")
-    return words
-
-
-def inner(layer):
-    """Returns the layer that a mark is on; any other layer is returned as it is."""
-    return layer.layer if isinstance(layer, QuantizeAnnotate) else layer
-
-
-def _selected(selector, places, model) -> list:
-    """Returns the layers that `selector` selects, and what is inside the models among them.
-
-    Args:
-        selector: See `Recipe`.
-        places: Pairs of a path and a layer.
-        model: What they are of.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    hits = [path for path, layer in places if _is_selected(selector, path, layer)]
-    if isinstance(selector, str):
-        named = [path for path in hits if selector in _forms(path)]
-        hits = named or hits
-    found = [
-        layer
-        for path, layer in places
-        if any(path == hit or path.startswith(f"{hit}/") for hit in hits)
-    ]
-    if not found:
-        known = list(dict.fromkeys(inner(layer).name for _, layer in places))
-        if isinstance(selector, type):
-            known = list(dict.fromkeys(type(inner(layer)).__name__ for _, layer in places))
-        word = selector if isinstance(selector, str) else getattr(selector, "__name__", "")
-        close = difflib.get_close_matches(word, known, 3) or known[:8]
-        raise ValueError(
-            f"A recipe must name layers that the model has. It names one that '{model.name}' does "
-            f"not have. Received: {word if isinstance(selector, type) else selector!r}. "
-            f"Did you mean one of {close}?"
-        )
-    return found
-
-
-def _is_selected(selector, path, layer):
-    if isinstance(selector, str):
-        return selector in _forms(path) or any(re.fullmatch(selector, x) for x in _forms(path))
-    if isinstance(selector, type):
-        return isinstance(inner(layer), selector)
-    return bool(selector(inner(layer)))
-
-
-def _forms(path):
-    """Returns what a selector may call a layer: by its name, and by the models around it."""
-    return path, path.rpartition("/")[2], f"/{path}"
+def _places(model) -> list[Place]:
+    """Returns the places of the layers of `model`, which marks do not hide."""
+    return [Place(f"{inside}{inner(x).name}", inner(x), x) for inside, x in walk(model)]
 
 
 def _scheme(x) -> Scheme | None:

@@ -40,7 +40,7 @@ class Scheme:
     edge_weight_bits: int | None = None
     weight_quantizer: str = "abs_max"
     activation_quantizer: str = "moving_average"
-    summary: str = ""
+    summary: str = dataclasses.field(default="", compare=False)
     device: str | None = None
 
     def __post_init__(self):

@@ -7,9 +7,10 @@ import keras
 from tfquant.graph.graph import clone_graph
 from tfquant.graph.walk import all_layers
 from tfquant.layers.copy import copy_layer, transfer_weights
-from tfquant.registry.recipe import FLOAT, Recipe, Rule, inner
+from tfquant.registry.recipe import FLOAT, Recipe, Rule
 from tfquant.rewrite.validate import check_model
 from tfquant.wrappers import QuantizeAnnotate, QuantizeConfig
+from tfquant.wrappers.annotate import inner
 
 
 def quantize_annotate_layer(layer, quantize_config: QuantizeConfig | None = None):

@@ -10,12 +10,12 @@ from tfquant.graph.read import is_composite
 from tfquant.layers.parts import Constant
 from tfquant.registry.keras_layers import CLAMPS, FLOAT, LINEAR
 from tfquant.registry.linear import LinearConfig
-from tfquant.registry.recipe import inner
 from tfquant.registry.weights import WeightsConfig, matrices
 from tfquant.unfold.decompose import decompose
 from tfquant.unfold.operations import operation_config
 from tfquant.unfold.unfold import becomes_others, unfold
 from tfquant.wrappers import QuantizeAnnotate
+from tfquant.wrappers.annotate import inner
 
 _logger = logging.getLogger("tfquant")
 

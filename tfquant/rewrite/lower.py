@@ -15,10 +15,18 @@ from tfquant.layers.plain import Barrier
 from tfquant.numerics import QuantParams
 from tfquant.quantizers import Grid, Quantizer, grid_of, on_grid
 from tfquant.registry.elementwise import SameGridConfig
-from tfquant.registry.keras_layers import folding_config
+from tfquant.registry.keras_layers import clamp_of, folding_config
 from tfquant.registry.linear import LinearConfig
 from tfquant.rewrite.validate import check_finite, check_is_model
-from tfquant.wrappers import LoweredKernel, Quantize, QuantizeWrapper
+from tfquant.wrappers import (
+    LoweredKernel,
+    OperationLayer,
+    Quantize,
+    QuantizeWrapper,
+)
+
+# Operations that end where a number says.
+_CLAMPS = frozenset({"Clip", "Maximum", "Minimum", "Relu", "Relu6"})
 
 
 @dataclasses.dataclass(eq=False)
@@ -173,7 +181,7 @@ class _Bare:
     with constants, of float layers."""
 
     def __init__(self):
-        self.ids, self.constants = set(), set()
+        self.ids, self.constants, self.numbers = set(), set(), {}
 
     def note(self, unit, call_site):
         """Notes the outputs of a call, if they are bare."""
@@ -206,6 +214,24 @@ class _Bare:
         """Returns `args` with a `Barrier` behind each bare tensor among them."""
         return tree.map_structure(lambda x: Barrier()(x) if id(x) in self.ids else x, args)
 
+    def shut_each(self, args):
+        """Returns `args` likewise, behind barriers that no other call of a layer shares."""
+
+        def shut(x):
+            if id(x) not in self.ids:
+                return x
+            self.numbers[id(x)] = self.numbers.get(id(x), 0) + 1
+            return Barrier(self.numbers[id(x)])(x)
+
+        return tree.map_structure(shut, args)
+
+
+def _clamps(layer):
+    """Whether a kernel may apply `layer` to its output, even where others read it without."""
+    if isinstance(layer, OperationLayer):
+        return type(layer.operation).__name__ in _CLAMPS
+    return isinstance(layer, keras.layers.ReLU) or clamp_of(layer) is not None
+
 
 def _lower_wrapper(layer, args, kwargs, unique, bare):
     call_site = kwargs.pop("call_site", 0)
@@ -218,6 +244,8 @@ def _lower_wrapper(layer, args, kwargs, unique, bare):
     grids = [grid_of(x) for x in tensors]
     name = unique(layer.layer.name + (f"_call{call_site}" if call_site else ""))
     apart = bare.shut(args) if bare.draws_in(layer.layer, args) else args
+    if _clamps(layer.layer):
+        apart = bare.shut_each(args)
     config = layer.quantize_config if layer.batch_norm is None else folding_config(layer)
     result = config.lower(layer, call_site, apart, kwargs, grids, name)
     # A layer that does nothing at inference returns its input; its output may lie on another grid.

@@ -49,3 +49,8 @@ class QuantizeAnnotate(keras.layers.Layer):
             config[key] = keras.saving.deserialize_keras_object(config[key])
         config.pop("autocast", None)
         return cls(**config)
+
+
+def inner(layer):
+    """Returns the layer that a mark is on; any other layer is returned as it is."""
+    return layer.layer if isinstance(layer, QuantizeAnnotate) else layer

@@ -98,7 +98,8 @@ def _found(float_file, points):
     for point, tensor in zip(points, graph.points, strict=True):
         by_number.setdefault(numbers[tensor.name], []).append((point, tensor.name))
     found = {}
-    for index, tensor in _tensors(float_file.file, graph).items():
+    of_point = {id(p.tensor): x for p, x in zip(points, graph.points, strict=True)}
+    for index, tensor in _tensors(float_file, of_point).items():
         pairs, path = by_number.get(numbers[tensor.name], []), _path(tensor)
         if pairs:
             own = [point for point, name in pairs if name in path]
@@ -124,7 +125,10 @@ def _number(operations):
     numbers, first = {}, {}
     for op in operations:
         inputs = tuple(numbers[x.name] for x in op.inputs if x.name in numbers)
-        made_of = op.type, inputs, _settings(op)
+        barriers = tuple(
+            _limit(x.op) for x in op.inputs
+        )  # One of another number keeps twins apart.
+        made_of = op.type, inputs, barriers, _settings(op)
         computed = op.type not in _DRAWN and len(inputs) == len(op.inputs)
         name = first.setdefault(made_of, op.name) if computed else op.name
         for position, output in enumerate(op.outputs):
@@ -139,13 +143,17 @@ def _settings(op):
     return tuple((key, attributes[key].SerializeToString()) for key in sorted(attributes))
 
 
-def _tensors(file, graph):
+def _tensors(float_file, of_point):
     """Returns the tensor of the graph that each computed tensor of a file is."""
+    file, graph = float_file.file, float_file.graph
     operations = {op.name: (number, op) for number, op in enumerate(graph.operations)}
     tensors = dict(zip(file.inputs, graph.inputs, strict=True))
+    units = {op: stored.unit for (op, _), stored in float_file.weights.items()}
     for op in file.ops:
         for position, index in enumerate(op.outputs):
             tensor = _computed(file, op, position, operations)
+            if tensor is None and op.index in units:  # Named by a function that the graph calls.
+                tensor = of_point.get(id(units[op.index].outputs[0]))
             if tensor is not None:
                 tensors[index] = tensor
     _drop_parts(file, tensors)
@@ -185,7 +193,11 @@ def _same_values(tensor):
     if op.type in _SAME_VALUES_IF_AS_MANY:
         position = _SAME_VALUES_IF_AS_MANY[op.type]
         return position if _count(op.inputs[position]) == _count(tensor) else None
-    same = _adds_nothing(op) or _is_barrier(op) or (op.type == "Transpose" and _moves_nothing(op))
+    same = (
+        _adds_nothing(op)
+        or _limit(op) is not None
+        or (op.type == "Transpose" and _moves_nothing(op))
+    )
     return 0 if same else None
 
 
@@ -215,12 +227,12 @@ def _adds_nothing(op):
     return added.op.type == "Const" and not np.any(tf.get_static_value(added))
 
 
-def _is_barrier(op):
-    return (
-        op.type == "Minimum"
-        and op.inputs[1].op.type == "Const"
-        and is_limit(tf.get_static_value(op.inputs[1]))
-    )
+def _limit(op):
+    """Returns the number of a barrier, `None` of anything else."""
+    if op.type != "Minimum" or op.inputs[1].op.type != "Const":
+        return None
+    value = tf.get_static_value(op.inputs[1])
+    return float(value) if is_limit(value) else None
 
 
 def _drop_parts(file, tensors):

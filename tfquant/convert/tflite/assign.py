@@ -152,7 +152,13 @@ def _from_grid(grid) -> TensorParams:
 
 
 def _spread(file, computed):
-    """Gives tensors without a point the grid that the operators around them dictate."""
+    """Gives tensors without a point the grid that the operators around them dictate.
+
+    In front of a clamp that is the grid behind it, whose ends do most of the clamping.
+    """
+    for op in reversed(file.ops):
+        if _is_clamp(file, op) and op.outputs[0] in computed:
+            computed.setdefault(_data(file, op), computed[op.outputs[0]])
     changed = True
     while changed:
         changed = False
@@ -167,14 +173,22 @@ def _spread(file, computed):
                     if index not in computed and file.type(index) == "FLOAT32":
                         computed[index] = computed[ends[0]]
                         changed = True
-            elif op.name in rules.CLAMPS and not known and op.outputs[0] in computed:
-                computed[op.inputs[0]] = computed[op.outputs[0]]
-                changed = True
             elif op.name in rules.FIXED_RANGE and known and op.outputs[0] not in computed:
                 num_bits = computed[known[0]].num_bits
                 if num_bits == 8 or op.name not in rules.ONLY_8_BITS:
                     computed[op.outputs[0]] = _fixed(op.name, num_bits)
                     changed = True
+
+
+def _is_clamp(file, op):
+    """Whether an operator bounds one tensor by numbers."""
+    if op.name in rules.CLAMPS:
+        return True
+    return op.name in ("MAXIMUM", "MINIMUM") and len([*filter(file.is_float_data, op.inputs)]) == 1
+
+
+def _data(file, op):
+    return next(i for i in op.inputs if file.is_float_data(i))
 
 
 def _fixed(name, num_bits):

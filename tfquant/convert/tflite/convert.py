@@ -18,6 +18,7 @@ from tfquant.convert.tflite.describe import elsewhere, float_operators, layer_re
 from tfquant.convert.tflite.float_file import convert_float
 from tfquant.convert.tflite.interpreter import first_refused
 from tfquant.convert.tflite.interpreter import run as run_here
+from tfquant.convert.tflite.signature import input_names, output_names
 from tfquant.convert.tflite.verify import Verifier, point_tensors, saturated_biases
 from tfquant.convert.tflite.write import write
 from tfquant.data.batches import batches
@@ -108,6 +109,7 @@ def to_tflite(
         assignment = assign(float_file, anchors, rounded_again, lowered)
         float_bytes, float_file = float_file.num_bytes, float_file.file
         file = write(float_file, assignment, input_type, output_type)
+        file.sign(input_names(lowered), output_names(lowered))
         content = file.to_bytes()
         _check_runs(file, layer_names(float_file, anchors))
         describe = partial(layer_report, file=float_file, anchors=anchors, assignment=assignment)

@@ -182,6 +182,19 @@ class File:
         finally:
             self.subgraph.outputs, self.model.signatureDefs = outputs, signatures
 
+    def sign(self, inputs: list[str], outputs: list[str]) -> None:
+        """Names inputs and outputs in the signature `serving_default`.
+
+        Args:
+            inputs: Names of the inputs, in their order.
+            outputs: Names of the outputs, likewise.
+        """
+        signature = schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = b"serving_default", 0
+        signature.inputs = [_named(*pair) for pair in zip(inputs, self.inputs, strict=True)]
+        signature.outputs = [_named(*pair) for pair in zip(outputs, self.outputs, strict=True)]
+        self.model.signatureDefs = [signature]
+
     def first_ops(self, count: int) -> bytes:
         """Returns a copy of the file that ends behind its first `count` operators."""
         operators = self.subgraph.operators
@@ -273,3 +286,9 @@ class File:
             name = code.customCode.decode()
         present = lambda ids: tuple(int(i) for i in ids if i >= 0)  # noqa: E731
         return Op(index, name, present(operator.inputs), present(operator.outputs))
+
+
+def _named(name, index):
+    entry = schema.TensorMapT()
+    entry.name, entry.tensorIndex = name.encode(), index
+    return entry

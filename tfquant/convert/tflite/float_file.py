@@ -165,7 +165,7 @@ def _is_barrier(file, op):
 
 def is_limit(value: np.ndarray) -> bool:
     """Whether a constant is that of a `Barrier`."""
-    return value.size == 1 and bool((value == LIMIT).all())
+    return value.size == 1 and bool((value >= LIMIT).all() and np.isfinite(value).all())
 
 
 def _converted(converter, function, model):

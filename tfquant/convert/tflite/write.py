@@ -40,10 +40,32 @@ def write(file: File, assignment: Assignment, input_type: str, output_type: str)
         params[file.name(index)] = qtyping.TensorTransformationParams(
             file.name(index), None, consumers
         )
+    outputs = file.outputs
+    file.subgraph.outputs = list(dict.fromkeys(outputs))  # Else each would become several.
     modifier = model_modifier.ModelModifier(file.model)
     written = File(bytes(modifier.modify_model(params, enable_progress_bar=False)))
     written.scale_int16_generally()
+    new = dict(zip(file.outputs, written.outputs, strict=True))
+    if output_type in ("int8", "int16"):
+        new |= _own(file, written, assignment)
+    written.subgraph.outputs = [new[index] for index in outputs]
+    file.subgraph.outputs = outputs
     return written
+
+
+def _own(file, written, assignment):
+    """Returns the tensors of outputs on their own grid.
+
+    Where an operator reads one on another, ai-edge-quantizer returns what that operator reads.
+    """
+    by_name = {written.name(i): i for i in written.computed()}
+    return {
+        index: by_name[file.name(index)]
+        for index in file.outputs
+        if index in assignment.computed
+        and (GRAPH, index) not in assignment.requantized
+        and file.name(index) in by_name
+    }
 
 
 def _computed(file, assignment, index, input_type, output_type):
