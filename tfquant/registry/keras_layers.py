@@ -6,6 +6,7 @@ from keras import activations, layers
 
 from tfquant import devices
 from tfquant.devices import fixed_grid
+from tfquant.layers.parts import Remask, Unmask
 from tfquant.numerics import PerAxis
 from tfquant.registry.elementwise import (
     AdaptiveAverageConfig,
@@ -74,6 +75,8 @@ SAME_GRID = (
     layers.ZeroPadding1D,
     layers.ZeroPadding2D,
     layers.ZeroPadding3D,
+    Remask,
+    Unmask,
 )
 
 AVERAGE = (layers.AveragePooling1D, layers.AveragePooling2D)

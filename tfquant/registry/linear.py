@@ -9,6 +9,7 @@ from keras import ops
 
 from tfquant.devices import Product
 from tfquant.layers.copy import copy_layer, undrawn
+from tfquant.layers.plain import OneFilter
 from tfquant.numerics import PerAxis, PerGroup, QuantSpec, group_scale
 from tfquant.numerics.fixed_point import accumulate, multiplier_dtype, requantize
 from tfquant.numerics.params import SMALLEST_SCALE
@@ -25,6 +26,8 @@ BIAS_LIMIT = 2.0**30
 # A channel whose step is smaller than the largest one's by this factor is dead: its weights are
 # noise left by a batch norm, and its multiplier would leave the range that kernels accept.
 DEAD_CHANNEL = 2.0**-24
+
+_OF_SEQUENCES = (keras.layers.Conv1D, keras.layers.Conv1DTranspose)
 
 # Axis of a kernel that is cut into groups: its inputs, in front of its outputs.
 GROUP_AXIS = -2
@@ -316,9 +319,12 @@ class LinearConfig(QuantizeConfig):
         """Calls the layer with the folded kernel and bias, then the clamp."""
         integers = None
         layer = copy_layer(wrapper.layer, use_bias=True, name=name)
+        one = type(layer) in _OF_SEQUENCES and layer.filters == 1
+        layer = OneFilter(layer) if one else layer
         with undrawn(layer):
             outputs = clamp_layer(layer(*args), wrapper.call_sites[call_site].clamp)
-        variable, axes = getattr(layer, self.kernel), PerAxis(self.channel_axis).axes
+        holder = layer.layer if one else layer
+        variable, axes = getattr(holder, self.kernel), PerAxis(self.channel_axis).axes
         if isinstance(self.weights, QuantSpec):
             ((_, quantizer),) = wrapper.weight_quantizers
             real = input_grids[0] is None or quantizer.grouped
@@ -336,6 +342,10 @@ class LinearConfig(QuantizeConfig):
         else:
             kernel, bias = (ops.convert_to_numpy(v) for v in self.real_weights(wrapper))
             lowered = LoweredKernel(variable, channel_axes=axes)
+        if one:
+            kernel = kernel[None]
+            if lowered.integers is not None:
+                lowered = dataclasses.replace(lowered, integers=lowered.integers[None])
         layer.set_weights([kernel, bias])
         kernels = () if self.weights is None else (lowered,)
         return Lowering(outputs, kernels, dynamic=self.dynamic, bias=integers)

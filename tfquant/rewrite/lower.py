@@ -158,8 +158,12 @@ def lower(model) -> Lowered:
         float_layers[layer.name] = type(layer).__name__
         if layer.name not in copies:
             copies[layer.name] = copy_layer(layer, name=unique(layer.name))
-        outputs = copies[layer.name](*bare.shut(args), **kwargs)
-        bare.note_float(outputs)
+        idle = isinstance(layer, (keras.layers.Identity, keras.layers.Dropout))
+        outputs = copies[layer.name](*(args if idle else bare.shut(args)), **kwargs)
+        if idle:
+            bare.note_moved(args, [outputs])
+        else:
+            bare.note_float(outputs)
         transfer_weights(layer, copies[layer.name])
         return outputs
 
