@@ -79,6 +79,8 @@ OPERATORS = {
     **{name: Operator(INPUTS) for name in _MOVES},
     **{name: Operator(None) for name in COMPARISONS},
     # Kernels that look at a tensor of any type and compute no real values.
+    "ARG_MAX": Operator(None),
+    "ARG_MIN": Operator(None),
     "RANK": Operator(None),
     "SHAPE": Operator(None),
     "CONV_2D": Operator(OWN, weight_bits=2),

@@ -28,8 +28,7 @@ class OutputConfig(QuantizeConfig):
     """
 
     def __init__(self, activations, outputs: int = 1, fixed=None, operator: str | None = None):
-        as_spec = QuantSpec.from_dict(activations) if isinstance(activations, dict) else activations
-        self.activations = as_spec
+        self.activations = QuantSpec.of(activations)
         self.outputs = outputs
         self.fixed = tuple(fixed) if fixed else None
         self.operator = operator
@@ -221,8 +220,7 @@ class SameGridConfig(QuantizeConfig):
     """
 
     def __init__(self, activations=None):
-        as_spec = QuantSpec.from_dict(activations) if isinstance(activations, dict) else activations
-        self.activations = as_spec
+        self.activations = QuantSpec.of(activations)
 
     def get_weights_and_quantizers(self, layer):
         """Returns nothing."""

@@ -1,5 +1,6 @@
 """What becomes of each call of a model: taken apart, quantized by a config, or left float."""
 
+import dataclasses
 import logging
 
 import keras
@@ -30,7 +31,7 @@ _TABLES = (layers.Embedding, layers.ReversibleEmbedding)
 ONES = layers.DepthwiseConv2D(1, data_format="channels_last", name="ones")
 
 
-def choose(model, rows: dict, registry, unknown_layers: str) -> Graph:
+def choose(model, rows: dict, registry, unknown_layers: str, device: str) -> Graph:
     """Reads a model and notes on each call what becomes of it.
 
     Args:
@@ -38,6 +39,7 @@ def choose(model, rows: dict, registry, unknown_layers: str) -> Graph:
         rows: Dict from each layer of the model to its `Row`.
         registry: `QuantizeRegistry`.
         unknown_layers: As of `quantize_model`.
+        device: Name of the device whose operators decide what layers become.
 
     Returns:
         `Graph` of the calls, whole networks unfolded; `marked`, `own`, `scheme` and `config` of its
@@ -47,6 +49,7 @@ def choose(model, rows: dict, registry, unknown_layers: str) -> Graph:
         raise ValueError(
             f"`unknown_layers` must be 'weights' or 'float'. Received: {unknown_layers!r}."
         )
+    rows = {layer: _on_device(row, device) for layer, row in rows.items()}
     graph = trace(model, _Unfolding(rows, registry).take_apart)
     for node in graph.nodes:
         _unwrap(node, rows)
@@ -61,6 +64,11 @@ def choose(model, rows: dict, registry, unknown_layers: str) -> Graph:
             node.config = registry.get_quantize_config(ONES, node.scheme)
     _warn_of_unknown_layers(graph, registry)
     return graph
+
+
+def _on_device(row, device):
+    scheme = row.scheme and dataclasses.replace(row.scheme, device=device)
+    return dataclasses.replace(row, scheme=scheme)
 
 
 class _Unfolding:
