@@ -120,7 +120,10 @@ OPERATORS = {
     "RSQRT": Operator(OWN, num_bits=(8,), inexact={8: "table"}),
     # In 16 bits what lies below exp(-10) counts as exp(-10): of 256 values 1% of the sum.
     "SOFTMAX": Operator(
-        (0.0, 1.0), {8: tables.softmax_float_table, 16: tables.softmax_16}, longest={16: 256}
+        (0.0, 1.0),
+        {8: tables.softmax_float_table, 16: tables.softmax_16},
+        inexact={8: INTEGER_TABLE},
+        longest={16: 256},
     ),
     "SUB": Operator(OWN, {8: xnnpack.subtract, 16: builtin.subtract(15)}),
     "SUM": Operator(OWN, {8: xnnpack.total, 16: builtin.total}),
