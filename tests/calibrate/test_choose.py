@@ -51,6 +51,7 @@ def test_the_best_correction_is_left_in_place(rng):
         measured[wanted] = decibels(model, q, unseen)
     assert q.correction.method == max(q.correction.sqnr, key=q.correction.sqnr.get)
     assert q.correction.rows == 20
+    assert f"biases corrected: {q.correction.method.split('_')[0]}" in str(tfq.summarize(q))
     # A third of the rows is kept out of the correction that is judged: half a decibel for that.
     assert measured[True] > max(measured[False], measured["mean"], measured["mean_deviation"]) - 1.5
     assert measured[True] > measured[False]

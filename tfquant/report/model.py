@@ -52,10 +52,12 @@ class ModelSummary(Printable):
     Attributes:
         name: Name of the model.
         layers: One `LayerSummary` for each layer, those of nested models included.
+        correction: How calibration corrected biases; empty where it did not, or nobody knows.
     """
 
     name: str
     layers: list[LayerSummary]
+    correction: str = ""
 
     @property
     def parameters(self) -> int:
@@ -97,6 +99,8 @@ class ModelSummary(Printable):
             f"{self.name}: {self.state}, {self.parameters:,} parameters, {self.num_bytes:,} bytes "
             "of weights at these widths"
         )
+        if self.correction:
+            yield Text(f"biases corrected: {self.correction}")
 
 
 def summarize(model) -> ModelSummary:
@@ -115,7 +119,8 @@ def summarize(model) -> ModelSummary:
         raise TypeError(
             f"A Keras model is expected. Received: {type(model).__module__}.{type(model).__name__}."
         )
-    return ModelSummary(model.name, [_summary(layer) for layer in _leaves(model)])
+    correction = str(getattr(model, "correction", "") or "")
+    return ModelSummary(model.name, [_summary(layer) for layer in _leaves(model)], correction)
 
 
 def _leaves(model):
