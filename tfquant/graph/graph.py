@@ -7,8 +7,10 @@ import inspect
 import keras
 from keras import tree
 
+from tfquant.graph.walk import is_readable
 from tfquant.layers.copy import copy_layer, transfer_weights, undrawn
 from tfquant.layers.integers import truthful
+from tfquant.layers.parts import Remask, Unmask
 
 
 @dataclasses.dataclass(eq=False)
@@ -60,6 +62,11 @@ class Node:
     def inputs(self) -> list:
         """KerasTensors among the arguments."""
         return tensors((self.args, self.kwargs))
+
+    @property
+    def real_inputs(self) -> list:
+        """KerasTensors of real numbers among the arguments."""
+        return real(self.inputs)
 
     @property
     def reads_grids(self) -> bool:
@@ -256,11 +263,13 @@ class _Tracer:
         args, kwargs = _positional(layer, args, kwargs)
         parts = self.parts[layer]
         if callable(parts):
-            kwargs = _read_masks(layer, args, kwargs, nodes, origin)
+            masks = _Masks(self, layer, origin, nodes)
+            args, kwargs = masks.read(args, kwargs)
             model = parts(args, kwargs)
             if model is not None:
                 inputs = list(dict.fromkeys(tensors((args, kwargs))))
-                return _replay(self.trace(model, origin=origin), inputs, nodes)
+                outputs = _replay(self.trace(model, origin=origin), inputs, nodes)
+                return masks.handed_on(args, kwargs, outputs)
         if parts is None or callable(parts):
             copy = self.copies[layer] = truthful(self._copy(layer), args, kwargs)
             with undrawn(copy):
@@ -269,21 +278,17 @@ class _Tracer:
             return outputs
         x = args[0]
         for part, weights in parts:
+            inside = None if weights else self.take_apart(part, origin)
+            model = inside((x,), {}) if callable(inside) else None
+            if model is not None:
+                x = _replay(self.trace(model, origin=origin), [x], nodes)
+                continue
             with undrawn(part):
                 y = part(x)
             part.set_weights(weights)
             nodes.append(Node(part, part, (x,), {}, y, origin))
             x = y
         return x
-
-
-def is_readable(layer) -> bool:
-    """Whether `layer` is a model whose calls can be read: functional or sequential."""
-    return bool(
-        isinstance(layer, keras.Model)
-        and getattr(layer, "inputs", None)
-        and getattr(layer, "outputs", None)
-    )
 
 
 def _positional(layer, args, kwargs):
@@ -323,28 +328,98 @@ class ReadMask(keras.layers.Layer):
         return config
 
 
-def _read_masks(layer, args, kwargs, nodes, origin):
-    """Adds to `kwargs` the masks that Keras hands to `layer` beside several inputs.
+class _Masks:
+    """Masks that travel beside the tensors of one call of a layer that is unfolded.
 
-    For an argument `value` it looks for a parameter `value_mask`. A single input's mask is among
-    the arguments already.
+    Args:
+        tracer: `_Tracer`.
+        layer: Layer or operation.
+        origin: See `Node`.
+        nodes: List that calls are noted in.
     """
-    parameters = inspect.signature(layer.call).parameters
-    found = dict(kwargs)
-    for name, x in [*zip(parameters, args, strict=False), *kwargs.items()]:
-        mask_name = f"{name}_mask"
-        if (
-            mask_name not in parameters
-            or not isinstance(x, keras.KerasTensor)
-            or kwargs.get(mask_name) is not None
-        ):
-            continue
-        reader = ReadMask(name=f"{layer.name}_{mask_name}")
+
+    def __init__(self, tracer, layer, origin, nodes):
+        self.tracer, self.layer, self.origin, self.nodes = tracer, layer, origin, nodes
+
+    def read(self, args, kwargs):
+        """Returns the arguments, with the masks that Keras hands to the layer beside several
+        inputs: for an argument `value`, that of a parameter `value_mask`. A single input's mask is
+        among the arguments already. An operation reads none.
+        """
+        if not isinstance(self.layer, keras.layers.Layer):
+            return tree.map_structure(self._without, (args, kwargs))
+        parameters = inspect.signature(self.layer.call).parameters
+        found = dict(kwargs)
+        for name, x in [*zip(parameters, args, strict=False), *kwargs.items()]:
+            mask_name = f"{name}_mask"
+            known = mask_name not in parameters or kwargs.get(mask_name) is not None
+            mask = None if known or not isinstance(x, keras.KerasTensor) else self._of(x, mask_name)
+            if mask is not None:
+                found[mask_name] = mask
+        if type(self.layer) is keras.layers.Multiply:  # What is hidden counts as 1.
+            masks = [self._of(x, "mask") for x in args[0]]
+            if any(mask is not None for mask in masks):
+                found["masks"] = masks
+        return args, found
+
+    def _of(self, x, name):
+        """Returns the mask that travels with `x`, as a tensor, or `None`."""
+        reader = ReadMask(name=self.tracer.unique(f"{self.layer.name}_{name}"))
         mask = reader(x)
-        if reader.is_masked:
-            nodes.append(Node(reader, reader, (x,), {}, mask, origin))
-            found[mask_name] = mask
-    return found
+        return self._note(reader, x, mask) if reader.is_masked else None
+
+    def _without(self, x):
+        """Returns `x` without its mask: the layers for an operation would hand it on."""
+        if not isinstance(x, keras.KerasTensor):
+            return x
+        reader = ReadMask()
+        reader(x)
+        if not reader.is_masked:
+            return x
+        unmask = Unmask(name=self.tracer.unique(f"{self.layer.name}_unmask"))
+        return self._note(unmask, x, unmask(x))
+
+    def _note(self, layer, x, outputs):
+        self.nodes.append(Node(layer, layer, (x,), {}, outputs, self.origin))
+        return outputs
+
+    def handed_on(self, args, kwargs, outputs):
+        """Returns `outputs` with the masks that the layer would have them travel with.
+
+        Masks of what several inputs share travel by themselves.
+        """
+        layer = self.layer
+        if not getattr(layer, "supports_masking", False):
+            return outputs
+        if not args or not isinstance(args[0], keras.KerasTensor):
+            return outputs
+        mask = kwargs.get("query_mask", kwargs.get("mask"))
+        if mask is None:
+            mask = self._of(args[0], "mask")
+        if "query_mask" in inspect.signature(layer.call).parameters:
+            masks = [mask]  # Attention hands on that of its queries past its `compute_mask`.
+        else:
+            masks = self._computed(args[0], mask)
+        flat = tree.flatten(outputs)
+        for number, (y, m) in enumerate(zip(flat, masks, strict=False)):
+            if m is not None:
+                remask = Remask(name=self.tracer.unique(f"{layer.name}_remask"))
+                flat[number] = self._note(remask, [y, m], remask([y, m]))
+        return tree.pack_sequence_as(outputs, flat)
+
+    def _computed(self, x, mask):
+        """Returns what `layer.compute_mask` makes of a mask, one for each output."""
+        given = [keras.Input(batch_shape=x.shape, dtype=x.dtype)]
+        if mask is not None:
+            given.append(keras.Input(batch_shape=mask.shape, dtype=mask.dtype))
+        masks = tree.flatten(self.layer.compute_mask(given[0], *(given[1:] or [None])))
+        made = [m for m in masks if m is not None and all(m is not g for g in given)]
+        known = {id(given[-1]): mask}
+        if made:
+            graph = self.tracer.trace(keras.Model(given, made), origin=self.origin)
+            values = _replay(graph, [x, mask][: len(given)], self.nodes)
+            known.update(zip(map(id, made), tree.flatten(values), strict=True))
+        return [None if m is None else known[id(m)] for m in masks]
 
 
 class UniqueNames:

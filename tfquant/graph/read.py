@@ -14,8 +14,9 @@ import keras
 import numpy as np
 from keras import layers, tree
 
-from tfquant.graph.graph import clone_graph, is_readable, tensors
-from tfquant.layers.parts import Constant
+from tfquant.graph.graph import clone_graph, tensors
+from tfquant.graph.walk import is_readable
+from tfquant.layers.parts import Constant, Whole
 
 _KERAS_LAYERS = frozenset(x for x in vars(keras.layers).values() if isinstance(x, type))
 
@@ -68,7 +69,7 @@ def read(layer, args: tuple, kwargs: dict, mark=lambda constant: constant):
     Raises:
         Exception: What the `call` raised.
     """
-    with _specs_from_calls(layer):
+    with _specs_from_calls(layer), _without_losses(layer):
         return _read(layer, args, kwargs, mark)
 
 
@@ -185,6 +186,18 @@ def _record(layer, args, kwargs, given, size):
     copies = tree.flatten(copy.input)
     values = dict(zip(map(id, copies), stands_for, strict=True))
     return _Recording(values, calls, outputs, size, copies)
+
+
+@contextlib.contextmanager
+def _without_losses(layer):
+    """Lets the `call` of `layer` add losses and metrics to nothing: a device knows none."""
+    names = ("add_loss", "add_metric")
+    vars(layer).update(dict.fromkeys(names, lambda *args, **kwargs: None))
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(layer).pop(name, None)
 
 
 @contextlib.contextmanager
@@ -346,7 +359,11 @@ class _Replay:
 
     def _symbolic(self, x):
         """Returns an output as a KerasTensor."""
-        return x if isinstance(x, keras.KerasTensor) else self._held(np.asarray(x), False)
+        if isinstance(x, keras.KerasTensor):
+            return x
+        values = np.asarray(x)
+        name = f"{self.layer.name}_constant_{next(self.constants)}"
+        return Whole.of(values, False, name)(self.like)
 
     def _held(self, values, trains, free_axes=()):
         batch = self.sizes[-1].batch or self.like.shape[0]

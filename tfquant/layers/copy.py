@@ -18,7 +18,7 @@ def copy_layer(layer, /, **changes):
     """
     try:
         config = {**layer.get_config(), **changes}
-        with keras.saving.custom_object_scope(_own_types(layer)):
+        with keras.saving.custom_object_scope({**_own_types(layer), **_functions(layer)}):
             if not isinstance(layer, (keras.layers.Lambda, keras.layers.TFSMLayer)):
                 return layer.__class__.from_config(config)
             # Its code is here already: there is nothing to be afraid of in loading it.
@@ -64,6 +64,11 @@ def _own_types(layer):
         inside = keras.tree.flatten([x for x in vars(one).values() if _may_hold_layers(x)])
         waiting += [x for x in inside if isinstance(x, keras.layers.Layer)]
     return found
+
+
+def _functions(layer):
+    """Returns the user's functions in `layer`, by name: they may not be registered."""
+    return {x.__name__: x for x in vars(layer).values() if inspect.isfunction(x)}
 
 
 def _may_hold_layers(x):

@@ -63,6 +63,15 @@ class MatMul(keras.layers.Layer):
 class Select(keras.layers.Layer):
     """Takes values of one tensor where a condition holds, and of another elsewhere."""
 
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def compute_mask(self, *inputs, **masks):
+        """Returns none, as `keras.ops.where` hands no mask on."""
+        del inputs, masks
+        return None
+
     def call(self, condition, a, b):
         """Returns `a` where `condition`, else `b`."""
         return ops.where(condition, a, b)
@@ -164,8 +173,13 @@ class Constant(keras.layers.Layer):
         self.shape, self.value_dtype = tuple(shape), value_dtype
         self.free_axes = tuple(free_axes)
         self.values = self.add_weight(
-            shape=self.shape, dtype=value_dtype, initializer="zeros", name="values"
+            shape=self.shape,
+            dtype=value_dtype,
+            initializer="zeros",
+            trainable=self.trainable,
+            name="values",
         )
+        self.supports_masking = True
         self.built = True
 
     @classmethod
@@ -188,6 +202,11 @@ class Constant(keras.layers.Layer):
             values = values[tuple(cut)]
         return ops.broadcast_to(values, (ops.shape(x)[0], *ops.shape(values)[1:]))
 
+    def compute_mask(self, inputs, previous_mask=None):
+        """Returns none: constants have no mask."""
+        del inputs, previous_mask
+        return None
+
     def compute_output_spec(self, x):
         """Returns a KerasTensor of the batch, and the length, of `x`."""
         shape = [x.shape[1] if i in self.free_axes else n for i, n in enumerate(self.shape)]
@@ -198,6 +217,30 @@ class Constant(keras.layers.Layer):
         config.pop("autocast", None)
         settings = {"shape": self.shape, "value_dtype": self.value_dtype}
         return {**config, **settings, "free_axes": self.free_axes}
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class Whole(Constant):
+    """Returns a weight as it is, once for all rows: an output that depends on no input."""
+
+    def call(self, x):
+        """Returns the weight."""
+        del x
+        return ops.convert_to_tensor(self.values)
+
+    def compute_output_spec(self, x):
+        """Returns a KerasTensor of the weight's shape."""
+        del x
+        return keras.KerasTensor(self.shape, self.value_dtype)
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class MaskedProduct(keras.layers.Multiply):
+    """The product of tensors with masks: what one hides counts as 1, what all hide is 0.
+
+    One grid for the ones and for values that may be a hundredth of them would lose the values: it
+    is computed in float.
+    """
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -216,6 +259,24 @@ class Unmask(keras.layers.Layer):
         """Returns none."""
         del inputs, previous_mask
         return None
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class Remask(keras.layers.Layer):
+    """Returns the first of its two inputs, with which the second, its mask, travels from here."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def call(self, pair):
+        """Returns the tensor of the pair."""
+        return ops.copy(pair[0])
+
+    def compute_mask(self, pair, previous_mask=None):
+        """Returns the mask of the pair."""
+        del previous_mask
+        return pair[1]
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

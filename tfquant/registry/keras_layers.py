@@ -6,6 +6,7 @@ from keras import activations, layers
 
 from tfquant import devices
 from tfquant.devices import fixed_grid
+from tfquant.layers.parts import Remask, Unmask
 from tfquant.numerics import PerAxis
 from tfquant.registry.elementwise import (
     AdaptiveAverageConfig,
@@ -74,6 +75,8 @@ SAME_GRID = (
     layers.ZeroPadding1D,
     layers.ZeroPadding2D,
     layers.ZeroPadding3D,
+    Remask,
+    Unmask,
 )
 
 AVERAGE = (layers.AveragePooling1D, layers.AveragePooling2D)
@@ -156,15 +159,6 @@ def operator_config(operator, scheme, kind=OutputConfig, **settings):
     wide = dataclasses.replace(spec, num_bits=spec.stored_bits)
     fixed = fixed_grid(grid, spec.stored_bits)
     return kind(wide, operator=operator, fixed=fixed, **settings)
-
-
-def folding_config(wrapper) -> LinearConfig:
-    """Returns the config that folds the batch norm of a `QuantizeWrapper` into its kernel."""
-    if isinstance(wrapper.quantize_config, LinearConfig):
-        return wrapper.quantize_config
-    kernel, axis, *_ = LINEAR[type(wrapper.layer)]
-    ((_, quantizer),) = wrapper.weight_quantizers
-    return LinearConfig(kernel, axis, quantizer.spec, None)
 
 
 def register_all(registry) -> None:

@@ -26,10 +26,11 @@ def unfold_attention(layer, scheme):
 
         softmax((x @ Wq) @ (x @ Wk)^T / sqrt(d) + mask) @ (x @ Wv) @ Wo
 
-    `1 / sqrt(d)` is folded into `Wq`. Attention over several axes stays whole.
+    `1 / sqrt(d)` is folded into `Wq`. Attention over all axes of an image is that over one
+    axis of as many steps. Attention over one axis of several stays whole.
     """
     parts = _Layer(layer, scheme)
-    if parts.axes not in (None, 1):
+    if parts.axes not in (None, 1, (1, 2), [1, 2]):
         return None
 
     def call(
@@ -45,6 +46,15 @@ def unfold_attention(layer, scheme):
         use_causal_mask=False,
     ):
         del training
+        if len(query.shape) == 4:
+            others = (query_mask, value_mask, key_mask, attention_mask)
+            plain = not (return_attention_scores or use_causal_mask)
+            given = [x for x in (query, value, key) if x is not None]
+            sized = all(len(x.shape) == 4 and None not in x.shape[1:] for x in given)
+            if not (plain and sized and parts.axes != 1 and all(m is None for m in others)):
+                return None
+            rows = [parts.joined(f"given{i}", x) for i, x in enumerate(given)]
+            return parts.parted("parted", call(*rows), query.shape[1:3])
         if len(query.shape) != 3 or len(value.shape) != 3:
             return None
         q = parts.heads("query", query, (2, 1, 3))
@@ -142,6 +152,15 @@ class _Layer(_Parts):
         y = self.make(f"{name}_heads", layers.Reshape, (x.shape[1] or -1, heads, size))(y)
         return self.make(f"{name}_order", layers.Permute, order)(y)
 
+    def joined(self, name, x):
+        """Makes one axis of two in front of the last."""
+        shape = (x.shape[1] * x.shape[2], x.shape[3])
+        return self.make(name, layers.Reshape, shape)(x)
+
+    def parted(self, name, x, sizes):
+        """Makes two axes of one again."""
+        return self.make(name, layers.Reshape, (*sizes, x.shape[-1]))(x)
+
     def join(self, x):
         """Projects heads `(batch, heads, time, size)` to `(batch, time, dim)`."""
         name = "attention_output"
@@ -235,6 +254,8 @@ def _added(parts, mask, like):
 def contract(equation, a, b, name, scheme):
     """Sums products of two KerasTensors as a product of matrices.
 
+    Axes that are summed over, and those of one input alone, become one axis each.
+
     Args:
         equation: As of `keras.ops.einsum`; all axes of the inputs are summed over or kept.
         a: KerasTensor `(batch, ...)`.
@@ -245,18 +266,24 @@ def contract(equation, a, b, name, scheme):
     Returns:
         KerasTensor, or `None` where no product of matrices computes it.
     """
-    *terms, out = _axes(equation)
-    in_a, in_b = terms
+    in_a, in_b, out = _axes(equation)
     if "..." in out or not scheme.static or not in_a[0] == in_b[0] == out[0]:
         return None
+    if any(len(set(axes)) < len(axes) for axes in (in_a, in_b)):
+        return None
+    sizes = {**dict(zip(in_b, b.shape, strict=True)), **dict(zip(in_a, a.shape, strict=True))}
     both = [axis for axis in out if axis in in_a and axis in in_b]
     summed = [axis for axis in in_a if axis in in_b and axis not in out]
     rows = [axis for axis in out if axis not in in_b]
     columns = [axis for axis in out if axis not in in_a]
-    groups = summed, rows, columns
-    if {*in_a, *in_b} != {*both, *summed, *rows, *columns} or any(len(g) != 1 for g in groups):
+    if {*in_a, *in_b} != {*both, *summed, *rows, *columns} or not summed:
         return None
+    if any(sizes[axis] is None for axis in (*both[1:], *summed, *rows, *columns)):
+        groups = [both[1:], summed, rows, columns]
+        if any(len(g) > 1 for g in groups[1:]) or sum(len(g) == 0 for g in groups[1:]):
+            return None
     mark = lambda layer, config=None: QuantizeAnnotate(layer, config)  # noqa: E731
+    count = lambda axes: math.prod(sizes[axis] for axis in axes)  # noqa: E731
 
     def order(x, axes, wanted, side):
         if axes == wanted:
@@ -264,10 +291,22 @@ def contract(equation, a, b, name, scheme):
         axes = [axes.index(axis) for axis in wanted]
         return mark(layers.Permute(axes[1:], name=f"{name}_{side}"))(x)
 
-    a = order(a, in_a, [*both, *rows, *summed], "left")
-    b = order(b, in_b, [*both, *summed, *columns], "right")
+    def matrices(x, axes, left, right, side):
+        x = order(x, axes, [*both, *left, *right], side)
+        if len(left) == len(right) == 1 and len(both) < 4:
+            return x
+        shared = [count(both[1:])] if len(both) > 3 else [sizes[axis] for axis in both[1:]]
+        shape = (*shared, count(left), count(right))
+        return mark(layers.Reshape(shape, name=f"{name}_{side}_matrices"))(x)
+
+    a = matrices(a, in_a, rows, summed, "left")
+    b = matrices(b, in_b, summed, columns, "right")
     y = mark(MatMul(name=name), MatMulConfig(scheme.activations))(a, b)
-    return order(y, [*both, *rows, *columns], out, "order")
+    kept = [*both, *rows, *columns]
+    if len(y.shape) != len(kept) or not len(rows) == len(columns) == 1:
+        shape = tuple(sizes[axis] for axis in kept[1:])
+        y = mark(layers.Reshape(shape, name=f"{name}_axes"))(y)
+    return order(y, kept, out, "order")
 
 
 def unfold_einsum(layer, scheme):

@@ -3,7 +3,6 @@
 import logging
 
 import keras
-from keras import tree
 
 from tfquant.graph.read import OPEN, read
 from tfquant.registry.elementwise import OutputConfig
@@ -35,13 +34,13 @@ def unfold_composite(layer, scheme):
         except Exception as error:  # Whatever the user's code raises on symbolic tensors.
             _logger.debug("Layer '%s' cannot be read: %s (%s)", layer.name, error, error.__cause__)
             return None
-        given = [x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
-        return outputs if _is_worthwhile(keras.Model(given, outputs)) else None
+        return outputs
 
     return call
 
 
-def _is_worthwhile(model):
+def is_worthwhile(model) -> bool:
+    """Whether what a composite layer consists of gains by being quantized part by part."""
     operations = [x for x in model.operations if not isinstance(x, keras.layers.InputLayer)]
     has_weights = any(isinstance(x, keras.layers.Layer) and x.weights for x in operations)
     return has_weights or not any(type(x).__name__ in _FLOAT_OPERATIONS for x in operations)

@@ -58,8 +58,10 @@ def unfold_channels_first(layer, scheme):
     """Computes channels last, between two permutations; see `tfquant.unfold.unfold`."""
     del scheme
 
-    def call(x, training=None):
+    def call(x, training=None, mask=None):
         del training
+        if mask is not None:
+            return None
         rank = len(x.shape)
         first = QuantizeAnnotate(
             layers.Permute((*range(2, rank), 1), name=f"{layer.name}_channels_last")

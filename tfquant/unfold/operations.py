@@ -3,11 +3,14 @@
 A user who writes `x + y` or `ops.matmul(x, self.kernel)` gets the integers of `Add` and `Dense`.
 """
 
+import math
+
 import keras
 import numpy as np
 from keras import activations, layers
 
 from tfquant.graph.graph import real
+from tfquant.layers.copy import copy_layer
 from tfquant.layers.parts import Constant, MatMul, Select
 from tfquant.registry.elementwise import (
     OutputConfig,
@@ -17,7 +20,7 @@ from tfquant.registry.elementwise import (
 )
 from tfquant.registry.keras_layers import activation_config, operator_config
 from tfquant.registry.parts import ConstantConfig, MatMulConfig
-from tfquant.unfold.affine import channel_affine, constants
+from tfquant.unfold.affine import channel_affine, constants, hard_sigmoid
 from tfquant.unfold.attention import LARGE, contract, unfold_dot_product_attention
 from tfquant.wrappers import QuantizeAnnotate
 
@@ -134,18 +137,44 @@ def _einsum(operation, scheme):
     """A product of a tensor and weights, as einsum layers compute it, or of two tensors."""
 
     def call(*operands):
-        if len(operands) != 2 or not isinstance(operands[0], keras.KerasTensor):
-            return None
+        if len(operands) != 2 or "->" not in operation.subscripts or "." in operation.subscripts:
+            return _ellipsis(operands) if "->" in operation.subscripts else None
+        inputs, out = operation.subscripts.replace(" ", "").split("->")
+        terms = inputs.split(",")
+        if not isinstance(operands[0], keras.KerasTensor):
+            operands, terms = operands[::-1], terms[::-1]
         x, weights = operands
-        if "->" not in operation.subscripts:
-            return None
         if isinstance(weights, keras.KerasTensor):
-            return contract(operation.subscripts, x, weights, operation.name, scheme)
-        y = operation(x, weights)
+            return contract(f"{','.join(terms)}->{out}", x, weights, operation.name, scheme)
+        if terms[0][0] != out[0]:
+            return None
+        values = keras.ops.convert_to_numpy(weights)
+        alone = [i for i, axis in enumerate(terms[1]) if axis not in terms[0] + out]
+        values = values.sum(axis=tuple(alone))
+        terms[1] = "".join(axis for i, axis in enumerate(terms[1]) if i not in alone)
+        if any(axis in out for axis in terms[1] if axis in terms[0]):  # No matrix for all.
+            config = OutputConfig(scheme.activations)
+            constant = Constant.of(values[None], _trains(weights), f"{operation.name}_constant")
+            held = QuantizeAnnotate(constant, config)(x)
+            equation = f"{terms[0]},{terms[0][0]}{terms[1]}->{out}"
+            return contract(equation, x, held, operation.name, scheme)
+        return _dense(x, f"{','.join(terms)}->{out}", weights, values)
+
+    def _ellipsis(operands):
+        x, *weights = operands
+        if len(weights) != 1 or not isinstance(x, keras.KerasTensor):
+            return None
+        if isinstance(weights[0], keras.KerasTensor):
+            return None
+        values = keras.ops.convert_to_numpy(weights[0])
+        return _dense(x, operation.subscripts, weights[0], values)
+
+    def _dense(x, equation, weights, values):
+        y = keras.ops.einsum(equation, x, values)
         layer = layers.EinsumDense(
-            operation.subscripts, y.shape[1:], trainable=_trains(weights), name=operation.name
+            equation, y.shape[1:], trainable=_trains(weights), name=operation.name
         )
-        return _filled(layer, x, weights)
+        return _filled(layer, x, values)
 
     return call
 
@@ -192,6 +221,22 @@ def _held_condition(x, constant, name):
     if values.ndim != len(x.shape) or len(values) != 1 or values.dtype != bool:
         return None
     return Constant.of(values, False, name)(x)
+
+
+def _full(number):
+    """Returns the row of an operation that makes a constant of the shape of a tensor."""
+
+    def row(operation, scheme):
+        def call(x, dtype=None):
+            shape, real_numbers = x.shape[1:], "float" in x.dtype
+            if None in shape or not real_numbers or dtype not in (None, x.dtype):
+                return None
+            values = np.full((1, *shape), number, np.float32)
+            return _held(x, values, operation.name, ConstantConfig(scheme.activations))
+
+        return call if scheme.static else None
+
+    return row
 
 
 def _power(exponent_of):
@@ -244,6 +289,37 @@ def _negative(operation, scheme):
     return call if scheme.static else None
 
 
+def _extract_patches(operation, scheme):
+    """Patches beside each other, as a move of values; Keras convolves with ones and zeros."""
+    del scheme
+    sizes = operation.size if isinstance(operation.size, tuple) else (operation.size,) * 2
+    steps = operation.strides or sizes
+    steps = steps if isinstance(steps, tuple) else (steps,) * 2
+
+    def call(x):
+        channels_last = operation.data_format in (None, "channels_last")
+        if len(x.shape) != 4 or None in x.shape[1:] or not channels_last:
+            return None
+        height, width, channels = x.shape[1:]
+        whole = height % sizes[0] == 0 and width % sizes[1] == 0
+        if steps != sizes or operation.dilation_rate not in (1, (1, 1)) or not whole:
+            return None
+        rows, columns = height // sizes[0], width // sizes[1]
+        for name, layer in (
+            ("parts", layers.Reshape((rows, sizes[0], columns, sizes[1], channels))),
+            ("order", layers.Permute((1, 3, 2, 4, 5))),
+            ("joined", layers.Reshape((rows, columns, sizes[0] * sizes[1] * channels))),
+        ):
+            x = QuantizeAnnotate(copy_layer(layer, name=f"{operation.name}_{name}"))(x)
+        return x
+
+    return call
+
+
+def _hard_sigmoid(operation, scheme):
+    return (lambda x: hard_sigmoid(x, operation.name)) if scheme.static else None
+
+
 def _concatenate(operation, scheme):
     del scheme
     return lambda xs: QuantizeAnnotate(
@@ -256,6 +332,9 @@ def _reshape(operation, x):
     shape = operation(x).shape
     if shape[0] != x.shape[0] or (x.shape[0] is not None and None in shape):
         return None
+    sizes = [n[1:] for n in (shape, x.shape)]
+    if not any(None in n for n in sizes) and len({math.prod(n) for n in sizes}) > 1:
+        return None  # It takes from the batch, or adds to it.
     if list(shape[1:]).count(None) > 1:
         return None
     target = tuple(-1 if n is None else n for n in shape[1:])
@@ -340,7 +419,20 @@ def _divide(operation, scheme):
 
 # Operations whose output lies on the grid of their inputs.
 MOVING = frozenset(
-    {"Flip", "GetItem", "Max", "Min", "Repeat", "Roll", "Split", "Stack", "Take", "Tile", "Unstack"}
+    {
+        "Flip",
+        "GetItem",
+        "Max",
+        "Min",
+        "Repeat",
+        "Reshape",
+        "Roll",
+        "Split",
+        "Stack",
+        "Take",
+        "Tile",
+        "Unstack",
+    }
 )
 
 
@@ -388,6 +480,8 @@ OPERATIONS = {
     "DotProductAttention": unfold_dot_product_attention,
     "Negative": _negative,
     "Where": _where,
+    "ZerosLike": _full(0.0),
+    "OnesLike": _full(1.0),
     "Square": _power(lambda: 2),
     "Power": _power(_exponent),
     "Concatenate": _concatenate,
@@ -406,6 +500,8 @@ OPERATIONS = {
     "Sigmoid": _layer(_activation("sigmoid")),
     "Tanh": _layer(_activation("tanh")),
     "Silu": _layer(_activation("silu")),
+    "ExtractPatches": _extract_patches,
+    "HardSigmoid": _hard_sigmoid,
     "HardSilu": _layer(_activation("hard_swish")),
     "Gelu": _layer(_gelu),
     "LogSoftmax": _layer(_over_last_axis("log_softmax")),

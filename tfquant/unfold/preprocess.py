@@ -1,10 +1,15 @@
 """Layers in front of a network that scale its inputs, as factors and shifts of channels."""
 
+import keras
 import numpy as np
 
 from tfquant.layers.parts import CountTokens
 from tfquant.unfold.affine import channel_affine, constants
 from tfquant.wrappers import QuantizeAnnotate
+
+# Columns of a table whose deviations are this far apart lose more than half of their bits on the
+# grid of all: they are normalized in float, in front of it.
+FAR_APART = 16.0
 
 
 def unfold_rescaling(layer, scheme):
@@ -12,7 +17,13 @@ def unfold_rescaling(layer, scheme):
     if not scheme.static:
         return None
     factor, shift = constants(layer.scale), constants(layer.offset)
-    return lambda x: channel_affine(x, factor, shift, False, layer.name)
+
+    def call(x):
+        if x.dtype == "uint8":  # As real numbers, they have a grid that holds each of them.
+            x = keras.ops.cast(x, "float32")
+        return channel_affine(x, factor, shift, False, layer.name)
+
+    return call
 
 
 def unfold_normalization(layer, scheme):
@@ -26,6 +37,8 @@ def unfold_normalization(layer, scheme):
         channels = x.shape[-1]
         if any(v.size not in (1, channels) for v in (mean, deviation)):
             return None
+        if deviation.size > 1 and deviation.max() > FAR_APART * deviation.min():
+            return None  # One grid would hold the columns that vary most, and no other.
         if layer.invert:
             return channel_affine(x, deviation, mean, False, layer.name)
         return channel_affine(x, 1.0 / deviation, -mean / deviation, False, layer.name)

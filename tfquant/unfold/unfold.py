@@ -1,17 +1,17 @@
 """Layers that are whole networks, unfolded into layers that have a kernel each."""
 
 import keras
-from keras import layers
+from keras import activations, layers
 
 from tfquant.graph.graph import real, tensors
 from tfquant.graph.read import is_composite
 from tfquant.layers.copy import copy_layer, transfer_weights
-from tfquant.layers.parts import MatMul, Unmask
+from tfquant.layers.parts import MaskedProduct, MatMul, Unmask
 from tfquant.registry.elementwise import SameGridConfig
 from tfquant.registry.parts import MatMulConfig
-from tfquant.unfold.affine import channel_affine
+from tfquant.unfold.affine import channel_affine, hard_sigmoid
 from tfquant.unfold.attention import unfold_attention, unfold_einsum, unfold_softmax
-from tfquant.unfold.composite import unfold_composite
+from tfquant.unfold.composite import is_worthwhile, unfold_composite
 from tfquant.unfold.layout import (
     POOLING_3D,
     is_channels_first,
@@ -33,9 +33,11 @@ def unfold_merge(layer, scheme):
     """Merges three or more tensors in turn, as the device does; see `unfold`."""
     del scheme
 
-    def call(inputs):
-        if len(inputs) < 3 or len({len(x.shape) for x in inputs}) > 1:
+    def call(inputs, masks=None):
+        if (len(inputs) < 3 and masks is None) or len({len(x.shape) for x in inputs}) > 1:
             return None
+        if masks is not None:
+            return MaskedProduct(name=layer.name)(inputs)
         y = inputs[0]
         for number, x in enumerate(inputs[1:], 1):
             name = layer.name if number == len(inputs) - 1 else f"{layer.name}_{number}"
@@ -99,11 +101,32 @@ def unfold_unit_normalization(layer, scheme):
     axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
 
     def call(x):
-        if list(axes) != [len(x.shape) - 1]:
+        rank = len(x.shape)
+        places = [axis % rank for axis in axes]
+        norm = QuantizeAnnotate(layers.UnitNormalization(name=layer.name))
+        if list(axes) == [rank - 1]:
+            return norm(x)
+        if len(places) != 1 or places == [rank - 1]:
             return None
-        return QuantizeAnnotate(layers.UnitNormalization(name=layer.name))(x)
+        others = [axis for axis in range(1, rank) if axis not in places]
+        back = [1 + [*others, *places].index(axis) for axis in range(1, rank)]
+        to_last, to_first = (
+            QuantizeAnnotate(layers.Permute(dims, name=f"{layer.name}_{name}"))
+            for dims, name in (([*others, *places], "axis_last"), (back, "axis_back"))
+        )
+        return to_first(norm(to_last(x)))
 
     return call if scheme.static else None
+
+
+def unfold_activation(layer, scheme):
+    """Takes a hard sigmoid apart: a shift, a clamp and a factor; see `unfold`.
+
+    hard_sigmoid(x) = relu6(x + 3) / 6
+    """
+    if layer.activation is not activations.hard_sigmoid or not scheme.static:
+        return None
+    return lambda x: hard_sigmoid(x, layer.name)
 
 
 def unfold_elu(layer, scheme):
@@ -169,6 +192,7 @@ def unfold_spectral(layer, scheme):
 # parts on KerasTensors, or returns `None` where the call cannot be unfolded.
 UNFOLDED = {
     **dict.fromkeys(POOLING_3D, unfold_pooling_3d),
+    layers.Activation: unfold_activation,
     layers.Add: unfold_merge,
     layers.Average: unfold_average,
     layers.BatchNormalization: unfold_batch_norm,
@@ -245,7 +269,9 @@ def unfold(layer, scheme):
 
         args, kwargs = keras.tree.map_structure(value, (args, kwargs))
         outputs = call(*args, **kwargs)
-        return None if outputs is None else keras.Model(list(inputs.values()), outputs)
+        model = None if outputs is None else keras.Model(list(inputs.values()), outputs)
+        whole = model is None or (is_composite(layer) and not is_worthwhile(model))
+        return None if whole else model
 
     return build
 

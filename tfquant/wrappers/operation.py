@@ -1,9 +1,34 @@
 """`OperationLayer`: a `keras.ops` node of a functional model, as a layer."""
 
 import keras
+import tensorflow as tf
 from keras import tree
 
 from tfquant.layers.integers import add
+
+
+def _index_of(find):
+    """Returns the function of an operation that finds the place of an extreme value.
+
+    Keras's own tells -0.0 from 0.0 by their bits, which LiteRT does not.
+    """
+
+    def call(layer, x):
+        axis, keepdims = layer.operation.axis, layer.operation.keepdims
+        y = find(tf.reshape(x, [-1]) if axis is None else x, axis=axis or 0, output_type=tf.int32)
+        if not keepdims:
+            return y
+        return tf.expand_dims(y, axis) if axis is not None else tf.reshape(y, [1] * len(x.shape))
+
+    return call
+
+
+# Operations in a form that LiteRT has an operator for: functions of the layer and the arguments.
+_PLAIN = {
+    "Add": lambda layer, a, b: add(a, b),
+    "Argmax": _index_of(tf.argmax),
+    "Argmin": _index_of(tf.argmin),
+}
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -97,9 +122,8 @@ class OperationLayer(keras.layers.Layer):
             return self.held[x.index].value if isinstance(x, HeldWeight) else x
 
         args, kwargs = tree.map_structure(value, (list(self.arguments), dict(self.keywords)))
-        if type(self.operation).__name__ == "Add":
-            return add(*args, **kwargs)
-        return self.operation(*args, **kwargs)
+        plain = _PLAIN.get(type(self.operation).__name__)
+        return self.operation(*args, **kwargs) if plain is None else plain(self, *args, **kwargs)
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object

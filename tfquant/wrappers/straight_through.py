@@ -7,7 +7,7 @@ from keras import tree
 from tfquant.quantizers import grid_of, on_grid
 
 
-def straight_through(exact, real, args, variables):
+def straight_through(exact, real, args, variables, frozen=()):
     """Returns what `exact` computes, with the gradients of `real`.
 
     Forward, the integers of the device; backward, as if rounding were the identity inside each
@@ -20,6 +20,8 @@ def straight_through(exact, real, args, variables):
         real: Function of `args` that returns such a structure, whose operations have gradients.
         args: Structure. Float tensors in it, which may carry grids, get gradients.
         variables: Keras variables that both functions read and that get gradients.
+        frozen: Keras variables that they read and that get none, though TensorFlow could train
+            them.
 
     Returns:
         `(outputs, losses)`: the structure that `exact` returns, its tensors with their grids, and
@@ -30,6 +32,7 @@ def straight_through(exact, real, args, variables):
     if not places and not variables:
         return exact(args), []
     returned = []
+    held = [(variable, tf.convert_to_tensor(variable.value)) for variable in frozen]
 
     def given(tensors):
         """Returns the scope in which variables are read as tensors, and the arguments."""
@@ -38,7 +41,7 @@ def straight_through(exact, real, args, variables):
         for place in places:
             leaves[place] = on_grid(tensors.pop(0), grid_of(flat[place]))
         # Read as tensors, so that the function below depends on nothing but its arguments.
-        mapping = list(zip(variables, tensors, strict=True))
+        mapping = [*zip(variables, tensors, strict=True), *held]
         scope = keras.StatelessScope(mapping, collect_losses=True, initialize_variables=False)
         return scope, tree.pack_sequence_as(args, leaves)
 

@@ -190,8 +190,11 @@ class QuantizeWrapper(keras.layers.Layer):
             return self._infer(call_site, args, kwargs)
         exact = lambda given: self._infer(call_site, *given)  # noqa: E731
         real = lambda given: self._real(call_site, *given)  # noqa: E731
-        trained = [v for v in self._read_variables(call_site) if v.trainable]
-        outputs, losses = straight_through(exact, real, (args, kwargs), trained)
+        read = self._read_variables(call_site)
+        trained = [v for v in read if v.trainable]
+        # TensorFlow would have a gradient for what Keras froze after it was made.
+        frozen = [v for v in read if not v.trainable and v.value.trainable]
+        outputs, losses = straight_through(exact, real, (args, kwargs), trained, frozen)
         for loss in losses:
             self.add_loss(loss)
         return outputs
@@ -326,6 +329,8 @@ class QuantizeWrapper(keras.layers.Layer):
             previous_mask = None  # An embedding makes one of its own.
         if isinstance(inputs, tuple) and len(inputs) == 1:
             (inputs,) = inputs
+            if isinstance(previous_mask, tuple) and len(previous_mask) == 1:
+                (previous_mask,) = previous_mask
         return self.layer.compute_mask(inputs, previous_mask)
 
     def save_own_variables(self, store):

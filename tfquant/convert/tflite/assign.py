@@ -81,7 +81,8 @@ def assign(
         if kernel is not None:
             result.units[op.index] = kernel.unit
         reason = _why_float(file, op, computed, kernel)
-        if reason is None and _is_of_float_layer(op, anchors, unit_of):
+        moves = op.name in rules.SAME_GRID and _shares_grid(op, computed)
+        if reason is None and not moves and _is_of_float_layer(op, anchors, unit_of):
             reason = "the layer is not quantized"
         if reason is None:
             result.integer.add(op.index)
@@ -99,6 +100,14 @@ def assign(
         if again:
             result.requantized[GRAPH, index] = _from_grid(again[0].grid)
     return result
+
+
+def _shares_grid(op, computed):
+    """Whether an operator reads integers of the grid that it writes."""
+    grids = [computed.get(i) for i in (*op.inputs[:1], *op.outputs[:1])]
+    if None in grids:
+        return False
+    return len({(g.num_bits, float(g.scale[0]), int(g.zero_point[0])) for g in grids}) == 1
 
 
 def _is_of_float_layer(op, anchors, unit_of):

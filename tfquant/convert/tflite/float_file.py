@@ -10,10 +10,32 @@ from keras import tree
 
 from tfquant.convert.tflite.flatbuffer import File
 from tfquant.convert.tflite.skeleton import Codes, Stored
-from tfquant.layers.plain import Barrier
+from tfquant.layers.plain import Barrier, PlainSum
 from tfquant.rewrite.lower import Lowered
 
 LIMIT = np.float32(Barrier.LIMIT)
+
+
+# Layers whose operators know no sizes of images.
+_ANY_SIZE = (
+    keras.layers.Activation,
+    keras.layers.AveragePooling2D,
+    keras.layers.Concatenate,
+    keras.layers.Conv2D,
+    keras.layers.Dense,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.Dropout,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.GlobalMaxPooling2D,
+    keras.layers.Identity,
+    keras.layers.InputLayer,
+    keras.layers.MaxPooling2D,
+    keras.layers.Multiply,
+    keras.layers.ReLU,
+    keras.layers.ZeroPadding2D,
+    Barrier,
+    PlainSum,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,8 +94,9 @@ def convert_float(lowered: Lowered, batch_size: int | None, rows: list[np.ndarra
     Raises:
         ValueError: If LiteRT has no operators for a layer that stays float.
     """
+    fixed = any(type(layer) not in _ANY_SIZE for layer in lowered.model.layers)
     specs = [
-        tf.TensorSpec(_shape(x, batch_size, array), x.dtype, name=_identifier(x.name))
+        tf.TensorSpec(_shape(x, batch_size, array, fixed), x.dtype, name=_identifier(x.name))
         for x, array in zip(lowered.model.inputs, rows, strict=True)
     ]
     codes = Codes(lowered)
@@ -117,15 +140,16 @@ def _convert(lowered, specs, codes):
     return file, Traced(concrete.inputs[: len(specs)], outputs, list(points)), len(content)
 
 
-def _shape(x, batch_size, array):
+def _shape(x, batch_size, array, fixed):
     """Returns the shape of an input of the file.
 
     With a free length of a sequence the converter leaves the bias of a dense layer behind a
-    reshape, where no kernel applies it. The sizes of images do no harm.
+    reshape, where no kernel applies it. The sizes of images do no harm where no layer computes
+    with them.
     """
     if batch_size is None:
         return x.shape
-    if len(x.shape) > 3:
+    if len(x.shape) > 3 and not fixed:
         return batch_size, *x.shape[1:]
     return batch_size, *(n or size for n, size in zip(x.shape[1:], array.shape[1:], strict=True))
 

@@ -1,0 +1,42 @@
+"""Layers and operations that LiteRT has integer kernels for leave nothing float."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import tfquant as tfq
+
+ones = {"bias_initializer": "ones"}
+CASES = {
+    "attention of rank 4": ((4, 6, 8), lambda x: layers.MultiHeadAttention(2, 4)(x, x)),
+    "convolution first": ((32, 4), layers.Conv1D(8, 3, padding="same")),
+    "depthwise first": ((32, 4), layers.DepthwiseConv1D(3, padding="same")),
+    "hard sigmoid": ((8, 8, 3), layers.Conv2D(4, 3, activation="hard_sigmoid")),
+    "hard_sigmoid of ops": ((8, 8, 3), lambda x: ops.hard_sigmoid(layers.Conv2D(4, 3)(x))),
+    "one filter": ((32, 4), layers.Conv1D(1, 5, padding="same", **ones)),
+    "one filter, causal": ((32, 4), layers.Conv1D(1, 3, padding="causal", dilation_rate=2, **ones)),
+    "one filter, transposed": ((32, 4), layers.Conv1DTranspose(1, 4, 2, padding="same", **ones)),
+    "patches": ((16, 16, 3), lambda x: layers.Dense(8)(ops.image.extract_patches(x, size=4))),
+    "pooling first": ((32, 4), layers.MaxPooling1D(2)),
+    "separable first": ((32, 4), layers.SeparableConv1D(8, 3, padding="same")),
+    "unit norm": ((6, 8), layers.UnitNormalization(axis=1)),
+    "capsules": (
+        (6, 8),
+        lambda x: ops.einsum("nid,ijdk->nijk", x, np.linspace(-1, 1, 576).reshape(6, 3, 8, 4)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_is_float(rng, name, tmp_path):
+    shape, function = CASES[name]
+    x, data = keras.Input(shape), rng.normal(size=(32, *shape)).astype("float32")
+    model = keras.Model(x, function(x))
+    q = tfq.quantize_model(model)
+    tfq.calibrate(q, data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
+    assert not report.float_operators
+    assert not report.lost_layers
+    noise = np.sum((np.asarray(model(data)) - np.asarray(q(data))) ** 2)
+    assert 10 * np.log10(np.sum(np.asarray(model(data)) ** 2) / noise) > 27

@@ -1,0 +1,181 @@
+"""What models of other people ended in an exception with: each is quantized and written."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import tfquant as tfq
+
+TOKENS, VECTORS = (10,), (6, 8)
+
+
+class Pair(layers.Layer):
+    """Returns what it computes and what it was given; knows a mask and a bias."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(8)
+        self.supports_masking = True
+
+    def call(self, x, mask=None, bias=None, causal=False):
+        y = self.dense(x)
+        return (y if bias is None else y + bias), x
+
+
+class Twice(layers.Layer):
+    """Calls a layer with tensors and others, as a T5 does."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.pair = Pair()
+
+    def call(self, x, mask):
+        y, _ = self.pair(x, mask=mask, bias=None, causal=False)
+        return self.pair(y, mask=mask, bias=x, causal=True)[0]
+
+
+class Further(layers.Layer):
+    """Returns a further output that depends on no input."""
+
+    def __init__(self, further, **kwargs):
+        super().__init__(**kwargs)
+        self.further, self.dense = further, layers.Dense(8)
+
+    def get_config(self):
+        return {**super().get_config(), "further": self.further}
+
+    def call(self, x):
+        return self.dense(x), ops.ones(self.further)
+
+
+class Endpoint(layers.Layer):
+    """Adds a loss of labels to what it hands on (keras.io, captcha OCR)."""
+
+    def call(self, labels, logits):
+        rows = ops.ones((ops.shape(logits)[0],), "int32")
+        self.add_loss(ops.mean(ops.ctc_loss(labels, logits, rows * 3, rows * 6)))
+        return logits
+
+
+class Blocks(layers.Layer):
+    """Has no `get_config`."""
+
+    def __init__(self, width, depth, **kwargs):
+        super().__init__(**kwargs)
+        self.blocks = [layers.Dense(width) for _ in range(depth)]
+
+    def call(self, x):
+        for block in self.blocks:
+            x = ops.relu(block(x))
+        return x
+
+
+def distance(pair):
+    return ops.sqrt(ops.sum(ops.square(pair[0] - pair[1]), axis=1, keepdims=True) + 1e-7)
+
+
+def of_tokens(combine):
+    ids = keras.Input(TOKENS, dtype="int32")
+    a, b = (layers.Embedding(20, 8, mask_zero=True)(ids) for _ in range(2))
+    return keras.Model(ids, layers.Dense(4)(combine(a, b)))
+
+
+def of_vectors(make, shape=VECTORS):
+    x = keras.Input(shape)
+    return keras.Model(x, make(x))
+
+
+def siamese():
+    a, b, shared = keras.Input((8,)), keras.Input((8,)), layers.Dense(4)
+    pair = [shared(a), shared(b)]
+    return keras.Model([a, b], layers.Dense(1)(layers.Lambda(distance)(pair)))
+
+
+def with_labels():
+    x, labels = keras.Input(VECTORS), keras.Input((3,), dtype="int32")
+    return keras.Model([x, labels], Endpoint()(labels, layers.Dense(5)(x)))
+
+
+def like_t5():
+    x, mask = keras.Input(VECTORS), keras.Input((6,), dtype="int32")
+    return keras.Model([x, mask], Twice()(x, mask))
+
+
+WEIGHTS = np.random.default_rng(1).normal(size=(1, 6, 2, 8)).astype("float32")
+gap = layers.GlobalAveragePooling1D
+MODELS = {
+    "add of masked": lambda: of_tokens(lambda a, b: layers.Add()([a, b])),
+    "concatenate of masked": lambda: of_tokens(lambda a, b: layers.Concatenate()([a, b])),
+    "multiply of masked": lambda: of_tokens(lambda a, b: layers.Multiply()([a, b])),
+    "two masked lstms": lambda: of_tokens(
+        lambda a, b: layers.LSTM(4)(layers.LSTM(4, return_sequences=True)(a))
+    ),
+    "mask past an operation": lambda: of_tokens(lambda a, b: gap()(a + b)),
+    "masked mean of channels first": lambda: of_tokens(
+        lambda a, b: gap(data_format="channels_first")(layers.Dense(10)(a))
+    ),
+    "einsum with a constant": lambda: of_vectors(
+        lambda x: ops.einsum("bqhd,xkhd->bhqk", x, WEIGHTS), (6, 2, 8)
+    ),
+    "named lambda": siamese,
+    "tensors and others": like_t5,
+    "labels": with_labels,
+    "no get_config": lambda: of_vectors(Blocks(8, 2)),
+    "empty output": lambda: of_vectors(lambda x: layers.Dense(3)(Further((0,))(x)[0])),
+    "constant output": lambda: of_vectors(lambda x: layers.Dense(3)(Further((1, 3))(x)[0])),
+    "argmax": lambda: of_vectors(lambda x: ops.argmax(layers.Dense(4)(x), -1)),
+    "zeros_like": lambda: of_vectors(lambda x: ops.softmax(ops.zeros_like(x) + x)),
+    "size from free length": lambda: of_vectors(
+        lambda x: layers.Conv2D(4, 3)(layers.UpSampling2D(2, interpolation="bilinear")(x)),
+        (None, None, 3),
+    ),
+    "identity last": lambda: of_vectors(lambda x: layers.Identity()(layers.Dense(4)(x))),
+    "elu": lambda: of_vectors(lambda x: layers.ELU()(layers.Dense(4)(x))),
+    "hard_silu": lambda: of_vectors(lambda x: layers.Activation("hard_silu")(layers.Dense(4)(x))),
+}
+
+
+def data_of(model, rng):
+    arrays = []
+    for x in model.inputs:
+        shape = (32, *(n or 8 for n in x.shape[1:]))
+        ids = rng.integers(1, 5, shape) * (rng.uniform(size=shape) > 0.3)
+        arrays.append(ids.astype(x.dtype) if "int" in x.dtype else rng.normal(size=shape))
+    arrays = [a.astype("float32") if a.dtype.kind == "f" else a for a in arrays]
+    return arrays if len(arrays) > 1 else arrays[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [(name, "w8a8") for name in MODELS]
+    + [(name, "w8a16") for name in ("elu", "hard_silu")]
+    + [(name, "w8") for name in ("identity last", "two masked lstms", "multiply of masked")],
+)
+def test_a_model_that_stopped_is_written_and_computes_the_same(rng, name, scheme, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = MODELS[name]()
+    data = data_of(model, rng)
+    q = tfq.quantize_model(model, scheme)
+    if scheme != "w8":
+        tfq.calibrate(q, data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", samples=data, progress=False)
+    assert not report.lost_layers
+    expected = np.asarray(model(data, training=False), np.float64)
+    noise = np.sum((expected - np.asarray(q(data, training=False))) ** 2)
+    if name != "argmax":  # Ties of an 8-bit grid are decided otherwise.
+        assert 10 * np.log10(np.sum(expected**2) / max(noise, 1e-30)) > 28
+
+
+def test_columns_far_apart_are_normalized_in_front_of_the_first_grid(rng, tmp_path):
+    spread = np.array([1e-3, 1.0, 1e4, 1e-2], "float32")
+    table = rng.normal(size=(64, 4)).astype("float32") * spread
+    norm = layers.Normalization()
+    norm.adapt(table)
+    model = of_vectors(lambda x: layers.Dense(3)(norm(x)), (4,))
+    q = tfq.quantize_model(model)
+    tfq.calibrate(q, table, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
+    assert report.end_to_end.differing == 0
+    noise = np.sum((np.asarray(model(table)) - np.asarray(q(table))) ** 2)
+    assert 10 * np.log10(np.sum(np.asarray(model(table)) ** 2) / noise) > 35
