@@ -4,8 +4,9 @@ import dataclasses
 
 from tfquant.report import LayerReport, Parity
 
-# A tie that rounds one way here and the other way there may be several steps at the output.
-TIES = 1e-3
+# Few rows are compared op by op. Of the others an operator may round a tie the other way, which is
+# several steps behind a recurrent layer; a wrong tensor or grid is more of both.
+SHARE, STEPS = 0.5, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,4 +59,5 @@ def _parted(verifier, layers, end_to_end, all_integer):
         layer.arithmetic == "exact" and (layer.parity is None or not layer.parity.differing)
         for layer in layers
     )
-    return "the outputs" if exact and end_to_end.share_differing > TIES else ""
+    wrong = end_to_end.share_differing > SHARE and end_to_end.largest > STEPS
+    return "the outputs" if exact and wrong else ""

@@ -284,10 +284,11 @@ class File:
         tensors = self.subgraph.tensors
         new = {-1: -1} | {index: number for number, index in enumerate(sorted(used))}
         renumber = lambda ids: [new[int(i)] for i in ids]  # noqa: E731
+        others = [t for graph in self.model.subgraphs[1:] for t in graph.tensors]
+        kept = {tensor.buffer for tensor in others} | {tensors[i].buffer for i in used}
         for index in set(range(len(tensors))) - used:
-            buffer = tensors[index].buffer
-            if not any(tensors[i].buffer == buffer for i in used):
-                self.model.buffers[buffer].data = None
+            if tensors[index].buffer not in kept:
+                self.model.buffers[tensors[index].buffer].data = None
         self.subgraph.tensors = [tensors[index] for index in sorted(used)]
         self.subgraph.inputs = renumber(self.subgraph.inputs)
         self.subgraph.outputs = renumber(self.subgraph.outputs)
