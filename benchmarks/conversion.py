@@ -52,6 +52,7 @@ def once(network: str, tool: str) -> dict:
         parts["quantize"] = time.perf_counter() - start
         tfq.calibrate(q, images, progress=False)
         parts["calibrate"] = time.perf_counter() - start - parts["quantize"]
+        parts["memory_before_converting"] = (_peak() - before) / weights
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "m.tflite")
             tfq.to_tflite(q, path, verify=tool == "verified", progress=False)

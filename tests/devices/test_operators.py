@@ -5,8 +5,8 @@ import os
 import hypothesis
 import numpy as np
 import pytest
-from cases import CASES
 from hypothesis import strategies
+from operator_cases import CASES
 
 from tfquant.devices import DEVICES
 

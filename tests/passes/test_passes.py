@@ -96,8 +96,7 @@ def read(build, rng):
     for variable in model.weights:
         if len(variable.shape) == 1 and "normalization" in variable.path:
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))
-    rows = tfq.Recipe("w8a8").on_device("litert").rows(model)
-    graph = choose(model, rows, KERAS_LAYERS, "weights")
+    graph = choose(model, tfq.Recipe("w8a8").rows(model), KERAS_LAYERS, "weights", "litert")
     return model, graph, rng.normal(size=(4, *model.input_shape[1:])).astype(np.float32)
 
 

@@ -48,7 +48,7 @@ def selected(selector):
         (layers.Dense, {"stem", "block_3", "dense", "head"}),
         (lambda layer: layer.name.startswith("h"), {"head"}),
     ],
-    ids=str,
+    ids=range(10),
 )
 def test_a_selector_selects(selector, expected):
     assert selected(selector) == expected

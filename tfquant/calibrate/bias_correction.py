@@ -5,6 +5,7 @@ import dataclasses
 
 from keras import ops, tree
 
+from tfquant.calibrate.real import RealCalls
 from tfquant.quantizers import RecordingScope
 from tfquant.registry import LinearConfig
 from tfquant.wrappers import CallHook
@@ -57,7 +58,7 @@ def float_moments(model, arrays) -> dict:
     return found
 
 
-def correct(model, arrays, moments, deviation: bool) -> list[str]:
+def correct(model, arrays, moments, deviation: bool, calls: RealCalls) -> list[str]:
     """Gives each channel the mean, and the standard deviation, that it has in the float model.
 
         gain  = deviation(float output) / deviation(output), within 1/2 and 2, or 1
@@ -77,6 +78,7 @@ def correct(model, arrays, moments, deviation: bool) -> list[str]:
         arrays: Inputs of the model, a list.
         moments: From `float_moments` on the same inputs.
         deviation: Whether to correct deviations as well.
+        calls: `RealCalls` of the model, which keeps up with the corrections.
 
     Returns:
         Names of layers that were left because their output is not finite.
@@ -85,8 +87,10 @@ def correct(model, arrays, moments, deviation: bool) -> list[str]:
 
     def fix(wrapper, args, kwargs):
         if id(wrapper) not in moments:
-            return None
-        y = wrapper.quantize_config.real_call(wrapper, args, kwargs)
+            return calls(wrapper, args, kwargs)
+        y = calls(wrapper, args, kwargs)
+        if y is None:
+            y = wrapper.quantize_config.real_call(wrapper, args, kwargs)
         expected, found = moments[id(wrapper)], Moments.of(y)
         if not (expected.finite and found.finite):
             left.append(wrapper.layer.name)
@@ -97,6 +101,7 @@ def correct(model, arrays, moments, deviation: bool) -> list[str]:
             if changes is not None:
                 for variable, value in changes:
                     wrapper.originals.assign(variable, value)
+                calls.rescale(wrapper, gain, shift)
                 return ops.cast(gain * ops.cast(y, "float32") + shift, y.dtype)
         return y
 

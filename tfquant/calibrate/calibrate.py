@@ -10,6 +10,7 @@ from rich.progress import Progress
 
 from tfquant.calibrate.choose import check_method, correct_biases
 from tfquant.calibrate.ranges import choose_ranges
+from tfquant.calibrate.real import RealCalls
 from tfquant.data.batches import batches
 from tfquant.quantizers import RecordingScope, Watch
 from tfquant.rewrite.validate import check_is_model
@@ -73,8 +74,9 @@ def calibrate(
             wrapper.originals.restore()
         rows, values_per_row = _see(model, data, watch, batch_size, steps, progress)
         watch.set_params()
-        choose_ranges(model, watch, rows, values_per_row)
-        correction = correct_biases(model, wrappers, rows, wanted, values_per_row)
+        calls = RealCalls()
+        choose_ranges(model, watch, rows, values_per_row, calls)
+        correction = correct_biases(model, wrappers, rows, wanted, values_per_row, calls)
     model.calibration_samples, model.correction = rows, correction
     _forget_traces(model)
     return model

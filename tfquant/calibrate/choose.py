@@ -63,7 +63,7 @@ def check_method(wanted) -> str:
     return names[wanted]
 
 
-def correct_biases(model, wrappers, arrays, wanted: str, values_per_row: int) -> Correction:
+def correct_biases(model, wrappers, arrays, wanted: str, values_per_row: int, calls):
     """Corrects the biases of a calibrated model, and warns where its outputs are lost.
 
     Args:
@@ -74,6 +74,7 @@ def correct_biases(model, wrappers, arrays, wanted: str, values_per_row: int) ->
             was not found on: nothing, means, or means and deviations, which only weights of less
             than 8 bits need. A single row cannot be kept out, so that it corrects nothing.
         values_per_row: Activations that the model computes for a row.
+        calls: `RealCalls` of the model.
 
     Returns:
         `Correction`.
@@ -85,9 +86,9 @@ def correct_biases(model, wrappers, arrays, wanted: str, values_per_row: int) ->
     rows, others = _split(model, arrays, room, keep_out=wanted == "auto")
     if others is None:
         for method in methods if wanted != "auto" else []:
-            _warn_of(correct(model, rows, float_moments(model, rows), METHODS[method]))
+            _warn_of(correct(model, rows, float_moments(model, rows), METHODS[method], calls))
         return Correction(wanted if wanted in METHODS else "none")
-    judge = Judge(model, others, len(rows[0]))
+    judge = Judge(model, others, len(rows[0]), calls)
     correction = _best(model, wrappers, rows, judge, methods, len(others[0]))
     ratio = correction.sqnr[correction.method]
     if ratio < FEW_DECIBELS:
@@ -108,10 +109,12 @@ def _best(model, wrappers, rows, judge, methods, judged) -> Correction:
     best, sqnr, left = "none", {"none": judge.sqnr()}, []
     state = [wrapper.originals.snapshot() for wrapper in wrappers]
     moments = float_moments(model, rows) if methods else {}
+    calls = judge.calls
     for method in methods:
         for wrapper in wrappers:
             wrapper.originals.restore()
-        left = correct(model, rows, moments, METHODS[method])
+        judge.calls = calls.copy()
+        left = correct(model, rows, moments, METHODS[method], judge.calls)
         sqnr[method] = judge.sqnr()
         if sqnr[method] > sqnr[best]:
             best, state = method, [wrapper.originals.snapshot() for wrapper in wrappers]

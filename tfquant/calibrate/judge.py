@@ -6,8 +6,9 @@ import keras
 import numpy as np
 from keras import activations, layers, ops, tree
 
+from tfquant.calibrate.real import RealCalls
 from tfquant.quantizers import RecordingScope
-from tfquant.wrappers import QuantizeWrapper
+from tfquant.wrappers import CallHook, QuantizeWrapper
 
 # Beyond it, outputs agree as far as float32 goes.
 LARGEST_SQNR = 120.0
@@ -26,14 +27,20 @@ class Judge:
         model: Quantized model, as it was before any correction.
         arrays: Inputs, a list, of rows that nothing else was found from.
         batch_size: Rows to compute at once.
+        calls: `RealCalls` of the quantized model.
+
+    Attributes:
+        calls: What computes linear layers; corrections may put another in its place.
     """
 
-    def __init__(self, model, arrays, batch_size: int):
+    def __init__(self, model, arrays, batch_size: int, calls: RealCalls):
         heads = [_before_squashing(model, x) for x in tree.flatten(model.output)]
         self._model = keras.Model(model.input, heads)
         self._arrays, self._batch_size = arrays, batch_size
+        self.calls = RealCalls()
         with RecordingScope(quantize_weights=False):
             self._expected = self._outputs()
+        self.calls = calls
 
     def sqnr(self) -> float:
         """Returns the signal to noise ratio of the outputs in dB, their mean over several.
@@ -47,10 +54,12 @@ class Judge:
 
     def _outputs(self):
         count, parts = len(self._arrays[0]), []
-        for start in range(0, count, self._batch_size):
-            rows = [array[start : start + self._batch_size] for array in self._arrays]
-            outputs = self._model(tree.pack_sequence_as(self._model.input, rows), training=False)
-            parts.append([ops.convert_to_numpy(x) for x in tree.flatten(outputs)])
+        with CallHook(self.calls):
+            for start in range(0, count, self._batch_size):
+                rows = [array[start : start + self._batch_size] for array in self._arrays]
+                rows = tree.pack_sequence_as(self._model.input, rows)
+                outputs = self._model(rows, training=False)
+                parts.append([ops.convert_to_numpy(x) for x in tree.flatten(outputs)])
         return [np.concatenate(x) for x in zip(*parts, strict=True)]
 
 

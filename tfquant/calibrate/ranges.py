@@ -9,14 +9,18 @@ JUDGED_VALUES = 6e7
 LEAST_ROWS, MOST_ROWS = 8, 256
 
 # Activations that may be computed to choose tensor by tensor, and how many comparisons at most.
-SINGLE_VALUES = 6e7
+SINGLE_VALUES = 2e7
 MOST_SINGLE = 8
+
+# Nothing is compared unless one range is wider than another by this factor: the tails of bell
+# curves are not.
+RARE = 1.5
 
 # A range takes another's place only if outputs gain more than chance would give, in dB.
 LEAST_GAIN = 0.25
 
 
-def choose_ranges(model, watch, arrays, values_per_row: int) -> None:
+def choose_ranges(model, watch, arrays, values_per_row: int, calls) -> None:
     """Chooses between ranges where rare values would make one much wider.
 
     No statistic of a tensor says whether its rare values matter. First one kind of range is taken
@@ -28,6 +32,7 @@ def choose_ranges(model, watch, arrays, values_per_row: int) -> None:
         watch: `Watch` that set them.
         arrays: Inputs, a list, of all rows that may be used.
         values_per_row: Activations that the model computes for a row.
+        calls: `RealCalls` of the model.
     """
     choices = watch.choices()
     count = len(arrays[0])
@@ -39,7 +44,7 @@ def choose_ranges(model, watch, arrays, values_per_row: int) -> None:
         places = np.unique(np.linspace(0, count - 1, min(count, rows)).astype(int))
     else:
         places = np.arange(min(count, max(rows // batch, 1) * batch))
-    judge = Judge(model, [array[places] for array in arrays], batch)
+    judge = Judge(model, [array[places] for array in arrays], batch, calls)
     best = _together(choices, judge)
     single = int(SINGLE_VALUES / max(len(places) * values_per_row, 1))
     if len(choices) > 1:
@@ -48,15 +53,16 @@ def choose_ranges(model, watch, arrays, values_per_row: int) -> None:
 
 def _together(choices, judge) -> float:
     """Takes the kind of range that serves outputs best; returns their ratio in dB."""
-    ratios = {choices[0].taken: judge.sqnr()}
-    for name in choices[0].names[1:]:
+    best, ratio = choices[0].taken, judge.sqnr()
+    for name in ("min_max", "mean_squared_error"):
         _take(choices, name)
-        ratios[name] = judge.sqnr()
-    first, best = next(iter(ratios)), max(ratios, key=ratios.get)
-    if ratios[best] < ratios[first] + LEAST_GAIN:
-        best = first
+        found = judge.sqnr()
+        if found > ratio + LEAST_GAIN:
+            best, ratio = name, found
+        elif name == "min_max":
+            break  # Nothing is made of the rare values: no need to weigh them.
     _take(choices, best)
-    return ratios[best]
+    return ratio
 
 
 def _one_by_one(choices, judge, best, comparisons):

@@ -50,7 +50,7 @@ def clamped(kernel, low=None, high=None):
     return bounded
 
 
-def add(shift):
+def add(shift, rounding=requantize_half_away):
     """Returns the kernel of sums: both brought to a common step, then the sum to the output's.
 
         twice = 2 * max(a_scale, b_scale)
@@ -59,21 +59,21 @@ def add(shift):
 
     Args:
         shift: Bits by which the integers are shifted before: 20 of 8-bit ones, 15 of 16-bit ones.
+        rounding: How the two are rounded to the common step.
     """
-    return lambda inputs, output: _sum(inputs, output, shift, 1.0)
+    return lambda inputs, output: _sum(inputs, output, shift, rounding, 1.0)
 
 
-def subtract(shift):
+def subtract(shift, rounding=requantize_half_away):
     """Returns the kernel of differences; see `add`."""
-    return lambda inputs, output: _sum(inputs, output, shift, -1.0)
+    return lambda inputs, output: _sum(inputs, output, shift, rounding, -1.0)
 
 
-def _sum(inputs, output, shift, sign):
+def _sum(inputs, output, shift, rounding, sign):
     a_scale, b_scale, scale = (ops.cast(x.params.scale, "float64") for x in (*inputs, output))
     twice = 2.0 * ops.maximum(a_scale, b_scale)
     a, b = (ops.cast(x.steps, "float64") * 2.0**shift for x in inputs)
-    total = requantize_half_away(a, a_scale / twice)
-    total = total + requantize_half_away(sign * b, b_scale / twice)
+    total = rounding(a, a_scale / twice) + rounding(sign * b, b_scale / twice)
     return requantize_half_away(total, twice / (2.0**shift * scale))
 
 

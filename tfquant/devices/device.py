@@ -26,6 +26,7 @@ class Operator:
         grouped: Whether groups of weights may share a scale, where activations are quantized at
             run time.
         inexact: Why the output may differ from the simulation's: a dict from the width.
+        longest: Longest vectors that it computes without losing them: a dict from the width.
     """
 
     grid: str | tuple[float, float] | None
@@ -34,6 +35,7 @@ class Operator:
     weight_bits: int | None = None
     grouped: bool = False
     inexact: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    longest: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,22 +121,22 @@ class Device:
             return ""
         return f"{self.name} has no kernel of {num_bits} bits for {name}"
 
-    def differs(self, other: "Device", name: str, weight_bits, num_bits) -> bool:
-        """Whether an operator is computed otherwise on another device."""
-        if name not in self.operators or num_bits is None:
-            return False
-        if weight_bits is None:
-            mine, theirs = (
-                device.operators[name].steps.get(num_bits) if name in device.operators else None
-                for device in (self, other)
-            )
-            return mine is not theirs
-        products = [
-            Product(name, weight_bits, num_bits, bias=bias, depth=depth)
-            for bias in (True, False)
-            for depth in (63, 64)
-        ]
-        return any(self.rounding(product) != other.rounding(product) for product in products)
+    def why_too_long(self, name: str, num_bits: int, length: int | None) -> str:
+        """Returns why vectors of a length are not computed in integers; nothing if they are."""
+        longest = self.operators[name].longest.get(num_bits) if name in self.operators else None
+        if longest is None or length is None or length <= longest:
+            return ""
+        return (
+            f"{self.name} computes {name} in {num_bits} bits well up to {longest} values, and has "
+            f"{length} here"
+        )
+
+    def differs(self, other: "Device", name: str, num_bits: int) -> bool:
+        """Whether an operator without weights is computed otherwise on another device."""
+        if name not in self.operators or name not in other.operators:
+            return name in self.operators
+        mine, theirs = (d.operators[name].steps.get(num_bits) for d in (self, other))
+        return mine is not theirs
 
 
 def fixed_grid(bounds, num_bits: int) -> tuple[float, int]:

@@ -12,6 +12,7 @@ from tfquant.devices.device import INPUTS, OWN, Device, Operator, Product
 from tfquant.numerics.fixed_point import (
     requantize_fixed_point_64,
     requantize_half_away,
+    requantize_one_rounding,
     round_half_away,
 )
 
@@ -87,7 +88,7 @@ OPERATORS = {
     "FULLY_CONNECTED": Operator(OWN, weight_bits=2, grouped=True),
     "TRANSPOSE_CONV": Operator(OWN, weight_bits=8),
     "ABS": Operator(OWN, {8: builtin.magnitude, 16: builtin.magnitude}),
-    "ADD": Operator(OWN, {8: xnnpack.add, 16: builtin.add(15)}),
+    "ADD": Operator(OWN, {8: xnnpack.add, 16: builtin.add(15, requantize_one_rounding)}),
     "AVERAGE_POOL_2D": Operator(INPUTS, {8: builtin.average, 16: builtin.average}),
     "BATCH_MATMUL": Operator(
         OWN,
@@ -114,10 +115,13 @@ OPERATORS = {
     "REDUCE_PROD": Operator(OWN, {8: builtin.reduce_product}, num_bits=(8,)),
     "RELU": Operator(OWN, _clamped(0.0)),
     "RELU6": Operator(OWN, _clamped(0.0, 6.0)),
-    "RELU_N1_TO_1": Operator(OWN, _clamped(-1.0, 1.0)),
+    "RELU_N1_TO_1": Operator(OWN, {8: _clamped(-1.0, 1.0)[8]}, num_bits=(8,)),
     "RESIZE_BILINEAR": Operator(INPUTS, {8: xnnpack.resize_bilinear, 16: builtin.resize_bilinear}),
     "RSQRT": Operator(OWN, num_bits=(8,), inexact={8: "table"}),
-    "SOFTMAX": Operator((0.0, 1.0), {8: tables.softmax_float_table, 16: tables.softmax_16}),
+    # In 16 bits what lies below exp(-10) counts as exp(-10): of 256 values 1% of the sum.
+    "SOFTMAX": Operator(
+        (0.0, 1.0), {8: tables.softmax_float_table, 16: tables.softmax_16}, longest={16: 256}
+    ),
     "SUB": Operator(OWN, {8: xnnpack.subtract, 16: builtin.subtract(15)}),
     "SUM": Operator(OWN, {8: xnnpack.total, 16: builtin.total}),
     "TANH": Operator((-1.0, 1.0), {8: tables.look_up("TANH"), 16: tables.tanh_16}),

@@ -22,19 +22,18 @@ def product(inputs, output):
     return ops.floor(steps * m + 0.5)
 
 
-def _other(name, **steps):
-    """Returns the operator as on x86-64, but for the kernels of some widths."""
+def _other(name, kernels):
+    """Returns the operator as on x86-64, but for its kernels of some widths."""
     row = litert.OPERATORS[name]
-    found = {int(bits.removeprefix("int")): kernel for bits, kernel in steps.items()}
-    return dataclasses.replace(row, steps={**row.steps, **found})
+    return dataclasses.replace(row, steps={**row.steps, **kernels})
 
 
 OPERATORS = {
     **litert.OPERATORS,
-    "EXP": _other("EXP", int16=tables.interpolate("EXP", fused=True)),
-    "GELU": _other("GELU", int16=tables.interpolate("GELU", fused=True)),
-    "MUL": _other("MUL", int8=product),
-    "SOFTMAX": _other("SOFTMAX", int8=tables.softmax_integer_table),
+    "EXP": _other("EXP", {16: tables.interpolate("EXP", fused=True)}),
+    "GELU": _other("GELU", {16: tables.interpolate("GELU", fused=True)}),
+    "MUL": _other("MUL", {8: product}),
+    "SOFTMAX": _other("SOFTMAX", {8: tables.softmax_integer_table}),
 }
 
 # The smallest matrix of weights that LiteRT multiplies by a single vector with a kernel of its own.

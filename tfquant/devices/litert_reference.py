@@ -7,10 +7,10 @@ from tfquant.devices.device import Device, Product
 from tfquant.numerics.fixed_point import requantize_half_away
 
 
-def _other(name, kernel):
-    """Returns the operator as on x86-64, but for its kernel of 8 bits."""
+def _other(name, kernels):
+    """Returns the operator as on x86-64, but for its kernels of some widths."""
     row = litert.OPERATORS[name]
-    return dataclasses.replace(row, steps={**row.steps, 8: kernel})
+    return dataclasses.replace(row, steps={**row.steps, **kernels})
 
 
 # What LiteRT 2.3 has no reference kernel for; that of SUM returns nonsense.
@@ -21,14 +21,14 @@ REFUSALS = {
 
 OPERATORS = {
     **{name: row for name, row in litert.OPERATORS.items() if name not in REFUSALS},
-    "ADD": _other("ADD", builtin.add(20)),
-    "BATCH_MATMUL": _other("BATCH_MATMUL", builtin.matrix_product(requantize_half_away)),
-    "LEAKY_RELU": _other("LEAKY_RELU", builtin.leaky_relu),
-    "MEAN": _other("MEAN", builtin.mean),
-    "MUL": _other("MUL", builtin.product),
-    "QUANTIZE": _other("QUANTIZE", builtin.to_step),
-    "RESIZE_BILINEAR": _other("RESIZE_BILINEAR", builtin.resize_bilinear),
-    "SUB": _other("SUB", builtin.subtract(20)),
+    "ADD": _other("ADD", {8: builtin.add(20), 16: builtin.add(15)}),
+    "BATCH_MATMUL": _other("BATCH_MATMUL", {8: builtin.matrix_product(requantize_half_away)}),
+    "LEAKY_RELU": _other("LEAKY_RELU", {8: builtin.leaky_relu}),
+    "MEAN": _other("MEAN", {8: builtin.mean}),
+    "MUL": _other("MUL", {8: builtin.product}),
+    "QUANTIZE": _other("QUANTIZE", {8: builtin.to_step}),
+    "RESIZE_BILINEAR": _other("RESIZE_BILINEAR", {8: builtin.resize_bilinear}),
+    "SUB": _other("SUB", {8: builtin.subtract(20)}),
 }
 
 

@@ -7,6 +7,7 @@ import inspect
 import keras
 from keras import tree
 
+from tfquant.graph.walk import is_readable
 from tfquant.layers.copy import copy_layer, transfer_weights, undrawn
 from tfquant.layers.integers import truthful
 from tfquant.layers.parts import Remask, Unmask
@@ -61,6 +62,11 @@ class Node:
     def inputs(self) -> list:
         """KerasTensors among the arguments."""
         return tensors((self.args, self.kwargs))
+
+    @property
+    def real_inputs(self) -> list:
+        """KerasTensors of real numbers among the arguments."""
+        return real(self.inputs)
 
     @property
     def reads_grids(self) -> bool:
@@ -283,15 +289,6 @@ class _Tracer:
             nodes.append(Node(part, part, (x,), {}, y, origin))
             x = y
         return x
-
-
-def is_readable(layer) -> bool:
-    """Whether `layer` is a model whose calls can be read: functional or sequential."""
-    return bool(
-        isinstance(layer, keras.Model)
-        and getattr(layer, "inputs", None)
-        and getattr(layer, "outputs", None)
-    )
 
 
 def _positional(layer, args, kwargs):

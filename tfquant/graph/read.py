@@ -14,7 +14,8 @@ import keras
 import numpy as np
 from keras import layers, tree
 
-from tfquant.graph.graph import clone_graph, is_readable, tensors
+from tfquant.graph.graph import clone_graph, tensors
+from tfquant.graph.walk import is_readable
 from tfquant.layers.parts import Constant, Whole
 
 _KERAS_LAYERS = frozenset(x for x in vars(keras.layers).values() if isinstance(x, type))

@@ -5,6 +5,8 @@ import dataclasses
 import difflib
 import re
 
+import keras
+
 
 @dataclasses.dataclass(frozen=True)
 class Place:
@@ -66,6 +68,31 @@ def unambiguous(places: list[Place]) -> dict:
     for place in places:
         words.setdefault(place.layer, place.path if count[place.name] == 1 else f"/{place.path}")
     return words
+
+
+def class_name(selector) -> str | None:
+    """Returns the name by which a class of layers is found again, `None` where there is none."""
+    if not isinstance(selector, type):
+        return None
+    if vars(keras.layers).get(selector.__name__) is selector:
+        return selector.__name__
+    name = keras.saving.get_registered_name(selector)
+    return name if keras.saving.get_registered_object(name) is selector else None
+
+
+def class_of(name: str) -> type:
+    """Returns the class of layers that `class_name` calls `name`.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = vars(keras.layers).get(name) or keras.saving.get_registered_object(name)
+    if not isinstance(found, type):
+        raise ValueError(
+            "A selector must name a class of `keras.layers`, or one that is registered with "
+            f"Keras. Received: {name!r}."
+        )
+    return found
 
 
 def _hits(selector, place):

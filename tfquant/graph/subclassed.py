@@ -5,8 +5,9 @@ import logging
 import keras
 from keras import layers, tree
 
-from tfquant.graph.graph import clone_graph, is_readable, tensors
+from tfquant.graph.graph import clone_graph, tensors
 from tfquant.graph.read import is_composite, read
+from tfquant.graph.walk import is_readable
 
 _logger = logging.getLogger("tfquant")
 

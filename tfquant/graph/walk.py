@@ -29,3 +29,12 @@ def walk(model, inside: str = "") -> Iterator[tuple[str, object]]:
 def all_layers(model) -> list:
     """Returns the layers of `model` and of the models in it, and its `keras.ops` operations."""
     return [layer for _, layer in walk(model)]
+
+
+def is_readable(layer) -> bool:
+    """Whether `layer` is a model whose calls can be read: functional or sequential."""
+    return bool(
+        isinstance(layer, keras.Model)
+        and getattr(layer, "inputs", None)
+        and getattr(layer, "outputs", None)
+    )

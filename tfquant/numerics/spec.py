@@ -103,6 +103,11 @@ class QuantSpec:
         return fields
 
     @classmethod
+    def of(cls, x):
+        """Returns what `from_dict` makes of a dict; anything else, as a specification, as it is."""
+        return cls.from_dict(x) if isinstance(x, dict) else x
+
+    @classmethod
     def from_dict(cls, fields: dict) -> "QuantSpec":
         """Returns the specification that `to_dict` wrote."""
         granularity = dict(fields["granularity"])

@@ -21,4 +21,11 @@ PASSES = (
     make_ones,  # Last: the batch norms that no kernel took.
 )
 
-__all__ = ["PASSES"]
+
+def run_passes(graph) -> None:
+    """Runs all passes on `graph`, in order."""
+    for rewrite in PASSES:
+        rewrite(graph)
+
+
+__all__ = ["PASSES", "run_passes"]

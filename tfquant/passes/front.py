@@ -30,14 +30,14 @@ def split_front(model):
 
     def call(layer, *args, **kwargs):
         outputs = layer(*args, **kwargs)
-        computed.update(map(id, tree.flatten(outputs)))
+        computed.update(tree.flatten(outputs))
         if isinstance(layer, FRONT):
-            looked_up.update(map(id, tree.flatten(outputs)))
+            looked_up.update(tree.flatten(outputs))
         else:
             read = tensors((args, kwargs))
-            heads.update({id(x): x for x in read if id(x) in looked_up or id(x) not in computed})
+            heads.update(dict.fromkeys(x for x in read if x in looked_up or x not in computed))
         return outputs
 
     whole = clone_graph(model, lambda layer: layer, call)
-    heads = list(heads.values())
+    heads = list(heads)
     return keras.Model(whole.inputs, heads), keras.Model(heads, whole.output, name=model.name)

@@ -3,8 +3,9 @@
 from keras import activations, layers, tree
 
 from tfquant.graph.graph import Graph, Node
+from tfquant.quantizers import WeightQuantizer
 from tfquant.registry.keras_layers import LINEAR, clamp_of
-from tfquant.registry.linear import quantizes_kernel_alone
+from tfquant.registry.linear import LinearConfig
 
 # Kernels that apply a clamp to their output themselves.
 CLAMPING = (*LINEAR, layers.Add, layers.Subtract, layers.Multiply)
@@ -64,7 +65,7 @@ def _takes_norm(node):
     return (
         type(node.layer) in LINEAR
         and node.layer.activation is activations.linear
-        and quantizes_kernel_alone(node.config, node.layer)
+        and _quantizes_kernel_alone(node.config, node.layer)
     )
 
 
@@ -76,3 +77,14 @@ def _is_its_norm(node):
         and axis in (-1, rank - 1)
         and len(tree.flatten(node.outputs)) == 1
     )
+
+
+def _quantizes_kernel_alone(config, layer):
+    """Whether `config` quantizes the kernel of `layer`, which a batch norm can then be folded into,
+    and no other weight."""
+    if isinstance(config, LinearConfig):
+        return True
+    pairs = config.get_weights_and_quantizers(layer)
+    if len(pairs) != 1 or pairs[0][0] is not layer.kernel:
+        return False
+    return isinstance(pairs[0][1], WeightQuantizer) and not pairs[0][1].grouped

@@ -31,20 +31,25 @@ def in_float32(model):
     return copy
 
 
-def with_float32_weights(model):
+def with_float32_weights(model, rows: dict):
     """Returns a model like `model` with float32 weights: training moves them by less than bfloat16
     can hold, and the steps of their grids are no such numbers.
 
     Args:
         model: Functional or sequential model.
+        rows: Dict from its layers, nested ones included, to what is known of them.
 
     Returns:
-        `model` itself where no layer has a policy such as `"bfloat16"`, else a copy in which that
-        is `"mixed_bfloat16"`.
+        `model` and `rows` themselves where no layer has a policy such as `"bfloat16"`, else a copy
+        in which that is `"mixed_bfloat16"`, and what is known of its layers.
     """
-    if not any(_dtype_of(layer, "variable_dtype") in NARROW for layer in all_layers(model)):
-        return model
-    return _with_policies(model, TO_FLOAT32_WEIGHTS)
+    given = all_layers(model)
+    if not any(_dtype_of(layer, "variable_dtype") in NARROW for layer in given):
+        return model, rows
+    copy = _with_policies(model, TO_FLOAT32_WEIGHTS)
+    # A copy has the same layers in the same order.
+    pairs = zip(given, all_layers(copy), strict=True)
+    return copy, {layer: rows[original] for original, layer in pairs}
 
 
 @contextlib.contextmanager

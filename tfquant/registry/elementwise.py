@@ -28,8 +28,7 @@ class OutputConfig(QuantizeConfig):
     """
 
     def __init__(self, activations, outputs: int = 1, fixed=None, operator: str | None = None):
-        as_spec = QuantSpec.from_dict(activations) if isinstance(activations, dict) else activations
-        self.activations = as_spec
+        self.activations = QuantSpec.of(activations)
         self.outputs = outputs
         self.fixed = tuple(fixed) if fixed else None
         self.operator = operator
@@ -164,11 +163,17 @@ class ReduceProductConfig(OutputConfig):
 class VectorConfig(OutputConfig):
     """Softmax and its like, which look at whole vectors: the device's at those of the last axis."""
 
+    def why_not_of(self, layer, shape, device) -> str:
+        """Returns why tensors of a shape are not computed in integers; nothing if they are."""
+        axis = axis_of(layer)
+        length = shape[axis] if isinstance(axis, int) else None
+        return device.why_too_long(self.operator, self.activations.stored_bits, length)
+
     def device_call(self, call):
         """Computes the operator, with its axis moved to the end."""
         if not call.computes(self.operator) or call.kwargs.get("mask") is not None:
             return None
-        axis = _axis_of(call.layer)
+        axis = axis_of(call.layer)
         if not isinstance(axis, int):
             return None
         (x,) = call.inputs
@@ -215,8 +220,7 @@ class SameGridConfig(QuantizeConfig):
     """
 
     def __init__(self, activations=None):
-        as_spec = QuantSpec.from_dict(activations) if isinstance(activations, dict) else activations
-        self.activations = as_spec
+        self.activations = QuantSpec.of(activations)
 
     def get_weights_and_quantizers(self, layer):
         """Returns nothing."""
@@ -329,7 +333,7 @@ def _is_narrow(call):
     return call.output.spec.stored_bits == 8
 
 
-def _axis_of(layer):
+def axis_of(layer):
     """Returns the axis of a softmax; the last one where there is no choice."""
     axis = getattr(getattr(layer, "operation", layer), "axis", -1)
     return axis[0] if isinstance(axis, (list, tuple)) and len(axis) == 1 else axis

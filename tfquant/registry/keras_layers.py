@@ -161,15 +161,6 @@ def operator_config(operator, scheme, kind=OutputConfig, **settings):
     return kind(wide, operator=operator, fixed=fixed, **settings)
 
 
-def folding_config(wrapper) -> LinearConfig:
-    """Returns the config that folds the batch norm of a `QuantizeWrapper` into its kernel."""
-    if isinstance(wrapper.quantize_config, LinearConfig):
-        return wrapper.quantize_config
-    kernel, axis, *_ = LINEAR[type(wrapper.layer)]
-    ((_, quantizer),) = wrapper.weight_quantizers
-    return LinearConfig(kernel, axis, quantizer.spec, None)
-
-
 def register_all(registry) -> None:
     """Fills `registry` with the tables of this file."""
     for layer_type, row in LINEAR.items():

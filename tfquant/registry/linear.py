@@ -13,7 +13,7 @@ from tfquant.layers.plain import PlainConvolution
 from tfquant.numerics import PerAxis, PerGroup, QuantSpec, group_scale
 from tfquant.numerics.fixed_point import accumulate, multiplier_dtype, requantize
 from tfquant.numerics.params import SMALLEST_SCALE
-from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, WeightQuantizer
+from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, grid_of
 from tfquant.registry.schemes import Scheme
 from tfquant.wrappers import LoweredKernel, Lowering, QuantizeConfig
 from tfquant.wrappers.lowering import as_integers, clamp_layer
@@ -67,10 +67,7 @@ class LinearConfig(QuantizeConfig):
         as_tuple = tuple(channel_axis) if isinstance(channel_axis, list) else channel_axis
         self.kernel = kernel
         self.channel_axis = as_tuple
-        self.weights = QuantSpec.from_dict(weights) if isinstance(weights, dict) else weights
-        self.activations = (
-            QuantSpec.from_dict(activations) if isinstance(activations, dict) else activations
-        )
+        self.weights, self.activations = QuantSpec.of(weights), QuantSpec.of(activations)
         self.dynamic = dynamic
         self.operator = operator
 
@@ -166,15 +163,16 @@ class LinearConfig(QuantizeConfig):
             return requantize(accumulator, x_scale * kernel_scale / scale_out, rounding)
 
         plain, biased = (
-            self.rounding(wrapper, grid.spec, accumulator.shape, bias) for bias in (False, True)
+            call.device.rounding(self.product(wrapper, grid.spec, accumulator.shape, bias))
+            for bias in (False, True)
         )
         steps = requantized(biased)
         if plain != biased:
             steps = ops.where(has_bias(wrapper), steps, requantized(plain))
         return call.finish(steps)
 
-    def rounding(self, wrapper, spec, shape, bias: bool) -> str:
-        """Returns how the device rounds what the layer computes.
+    def product(self, wrapper, spec, shape, bias: bool) -> Product:
+        """Returns what decides how the device rounds what the layer computes.
 
         Args:
             wrapper: The `QuantizeWrapper`.
@@ -184,7 +182,7 @@ class LinearConfig(QuantizeConfig):
         """
         kernel, positions = getattr(wrapper.layer, self.kernel), shape[1:-1]
         channels = _channels(wrapper.layer, wrapper)
-        product = Product(
+        return Product(
             self.operator,
             self.weights.num_bits,
             spec.stored_bits,
@@ -193,14 +191,25 @@ class LinearConfig(QuantizeConfig):
             columns=None if None in positions else math.prod(positions),
             bias=bias,
         )
-        return wrapper.device.rounding(product)
 
-    def real_call(self, wrapper, args, kwargs):
-        """Multiplies by the folded kernel: one pass over the output less than a batch norm."""
+    def real_call(self, wrapper, args, kwargs, weights=None):
+        """Multiplies by the folded kernel: one pass over the output less than a batch norm.
+
+        Args:
+            wrapper: The `QuantizeWrapper`.
+            args: Positional arguments of the call.
+            kwargs: Keyword arguments of the call.
+            weights: From `real_weights`, where a caller has them already.
+        """
         if wrapper.batch_norm is None:
             return super().real_call(wrapper, args, kwargs)
-        kernel, bias = self._real_weights(wrapper)
+        kernel, bias = self.real_weights(wrapper) if weights is None else weights
         return self._multiply(wrapper, ops.cast(args[0], "float32"), kernel) + bias
+
+    def by_channel(self, wrapper, values):
+        """Returns `values`, one for each channel, such that they broadcast against the kernel."""
+        ((variable, _),) = wrapper.weight_quantizers
+        return ops.reshape(values, _channel_shape(variable, self.channel_axis))
 
     def rescaled(self, wrapper, gain, shift) -> list | None:
         """Returns what makes layer and batch norm compute `gain * y + shift` instead of `y`.
@@ -240,7 +249,7 @@ class LinearConfig(QuantizeConfig):
         if not wrapper.weight_quantizers or not isinstance(self.weights, QuantSpec):
             return None
         ((variable, quantizer),) = wrapper.weight_quantizers
-        gain = ops.reshape(gain, _channel_shape(variable, self.channel_axis))
+        gain = self.by_channel(wrapper, gain)
         steps = quantizer.scaled_steps(gain)
         return None if steps is None else [(variable, variable * gain), *steps]
 
@@ -329,7 +338,7 @@ class LinearConfig(QuantizeConfig):
             bias = integers if real else integers * (float(scale_in) * scale)
             lowered = LoweredKernel(variable, q, scale, quantizer.spec, axes)
         else:
-            kernel, bias = (ops.convert_to_numpy(v) for v in self._real_weights(wrapper))
+            kernel, bias = (ops.convert_to_numpy(v) for v in self.real_weights(wrapper))
             lowered = LoweredKernel(variable, channel_axes=axes)
         if plain:
             kernel = layer.lifted(kernel)
@@ -339,7 +348,7 @@ class LinearConfig(QuantizeConfig):
         kernels = () if self.weights is None else (lowered,)
         return Lowering(outputs, kernels, dynamic=self.dynamic, bias=integers)
 
-    def _real_weights(self, wrapper):
+    def real_weights(self, wrapper):
         """Returns kernel and bias with the batch norm folded, float32, the kernel quantized."""
         ((variable, quantizer),) = wrapper.weight_quantizers
         factor, bias = _folded_bias(wrapper)
@@ -388,8 +397,7 @@ class ReversibleEmbeddingConfig(QuantizeConfig):
     """
 
     def __init__(self, weights, activations):
-        as_spec = lambda x: QuantSpec.from_dict(x) if isinstance(x, dict) else x  # noqa: E731
-        self.weights, self.activations = as_spec(weights), as_spec(activations)
+        self.weights, self.activations = QuantSpec.of(weights), QuantSpec.of(activations)
 
     def get_weights_and_quantizers(self, layer):
         """Returns the table, and that of the way back where it is another."""
@@ -426,24 +434,16 @@ class ReversibleEmbeddingConfig(QuantizeConfig):
         return {"weights": self.weights.to_dict(), "activations": self.activations.to_dict()}
 
 
-def quantizes_kernel_alone(config, layer) -> bool:
-    """Whether `config` quantizes the kernel of `layer` and no other weight of it.
-
-    A batch norm can then be folded into it.
-    """
-    if isinstance(config, LinearConfig):
-        return True
-    pairs = config.get_weights_and_quantizers(layer)
-    return (
-        len(pairs) == 1
-        and pairs[0][0] is getattr(layer, "kernel", None)
-        and (isinstance(pairs[0][1], WeightQuantizer) and not pairs[0][1].grouped)
-    )
-
-
 def is_grouped(wrapper) -> bool:
     """Whether the kernel of a `QuantizeWrapper` has a scale for each group of its inputs."""
     return any(getattr(q, "grouped", False) for _, q in wrapper.weight_quantizers)
+
+
+def unit_product(unit) -> Product:
+    """Returns what decides how a unit of a lowered model, of such a config, rounds."""
+    wrapper, (x, *_), (y, *_) = unit.layer, unit.inputs, unit.outputs
+    bias = bool(has_bias(wrapper))
+    return wrapper.quantize_config.product(wrapper, grid_of(x).spec, y.shape, bias)
 
 
 def has_bias(wrapper):

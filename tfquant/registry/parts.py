@@ -18,8 +18,7 @@ class ConstantConfig(QuantizeConfig):
     """
 
     def __init__(self, activations):
-        as_spec = QuantSpec.from_dict(activations) if isinstance(activations, dict) else activations
-        self.activations = as_spec
+        self.activations = QuantSpec.of(activations)
 
     def get_weights_and_quantizers(self, layer):
         """Returns the values with one scale."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import keras
 
-from tfquant.graph.select import Place, select, unambiguous
+from tfquant.graph.select import Place, class_name, class_of, select, unambiguous
 from tfquant.graph.walk import walk
 from tfquant.registry import schemes
 from tfquant.registry.schemes import Scheme
@@ -169,20 +169,12 @@ class Recipe:
         """Returns a recipe with other families of quantizers throughout, `None` for each row's."""
         chosen = {"weight_quantizer": weights, "activation_quantizer": activations}
         chosen = {name: value for name, value in chosen.items() if value is not None}
-        return self._changed(lambda scheme: dataclasses.replace(scheme, **chosen))
-
-    def on_device(self, name: str) -> "Recipe":
-        """Returns a recipe for the device `name`, whose operators decide what layers become."""
-        return self._changed(lambda scheme: dataclasses.replace(scheme, device=name))
-
-    def _changed(self, change):
-        """Returns a recipe of changed schemes; what is float stays so."""
-        changed = lambda scheme: None if scheme is None else change(scheme)  # noqa: E731
+        change = lambda scheme: None if scheme is None else dataclasses.replace(scheme, **chosen)  # noqa: E731
         rules = [
-            Rule(rule.selector, dataclasses.replace(rule.row, scheme=changed(rule.row.scheme)))
+            Rule(rule.selector, dataclasses.replace(rule.row, scheme=change(rule.row.scheme)))
             for rule in self.rules
         ]
-        return dataclasses.replace(self, scheme=changed(self.scheme), rules=tuple(rules))
+        return dataclasses.replace(self, scheme=change(self.scheme), rules=tuple(rules))
 
     def rows(self, model) -> dict:
         """Returns the `Row` of each layer of `model`, nested models and what is in them included.
@@ -190,27 +182,28 @@ class Recipe:
         Raises:
             ValueError: If a selector selects nothing.
         """
-        places = _places(model)
-        rows = {}
-        for rule in self.rules:
-            for place in select(rule.selector, places, model.name):
-                rows.setdefault(place.holder, rule.row)
-        return {place.holder: rows.get(place.holder, self.base) for place in places}
+        return self.meet(model)[0]
 
-    def resolved(self, model) -> "Recipe":
-        """Returns a recipe of names and registered classes alone, which selects the same layers.
+    def meet(self, model) -> tuple[dict, "Recipe"]:
+        """Returns the rows of `model`, and the recipe of names and registered classes alone.
 
         Functions, and classes that are registered nowhere, become the names of what they select.
+
+        Raises:
+            ValueError: If a selector selects nothing.
         """
-        places = _places(model)
-        words, rules = unambiguous(places), []
+        places = [Place(f"{inside}{inner(x).name}", inner(x), x) for inside, x in walk(model)]
+        words, rows, rules = unambiguous(places), {}, []
         for rule in self.rules:
-            selector = rule.selector
-            if not (isinstance(selector, str) or _type_name(selector)):
-                found = sorted({words[x.layer] for x in select(selector, places, model.name)})
-                selector = found[0] if len(found) == 1 else "|".join(map(re.escape, found))
+            selector, found = rule.selector, select(rule.selector, places, model.name)
+            for place in found:
+                rows.setdefault(place.holder, rule.row)
+            if not (isinstance(selector, str) or class_name(selector)):
+                names = sorted({words[place.layer] for place in found})
+                selector = names[0] if len(names) == 1 else "|".join(map(re.escape, names))
             rules.append(Rule(selector, rule.row))
-        return dataclasses.replace(self, rules=tuple(rules))
+        rows = {place.holder: rows.get(place.holder, self.base) for place in places}
+        return rows, dataclasses.replace(self, rules=tuple(rules))
 
     def _with(self, *rules):
         return dataclasses.replace(self, rules=(*self.rules, *rules))
@@ -291,11 +284,6 @@ class Recipe:
         return cls.from_config(config)
 
 
-def _places(model) -> list[Place]:
-    """Returns the places of the layers of `model`, which marks do not hide."""
-    return [Place(f"{inside}{inner(x).name}", inner(x), x) for inside, x in walk(model)]
-
-
 def _scheme(x) -> Scheme | None:
     return None if x is None or x == FLOAT else schemes.get(x)
 
@@ -326,20 +314,10 @@ def _check_keys(found, known, what):
         )
 
 
-def _type_name(selector) -> str | None:
-    """Returns the name by which a class of layers is found again, or `None`."""
-    if not isinstance(selector, type):
-        return None
-    if vars(keras.layers).get(selector.__name__) is selector:
-        return selector.__name__
-    name = keras.saving.get_registered_name(selector)
-    return name if keras.saving.get_registered_object(name) is selector else None
-
-
 def _write_selector(selector):
     if isinstance(selector, str):
         return selector
-    name = _type_name(selector)
+    name = class_name(selector)
     if name is None:
         what = getattr(selector, "__name__", repr(selector))
         kind = "a class that is registered nowhere" if isinstance(selector, type) else "a function"
@@ -354,14 +332,7 @@ def _read_selector(x):
     if isinstance(x, str):
         return x
     _check_keys(x, ("type",), "A selector")
-    name = x["type"]
-    found = vars(keras.layers).get(name) or keras.saving.get_registered_object(name)
-    if not isinstance(found, type):
-        raise ValueError(
-            "A selector must name a class of `keras.layers`, or one that is registered with "
-            f"Keras. Received: {name!r}."
-        )
-    return found
+    return class_of(x["type"])
 
 
 def _write_row(row) -> dict:

@@ -22,7 +22,7 @@ class WeightsConfig(QuantizeConfig):
     """
 
     def __init__(self, weights):
-        self.weights = QuantSpec.from_dict(weights) if isinstance(weights, dict) else weights
+        self.weights = QuantSpec.of(weights)
 
     @classmethod
     def for_scheme(cls, scheme: Scheme):

@@ -1,26 +1,17 @@
 """`quantize_model` and `quantize_apply`: from a float model to a model of quantized layers."""
 
-import keras
-from keras import tree
-
 from tfquant import devices
-from tfquant.graph.graph import Graph, UniqueNames, tensors
 from tfquant.graph.subclassed import readable
-from tfquant.graph.walk import all_layers
-from tfquant.layers.copy import copy_layer
-from tfquant.layers.integers import truthful
-from tfquant.passes import PASSES
+from tfquant.passes import run_passes
 from tfquant.passes.precision import TO_FLOAT32_WEIGHTS, policy, with_float32_weights
-from tfquant.quantizers import WeightQuantizer
 from tfquant.registry import QuantizeRegistry
 from tfquant.registry.recipe import Recipe
 from tfquant.registry.registry import KERAS_LAYERS
 from tfquant.rewrite.annotate import marked_recipe, skip_recipe
+from tfquant.rewrite.build import build
 from tfquant.rewrite.choose import choose
 from tfquant.rewrite.grids import place_grids
-from tfquant.rewrite.model import QuantizedModel
 from tfquant.rewrite.validate import check_model
-from tfquant.wrappers import CallSite, OperationLayer, Quantize, QuantizeWrapper
 
 
 @policy(TO_FLOAT32_WEIGHTS)
@@ -80,7 +71,12 @@ def quantize_model(
     model = readable(model)
     check_model(model)
     recipe = skip_recipe(recipe, model, skip)
-    return _quantized(model, recipe, device, registry, unknown_layers)
+    rows, recipe = recipe.meet(model)
+    model, rows = with_float32_weights(model, rows)
+    graph = choose(model, rows, registry or KERAS_LAYERS, unknown_layers, devices.get(device).name)
+    run_passes(graph)
+    place_grids(graph)
+    return build(graph, recipe)
 
 
 @policy(TO_FLOAT32_WEIGHTS)
@@ -116,89 +112,9 @@ def quantize_apply(
     recipe = Recipe.of(scheme).with_families(weight_quantizer, activation_quantizer)
     check_model(model)
     recipe = marked_recipe(recipe, model)
-    return _quantized(model, recipe, device, registry, unknown_layers)
-
-
-def _quantized(model, recipe, device, registry, unknown_layers):
-    """Returns a quantized copy of a checked model.
-
-    Args:
-        model: Float model.
-        recipe: `Recipe` that the copy will know.
-        device: As of `quantize_model`.
-        registry: As of `quantize_model`.
-        unknown_layers: Likewise.
-    """
-    known, rows = recipe.resolved(model), recipe.on_device(devices.get(device).name).rows(model)
-    given, model = all_layers(model), with_float32_weights(model)
-    # A copy has the same layers in the same order.
-    rows = {copy: rows[layer] for layer, copy in zip(given, all_layers(model), strict=True)}
-    graph = choose(model, rows, registry or KERAS_LAYERS, unknown_layers)
-    for rewrite in PASSES:
-        rewrite(graph)
+    rows, recipe = recipe.meet(model)
+    model, rows = with_float32_weights(model, rows)
+    graph = choose(model, rows, registry or KERAS_LAYERS, unknown_layers, devices.get(device).name)
+    run_passes(graph)
     place_grids(graph)
-    return _Builder(graph).build(known)
-
-
-class _Builder:
-    """Builds the quantized model call by call: a wrapper for each layer that has a config.
-
-    Args:
-        graph: `Graph` on whose nodes stands what becomes of them.
-    """
-
-    def __init__(self, graph: Graph):
-        self.graph, self.unique = graph, UniqueNames()
-        self.made, self.sites = {}, {}
-
-    def build(self, recipe) -> QuantizedModel:
-        """Returns the quantized model, which knows its `recipe`."""
-        inputs = self.graph.new_inputs()
-        for x in tree.flatten(inputs):
-            self.unique(x.name)
-        outputs = self.graph.run(tree.flatten(inputs), self._call)
-        return QuantizedModel(inputs, outputs, name=self.graph.name, recipe=recipe)
-
-    def _call(self, node, args, kwargs):
-        """Calls what stands for `node` in the quantized model."""
-        if node.layer not in self.made or not isinstance(node.layer, keras.layers.Layer):
-            self.made[node.layer] = self._layer(node, args, kwargs)
-        layer = self.made[node.layer]
-        inner = layer.layer if isinstance(layer, QuantizeWrapper) else layer
-        if isinstance(inner, OperationLayer):
-            args, kwargs = tensors((args, kwargs)), {}
-        if node.config is not None:
-            site = self.sites[node.layer] = self.sites.get(node.layer, -1) + 1
-            kwargs = {**kwargs, "call_site": site} if site else kwargs
-        return layer(*args, **kwargs)
-
-    def _layer(self, node, args, kwargs):
-        """Returns the layer that stands for that of `node`, for all of its calls."""
-        if isinstance(node.layer, Quantize):
-            return node.layer
-        if isinstance(node.layer, keras.layers.Layer):
-            layer = node.filled()
-        else:
-            layer = OperationLayer(
-                copy_layer(node.clone), node.args, node.kwargs, name=self.unique(node.layer.name)
-            )
-        if node.config is not None:
-            return self._wrapper(node, layer)
-        return layer if isinstance(layer, OperationLayer) else truthful(layer, args, kwargs)
-
-    def _wrapper(self, node, layer):
-        calls = self.graph.calls(node.layer)
-        wrapper = QuantizeWrapper(
-            layer,
-            node.config,
-            batch_norm=node.batch_norm and node.batch_norm.filled(),
-            call_sites=[CallSite(call.clamp, call.group) for call in calls],
-            weight_quantizer=node.scheme.weight_quantizer,
-            activation_quantizer=node.scheme.activation_quantizer,
-            device=node.scheme.device,
-            name=self.unique(f"quant_{node.alias or layer.name}"),
-        )
-        for variable, quantizer in wrapper.weight_quantizers:
-            if isinstance(quantizer, WeightQuantizer):
-                quantizer.fit(variable.value)
-        return wrapper
+    return build(graph, recipe)

@@ -1,13 +1,16 @@
 """What becomes of each call of a model: taken apart, quantized by a config, or left float."""
 
+import dataclasses
 import logging
 
 import keras
 from keras import layers, tree
 
+from tfquant import devices
 from tfquant.graph.graph import Graph, Node, real, trace
 from tfquant.graph.read import is_composite
 from tfquant.layers.parts import Constant
+from tfquant.registry.elementwise import VectorConfig
 from tfquant.registry.keras_layers import CLAMPS, FLOAT, LINEAR
 from tfquant.registry.linear import LinearConfig
 from tfquant.registry.weights import WeightsConfig, matrices
@@ -28,7 +31,7 @@ _TABLES = (layers.Embedding, layers.ReversibleEmbedding)
 ONES = layers.DepthwiseConv2D(1, data_format="channels_last", name="ones")
 
 
-def choose(model, rows: dict, registry, unknown_layers: str) -> Graph:
+def choose(model, rows: dict, registry, unknown_layers: str, device: str) -> Graph:
     """Reads a model and notes on each call what becomes of it.
 
     Args:
@@ -36,6 +39,7 @@ def choose(model, rows: dict, registry, unknown_layers: str) -> Graph:
         rows: Dict from each layer of the model to its `Row`.
         registry: `QuantizeRegistry`.
         unknown_layers: As of `quantize_model`.
+        device: Name of the device whose operators decide what layers become.
 
     Returns:
         `Graph` of the calls, whole networks unfolded; `marked`, `own`, `scheme` and `config` of its
@@ -45,6 +49,7 @@ def choose(model, rows: dict, registry, unknown_layers: str) -> Graph:
         raise ValueError(
             f"`unknown_layers` must be 'weights' or 'float'. Received: {unknown_layers!r}."
         )
+    rows = {layer: _on_device(row, device) for layer, row in rows.items()}
     graph = trace(model, _Unfolding(rows, registry).take_apart)
     for node in graph.nodes:
         _unwrap(node, rows)
@@ -59,6 +64,11 @@ def choose(model, rows: dict, registry, unknown_layers: str) -> Graph:
             node.config = registry.get_quantize_config(ONES, node.scheme)
     _warn_of_unknown_layers(graph, registry)
     return graph
+
+
+def _on_device(row, device):
+    scheme = row.scheme and dataclasses.replace(row.scheme, device=device)
+    return dataclasses.replace(row, scheme=scheme)
 
 
 class _Unfolding:
@@ -154,6 +164,18 @@ def _edges(graph):
 
 def _config(node, registry, unknown_layers):
     """Returns the config of a call; `None` for one that stays float."""
+    config = _config_of_kind(node, registry, unknown_layers)
+    if isinstance(config, VectorConfig):
+        device = devices.get(node.scheme.device)
+        why = config.why_not_of(node.layer, node.inputs[0].shape, device)
+        if why:
+            _logger.warning("'%s' stays float: %s.", node.layer.name, why)
+            return None
+    return config
+
+
+def _config_of_kind(node, registry, unknown_layers):
+    """Returns the config of a call by the type of its layer."""
     layer, scheme, outputs = node.layer, node.scheme, tree.flatten(node.outputs)
     if len(real(outputs)) < len(outputs):
         return None  # Integers and truth values have no grid.

@@ -48,7 +48,7 @@ class _Widths:
 
     def _wanted(self, node) -> QuantSpec | None:
         spec = getattr(node.config, "activations", None)
-        inputs = real(node.inputs)
+        inputs = node.real_inputs
         if spec is not None or not _keeps_grid(node) or len(inputs) < 2:
             return spec
         # Branches are of one width: that of those which have one, if it is one.
@@ -74,7 +74,7 @@ class _Widths:
 
     def _width_inside(self, node):
         """Returns the width of what a call that keeps its grid reads."""
-        first = next(iter(real(node.inputs)), None)
+        first = next(iter(node.real_inputs), None)
         if not node.reads_grids or first is None:
             return self.of.get(first)
         spec = self.wanted[node]
@@ -110,7 +110,7 @@ class _Groups:
         for number, node in enumerate(self.graph.nodes):
             if not _joins(node):
                 continue
-            sources = [self.source(x) for x in real(node.inputs) if self.can_agree(node, x)]
+            sources = [self.source(x) for x in node.real_inputs if self.can_agree(node, x)]
             names = {self.names[x] for x in sources if x in self.names}
             group = min(names, default=f"{node.layer.name}#{number}")
             for x, name in list(self.names.items()):
@@ -129,8 +129,8 @@ class _Groups:
     def source(self, tensor):
         """Returns the tensor that `tensor`'s grid comes from."""
         node = self.graph.producer(tensor)
-        while node is not None and _keeps_grid(node) and real(node.inputs):
-            tensor = real(node.inputs)[0]
+        while node is not None and _keeps_grid(node) and node.real_inputs:
+            tensor = node.real_inputs[0]
             node = self.graph.producer(tensor)
         return tensor
 
@@ -148,7 +148,7 @@ class _Placement:
         self._place_inputs()
         for node in self.graph.nodes:
             if node.reads_grids:
-                node.read_instead({x: self._argument(node, x) for x in real(node.inputs)})
+                node.read_instead({x: self._argument(node, x) for x in node.real_inputs})
             self.nodes.append(node)
         self.graph.outputs = tree.map_structure(self._output, self.graph.outputs)
         self.graph.nodes[:] = self.nodes
@@ -225,4 +225,4 @@ def _keeps_grid(node):
 
 def _joins(node):
     """Whether a call brings several tensors to one grid."""
-    return node.reads_grids and _keeps_grid(node) and len(real(node.inputs)) > 1
+    return node.reads_grids and _keeps_grid(node) and len(node.real_inputs) > 1

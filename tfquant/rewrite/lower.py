@@ -8,14 +8,14 @@ import numpy as np
 from keras import tree
 
 from tfquant.devices import Device
-from tfquant.graph.graph import UniqueNames, clone_graph, real
+from tfquant.graph.graph import UniqueNames, clone_graph, real, tensors
 from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.layers.parts import Constant
 from tfquant.layers.plain import Barrier
 from tfquant.numerics import QuantParams
 from tfquant.quantizers import Grid, Quantizer, grid_of, on_grid
 from tfquant.registry.elementwise import SameGridConfig
-from tfquant.registry.keras_layers import clamp_of, folding_config
+from tfquant.registry.keras_layers import LINEAR, clamp_of
 from tfquant.registry.linear import LinearConfig
 from tfquant.rewrite.validate import check_finite, check_is_model
 from tfquant.wrappers import (
@@ -131,7 +131,7 @@ def lower(model) -> Lowered:
 
     def note(name, x, grid):
         on_grid(x, grid)
-        points.setdefault(id(x), Point(name, x, grid))
+        points.setdefault(x, Point(name, x, grid))
 
     def call(layer, *args, **kwargs):
         if isinstance(layer, Quantize):
@@ -139,7 +139,7 @@ def lower(model) -> Lowered:
             grid = _numbers(layer.quantizer)
             y = keras.layers.Identity()(x) if grid_of(x) is not None else x
             y = _within(y, grid)
-            points.pop(id(y), None)  # Of a layer that computes in float.
+            points.pop(y, None)  # Of a layer that computes in float.
             note(layer.name, y, grid)
             bare.note_moved([x], [y])
             units.append(LoweredUnit(layer.name, layer, args, {}, [y]))
@@ -181,15 +181,15 @@ class _Bare:
     with constants, of float layers."""
 
     def __init__(self):
-        self.ids, self.constants, self.numbers = set(), set(), {}
+        self.tensors, self.constants, self.numbers = set(), set(), {}
 
     def note(self, unit, call_site):
         """Notes the outputs of a call, if they are bare."""
         if isinstance(unit.layer.layer, Constant):
-            self.constants.update(map(id, unit.outputs))
+            self.constants.update(unit.outputs)
         config = unit.layer.quantize_config
         kernel = isinstance(config, LinearConfig) and not unit.layer.call_sites[call_site].clamp
-        constant = any(id(x) in self.constants for x in unit.inputs)
+        constant = any(x in self.constants for x in unit.inputs)
         if kernel or constant or config.reads_floats:
             self.note_float(unit.outputs)
         elif isinstance(config, SameGridConfig):
@@ -197,31 +197,34 @@ class _Bare:
 
     def note_moved(self, inputs, outputs):
         """Notes the outputs of what computes nothing, if an input is bare."""
-        if any(id(x) in self.ids for x in inputs):
+        if any(x in self.tensors for x in inputs):
             self.note_float(outputs)
 
     def note_float(self, outputs):
         """Notes the outputs of a float layer."""
         floats = [x for x in tree.flatten(outputs) if keras.backend.is_float_dtype(x.dtype)]
-        self.ids.update(map(id, floats))
+        self.tensors.update(floats)
 
     def draws_in(self, layer, args):
         """Whether a converter moves what stands in front of `layer` into its constants."""
-        constant = any(id(x) in self.constants for x in tree.flatten(args))
+        constant = any(x in self.constants for x in tensors(args))
         return constant or type(layer) is keras.layers.Dense
+
+    def _is_bare(self, x):
+        return isinstance(x, keras.KerasTensor) and x in self.tensors
 
     def shut(self, args):
         """Returns `args` with a `Barrier` behind each bare tensor among them."""
-        return tree.map_structure(lambda x: Barrier()(x) if id(x) in self.ids else x, args)
+        return tree.map_structure(lambda x: Barrier()(x) if self._is_bare(x) else x, args)
 
     def shut_each(self, args):
         """Returns `args` likewise, behind barriers that no other call of a layer shares."""
 
         def shut(x):
-            if id(x) not in self.ids:
+            if not self._is_bare(x):
                 return x
-            self.numbers[id(x)] = self.numbers.get(id(x), 0) + 1
-            return Barrier(self.numbers[id(x)])(x)
+            self.numbers[x] = self.numbers.get(x, 0) + 1
+            return Barrier(self.numbers[x])(x)
 
         return tree.map_structure(shut, args)
 
@@ -240,17 +243,17 @@ def _lower_wrapper(layer, args, kwargs, unique, bare):
     masks = [x for x in tree.flatten(kwargs.get("mask")) if x is not None]
     if not masks or not layer.layer_takes_mask:
         kwargs.pop("mask", None)
-    tensors = [x for x in tree.flatten(args) if isinstance(x, keras.KerasTensor)]
-    grids = [grid_of(x) for x in tensors]
+    given = tensors(args)
+    grids = [grid_of(x) for x in given]
     name = unique(layer.layer.name + (f"_call{call_site}" if call_site else ""))
     apart = bare.shut(args) if bare.draws_in(layer.layer, args) else args
     if _clamps(layer.layer):
         apart = bare.shut_each(args)
-    config = layer.quantize_config if layer.batch_norm is None else folding_config(layer)
+    config = layer.quantize_config if layer.batch_norm is None else _folding_config(layer)
     result = config.lower(layer, call_site, apart, kwargs, grids, name)
     # A layer that does nothing at inference returns its input; its output may lie on another grid.
     outputs = tree.map_structure(
-        lambda y: keras.layers.Identity()(y) if any(y is x for x in tensors) else y, result.outputs
+        lambda y: keras.layers.Identity()(y) if any(y is x for x in given) else y, result.outputs
     )
     if not isinstance(layer.quantize_config, SameGridConfig):
         flat = [
@@ -302,3 +305,12 @@ def _numbers(quantizer: Quantizer) -> Grid:
     params = quantizer.params()
     scale, zero_point = (v.numpy() for v in params)
     return Grid(QuantParams(scale.astype("float32"), int(zero_point)), quantizer.spec)
+
+
+def _folding_config(wrapper) -> LinearConfig:
+    """Returns the config that folds the batch norm of a `QuantizeWrapper` into its kernel."""
+    if isinstance(wrapper.quantize_config, LinearConfig):
+        return wrapper.quantize_config
+    kernel, axis, *_ = LINEAR[type(wrapper.layer)]
+    ((_, quantizer),) = wrapper.weight_quantizers
+    return LinearConfig(kernel, axis, quantizer.spec, None)

@@ -3,8 +3,7 @@
 import keras
 import numpy as np
 
-from tfquant.graph.graph import is_readable
-from tfquant.graph.walk import all_layers
+from tfquant.graph.walk import all_layers, is_readable
 from tfquant.wrappers import Quantize, QuantizeWrapper
 
 

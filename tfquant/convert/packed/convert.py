@@ -16,7 +16,7 @@ from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.lowbit.layers import PackedEmbedding, PackedLayer
 from tfquant.numerics import QuantSpec
 from tfquant.quantizers import Dynamic, Static, grid_of
-from tfquant.registry.linear import LinearConfig, clamp_layer, has_bias
+from tfquant.registry.linear import LinearConfig, clamp_layer, unit_product
 from tfquant.report import PackedLayerReport, PackingReport
 from tfquant.rewrite.lower import lower
 from tfquant.rewrite.validate import check_is_model
@@ -335,7 +335,8 @@ class _Packer:
         """Returns a layer that rounds to the grid of a unit's output."""
         grid = _grid(unit.outputs)
         quantizer = Static(grid.spec, group=unit.output_quantizers[0].group)
-        point = Quantize(quantizer, name=self.unique(f"{unit.name}_grid"))
+        name = self.unique(f"{unit.name}_grid")
+        point = Quantize(quantizer, device=unit.layer.device.name, name=name)
         quantizer.set_params(grid.params)
         return point
 
@@ -351,9 +352,7 @@ def _site(unit) -> KernelSite:
         _grid(unit.outputs),
         group=quantizer and quantizer.group,
         clamp=wrapper.call_sites[unit.kwargs.get("call_site", 0)].clamp,
-        rounding=wrapper.quantize_config.rounding(
-            wrapper, _grid(unit.inputs).spec, unit.outputs[0].shape, bool(has_bias(wrapper))
-        ),
+        rounding=wrapper.device.rounding(unit_product(unit)),
     )
 
 

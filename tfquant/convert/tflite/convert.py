@@ -31,7 +31,6 @@ from tfquant.wrappers import Quantize
 
 _logger = logging.getLogger("tfquant")
 
-INPUT_TYPES = ("int8", "uint8", "int16", "float32")
 RANDOM_ROWS = 16
 SAMPLE_ROWS = 512
 

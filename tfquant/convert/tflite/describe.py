@@ -7,7 +7,9 @@ from tfquant.convert.tflite.anchor import MOVES
 from tfquant.convert.tflite.assign import AS_THE_SCHEME_SAYS, Assignment
 from tfquant.convert.tflite.flatbuffer import File
 from tfquant.convert.tflite.verify import sqnr
-from tfquant.registry import LinearConfig
+from tfquant.numerics import QuantSpec
+from tfquant.quantizers import grid_of
+from tfquant.registry.linear import LinearConfig, unit_product
 from tfquant.report import FloatOperator, LayerReport
 from tfquant.wrappers import Quantize
 
@@ -97,20 +99,25 @@ def float_operators(file: File, assignment: Assignment, lowered) -> list[FloatOp
 
 def elsewhere(lowered, file: File, anchors, assignment: Assignment) -> dict[str, list[str]]:
     """Returns what other devices compute otherwise: a dict from their names to operators."""
-    rows, device = set(), lowered.device
+    found = {}
     grids = {id(p.tensor): p.grid for points in anchors.values() for p in points}
     for unit in lowered.units:
         op, grid = _operator(unit, file, anchors, assignment), grids.get(id(unit.outputs[0]))
-        spec = next((kernel.spec for kernel in unit.kernels), None)
-        if op is not None and grid is not None:
-            rows.add((op.name, spec and spec.num_bits, grid.spec.stored_bits))
-    found = {}
-    for other in devices.DEVICES.values():
-        named = {
-            f"INT{weight_bits or num_bits} {name}"
-            for name, weight_bits, num_bits in rows
-            if device.differs(other, name, weight_bits, num_bits)
-        }
-        if named:
-            found[other.name] = sorted(named)
-    return found
+        if op is None or grid is None:
+            continue
+        for other in devices.DEVICES.values():
+            bits = _bits_that_differ(unit, op.name, grid.spec.stored_bits, other)
+            if bits:
+                found.setdefault(other.name, set()).add(f"INT{bits} {op.name}")
+    return {name: sorted(operators) for name, operators in found.items()}
+
+
+def _bits_that_differ(unit, name, num_bits, other):
+    """Returns the width of what another device computes otherwise, 0 where nothing is."""
+    device, config = unit.layer.device, getattr(unit.layer, "quantize_config", None)
+    if not isinstance(config, LinearConfig):
+        return num_bits if device.differs(other, name, num_bits) else 0
+    if grid_of(unit.inputs[0]) is None or not isinstance(config.weights, QuantSpec):
+        return 0
+    product = unit_product(unit)
+    return product.weight_bits if device.rounding(product) != other.rounding(product) else 0

@@ -87,7 +87,9 @@ class File:
     def __init__(self, content: bytes):
         if len(content) < 8 or bytes(content[4:8]) != b"TFL3":
             raise ValueError("A .tflite file is expected: its bytes 4 to 8 are 'TFL3'.")
-        self.model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+        # Not copied if it is an array: what is stored is seen where it lies.
+        content = content if isinstance(content, bytearray) else bytearray(content)
+        self.model = flatbuffer_utils.read_model_from_bytearray(content)
         for buffer in self.model.buffers:
             if buffer.data is not None:
                 # Arrays are written back at once, anything else byte by byte.
@@ -274,6 +276,25 @@ class File:
         operator = self.subgraph.operators[op.index]
         operator.inputs = [new if i == old else int(i) for i in operator.inputs]
         self.ops[op.index] = self._op(op.index, operator)
+
+    def drop_unused(self) -> None:
+        """Removes tensors that no operator reads or computes."""
+        used = {*self.inputs, *self.outputs, *(i for op in self.ops for i in op.inputs)}
+        used.update(i for op in self.ops for i in op.outputs)
+        tensors = self.subgraph.tensors
+        new = {-1: -1} | {index: number for number, index in enumerate(sorted(used))}
+        renumber = lambda ids: [new[int(i)] for i in ids]  # noqa: E731
+        for index in set(range(len(tensors))) - used:
+            buffer = tensors[index].buffer
+            if not any(tensors[i].buffer == buffer for i in used):
+                self.model.buffers[buffer].data = None
+        self.subgraph.tensors = [tensors[index] for index in sorted(used)]
+        self.subgraph.inputs = renumber(self.subgraph.inputs)
+        self.subgraph.outputs = renumber(self.subgraph.outputs)
+        for operator in self.subgraph.operators:
+            operator.inputs = renumber(operator.inputs)
+            operator.outputs = renumber(operator.outputs)
+        self.ops = [self._op(i, op) for i, op in enumerate(self.subgraph.operators)]
 
     def _data(self, index):
         data = self.model.buffers[self.subgraph.tensors[index].buffer].data

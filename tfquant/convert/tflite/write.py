@@ -1,7 +1,9 @@
 """Our parameters into the file, by ai-edge-quantizer's graph surgery."""
 
 import dataclasses
+import hashlib
 
+import numpy as np
 from ai_edge_quantizer import model_modifier, qtyping
 
 from tfquant.convert.tflite.assign import GRAPH, Assignment
@@ -24,6 +26,7 @@ def write(file: File, assignment: Assignment, input_type: str, output_type: str)
     Returns:
         The quantized file.
     """
+    _join_constants(file, assignment)
     _separate_constants(file, assignment)
     params = {}
     for index in file.computed():
@@ -43,13 +46,14 @@ def write(file: File, assignment: Assignment, input_type: str, output_type: str)
     outputs = file.outputs
     file.subgraph.outputs = list(dict.fromkeys(outputs))  # Else each would become several.
     modifier = model_modifier.ModelModifier(file.model)
-    written = File(bytes(modifier.modify_model(params, enable_progress_bar=False)))
+    written = File(modifier.modify_model(params, enable_progress_bar=False))
     written.scale_int16_generally()
     new = dict(zip(file.outputs, written.outputs, strict=True))
     if output_type in ("int8", "int16"):
         new |= _own(file, written, assignment)
     written.subgraph.outputs = [new[index] for index in outputs]
     file.subgraph.outputs = outputs
+    written.drop_unused()
     return written
 
 
@@ -130,6 +134,23 @@ def _unsigned(params):
         symmetric=False,
         signed=False,
     )
+
+
+def _join_constants(file, assignment):
+    """Has operators that read equal weights read one tensor: calls of one layer, as a rule."""
+    first: dict[tuple, int] = {}
+    for (op_index, index), params in list(assignment.stored.items()):
+        if params.scale is None or params.data is None:
+            continue
+        parts = params.scale, params.zero_point, params.data
+        digest = hashlib.sha256(b"".join(np.ascontiguousarray(x) for x in parts)).digest()
+        kind = params.num_bits, params.axis, params.dequantize, params.group_size
+        key = kind, params.data.shape, params.data.dtype.str, file.shape(index), digest
+        joined = first.setdefault(key, index)
+        if joined != index:
+            file.replace_input(file.ops[op_index], index, joined)
+            del assignment.stored[op_index, index]
+            assignment.stored[op_index, joined] = params
 
 
 def _separate_constants(file, assignment):
