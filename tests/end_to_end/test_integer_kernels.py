@@ -7,11 +7,24 @@ from keras import layers, ops
 
 import tfquant as tfq
 
+GATES = ("tanh", "sigmoid")
 ones = {"bias_initializer": "ones"}
 CASES = {
     "attention of rank 4": ((4, 6, 8), lambda x: layers.MultiHeadAttention(2, 4)(x, x)),
     "convolution first": ((32, 4), layers.Conv1D(8, 3, padding="same")),
     "depthwise first": ((32, 4), layers.DepthwiseConv1D(3, padding="same")),
+    "dilated twice": (
+        (16, 4),
+        lambda x: layers.Multiply()(
+            [layers.Conv1D(6, 2, padding="causal", dilation_rate=2, activation=a)(x) for a in GATES]
+        ),
+    ),
+    "dilated images": (
+        (12, 12, 3),
+        lambda x: layers.Add()(
+            [layers.Conv2D(4, 3, padding=p, dilation_rate=2)(x) for p in ("same", "same")]
+        ),
+    ),
     "hard sigmoid": ((8, 8, 3), layers.Conv2D(4, 3, activation="hard_sigmoid")),
     "hard_sigmoid of ops": ((8, 8, 3), lambda x: ops.hard_sigmoid(layers.Conv2D(4, 3)(x))),
     "one filter": ((32, 4), layers.Conv1D(1, 5, padding="same", **ones)),

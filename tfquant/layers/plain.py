@@ -32,38 +32,68 @@ class Barrier(keras.layers.Layer):
         return keras.KerasTensor(x.shape, x.dtype)
 
 
-class OneFilter(keras.layers.Layer):
-    """A convolution of sequences of one filter, as one of images of height 1.
+class PlainConvolution(keras.layers.Layer):
+    """A convolution in the form of one operator: of images, dilated by an attribute.
 
-    The converter adds the bias of one channel behind the reshape of a `Conv1D`, in an operator of
-    its own.
+    Of a `Conv1D` of one filter the converter adds the bias behind a reshape, in an operator of its
+    own. TensorFlow moves dilated values to the batch and back; where two convolutions of one rate
+    read one tensor, they share the move, and the converter finds no dilated convolution in either.
 
     Args:
-        layer: `Conv1D` or `Conv1DTranspose` of one filter, channels last.
+        layer: `Conv1D`, `Conv2D`, or `Conv1DTranspose` of one filter, channels last.
     """
 
     def __init__(self, layer, **kwargs):
         super().__init__(name=layer.name, **kwargs)
-        config = layer.get_config()
-        kind = {
-            keras.layers.Conv1D: keras.layers.Conv2D,
-            keras.layers.Conv1DTranspose: keras.layers.Conv2DTranspose,
-        }[type(layer)]
+        config, transposed = layer.get_config(), isinstance(layer, keras.layers.Conv1DTranspose)
+        self.of_sequences = len(layer.kernel_size) == 1
+        self.before = 0
         names = ("filters", "padding", "use_bias", "data_format")
         settings = {name: config[name] for name in names}
-        self.before = 0
         if settings["padding"] == "causal":
             self.before = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
             settings["padding"] = "valid"
-        two = {n: (1, *config[n]) for n in ("kernel_size", "strides", "dilation_rate")}
-        self.layer = kind(**settings, **two, name="wide")
+        for name in ("kernel_size", "strides", "dilation_rate"):
+            settings[name] = (1, *config[name]) if self.of_sequences else tuple(config[name])
+        kind = keras.layers.Conv2DTranspose if transposed else keras.layers.Conv2D
+        self.layer = kind(**settings, name="wide")
+
+    @staticmethod
+    def helps(layer) -> bool:
+        """Whether a layer needs this form; it has one group of channels."""
+        of_sequences = type(layer) in (keras.layers.Conv1D, keras.layers.Conv1DTranspose)
+        if of_sequences and layer.filters == 1:
+            return getattr(layer, "groups", 1) == 1
+        plain = type(layer) in (keras.layers.Conv1D, keras.layers.Conv2D)
+        return plain and layer.groups == 1 and max(layer.dilation_rate) > 1
+
+    def lifted(self, kernel):
+        """Returns a kernel of sequences as one of images."""
+        return kernel[None] if self.of_sequences else kernel
 
     def call(self, x):
         """Returns the sums."""
-        x = ops.expand_dims(x, 1)
+        if self.of_sequences:
+            x = ops.expand_dims(x, 1)
         if self.before:
             x = tf.pad(x, [[0, 0], [0, 0], [self.before, 0], [0, 0]])
-        return ops.squeeze(self.layer(x), 1)
+        y = self._convolve(x) if max(self.layer.dilation_rate) > 1 else self.layer(x)
+        return ops.squeeze(y, 1) if self.of_sequences else y
+
+    def build(self, input_shape):
+        """Creates the weights."""
+        if self.of_sequences:
+            input_shape = (input_shape[0], 1, *input_shape[1:])
+        self.layer.build(input_shape)
+        self.built = True
+
+    def _convolve(self, x):
+        layer = self.layer
+        kernel, bias = (ops.convert_to_tensor(v) for v in (layer.kernel, layer.bias))
+        y = tf.nn.conv2d(
+            x, kernel, layer.strides, layer.padding.upper(), "NHWC", layer.dilation_rate
+        )
+        return tf.nn.bias_add(y, bias)
 
 
 class PlainSum(keras.layers.Layer):

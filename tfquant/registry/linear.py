@@ -9,7 +9,7 @@ from keras import ops
 
 from tfquant.devices import Product
 from tfquant.layers.copy import copy_layer, undrawn
-from tfquant.layers.plain import OneFilter
+from tfquant.layers.plain import PlainConvolution
 from tfquant.numerics import PerAxis, PerGroup, QuantSpec, group_scale
 from tfquant.numerics.fixed_point import accumulate, multiplier_dtype, requantize
 from tfquant.numerics.params import SMALLEST_SCALE
@@ -26,8 +26,6 @@ BIAS_LIMIT = 2.0**30
 # A channel whose step is smaller than the largest one's by this factor is dead: its weights are
 # noise left by a batch norm, and its multiplier would leave the range that kernels accept.
 DEAD_CHANNEL = 2.0**-24
-
-_OF_SEQUENCES = (keras.layers.Conv1D, keras.layers.Conv1DTranspose)
 
 # Axis of a kernel that is cut into groups: its inputs, in front of its outputs.
 GROUP_AXIS = -2
@@ -319,11 +317,11 @@ class LinearConfig(QuantizeConfig):
         """Calls the layer with the folded kernel and bias, then the clamp."""
         integers = None
         layer = copy_layer(wrapper.layer, use_bias=True, name=name)
-        one = type(layer) in _OF_SEQUENCES and layer.filters == 1
-        layer = OneFilter(layer) if one else layer
+        plain = PlainConvolution.helps(layer)
+        layer = PlainConvolution(layer) if plain else layer
         with undrawn(layer):
             outputs = clamp_layer(layer(*args), wrapper.call_sites[call_site].clamp)
-        holder = layer.layer if one else layer
+        holder = layer.layer if plain else layer
         variable, axes = getattr(holder, self.kernel), PerAxis(self.channel_axis).axes
         if isinstance(self.weights, QuantSpec):
             ((_, quantizer),) = wrapper.weight_quantizers
@@ -342,10 +340,10 @@ class LinearConfig(QuantizeConfig):
         else:
             kernel, bias = (ops.convert_to_numpy(v) for v in self.real_weights(wrapper))
             lowered = LoweredKernel(variable, channel_axes=axes)
-        if one:
-            kernel = kernel[None]
+        if plain:
+            kernel = layer.lifted(kernel)
             if lowered.integers is not None:
-                lowered = dataclasses.replace(lowered, integers=lowered.integers[None])
+                lowered = dataclasses.replace(lowered, integers=layer.lifted(lowered.integers))
         layer.set_weights([kernel, bias])
         kernels = () if self.weights is None else (lowered,)
         return Lowering(outputs, kernels, dynamic=self.dynamic, bias=integers)

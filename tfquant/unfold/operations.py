@@ -504,6 +504,9 @@ OPERATIONS = {
     "HardSigmoid": _hard_sigmoid,
     "HardSilu": _layer(_activation("hard_swish")),
     "Gelu": _layer(_gelu),
+    "LeakyRelu": _layer(
+        lambda operation, x: layers.LeakyReLU(operation.negative_slope, name=operation.name)
+    ),
     "LogSoftmax": _layer(_over_last_axis("log_softmax")),
     "Normalize": _layer(_normalize),
     "Softmax": _layer(_over_last_axis("softmax")),

@@ -84,6 +84,7 @@ def measure(model, data, scheme, folder) -> Measured:
 def stock(model, data, kind):
     """Returns the TFLite converter's own file, `None` where it fails."""
     rows = data if isinstance(data, list) else [data]
+    names = [x.name for x in model.inputs]
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if kind != "dynamic":
@@ -91,7 +92,7 @@ def stock(model, data, kind):
 
         def samples():
             for i in range(len(rows[0])):
-                yield [array[i : i + 1] for array in rows]
+                yield {n: array[i : i + 1] for n, array in zip(names, rows, strict=True)}
 
         converter.representative_dataset = samples
     with contextlib.redirect_stdout(io.StringIO()):

@@ -81,7 +81,9 @@ def assign(
         if kernel is not None:
             result.units[op.index] = kernel.unit
         reason = _why_float(file, op, computed, kernel)
-        moves = op.name in rules.SAME_GRID and _shares_grid(op, computed)
+        # Keras's Conv1D reshapes what it reads: a model's input has the grid on both sides.
+        given = op.name in rules.SAME_GRID and op.inputs[0] in file.inputs
+        moves = given and _shares_grid(op, computed)
         if reason is None and not moves and _is_of_float_layer(op, anchors, unit_of):
             reason = "the layer is not quantized"
         if reason is None:
