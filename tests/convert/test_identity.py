@@ -166,3 +166,16 @@ def test_weights_that_the_converter_computes_with_are_right(rng, tmp_path):
     path = tmp_path / "m.tflite"
     tfq.to_tflite(q, path, samples=rows, progress=False)
     assert noise(device(path, rows)[0], np.asarray(model(rows))) < 1e-3
+
+
+@pytest.mark.parametrize("length", [6, 8, 24])
+def test_what_a_dense_layer_of_sequences_reads_is_not_what_it_returns(length, rng, tmp_path):
+    # As many values in as out, and a reshape in front that is named for the product.
+    inputs = keras.Input((length, 8))
+    model = keras.Model(inputs, layers.MultiHeadAttention(2, 4)(inputs, inputs))
+    rows = rng.normal(size=(32, length, 8)).astype("float32")
+    path = tmp_path / "m.tflite"
+    _, report = converted(model, rows, path)
+    assert report.op_by_op.differing == 0 and report.end_to_end.differing == 0
+    (received,) = device(path, rows)
+    assert noise(received, model.predict(rows, verbose=0)) < 0.01

@@ -99,7 +99,7 @@ def _found(float_file, points):
         by_number.setdefault(numbers[tensor.name], []).append((point, tensor.name))
     found = {}
     of_point = {id(p.tensor): x for p, x in zip(points, graph.points, strict=True)}
-    for index, tensor in _tensors(float_file, of_point).items():
+    for index, tensor in _tensors(float_file, of_point, numbers).items():
         pairs, path = by_number.get(numbers[tensor.name], []), _path(tensor)
         if pairs:
             own = [point for point, name in pairs if name in path]
@@ -143,7 +143,7 @@ def _settings(op):
     return tuple((key, attributes[key].SerializeToString()) for key in sorted(attributes))
 
 
-def _tensors(float_file, of_point):
+def _tensors(float_file, of_point, numbers):
     """Returns the tensor of the graph that each computed tensor of a file is."""
     file, graph = float_file.file, float_file.graph
     operations = {op.name: (number, op) for number, op in enumerate(graph.operations)}
@@ -154,6 +154,11 @@ def _tensors(float_file, of_point):
             tensor = _computed(file, op, position, operations)
             if tensor is None and op.index in units:  # Named by a function that the graph calls.
                 tensor = of_point.get(id(units[op.index].outputs[0]))
+            moved = tensors.get(op.inputs[0]) if op.name in MOVES else None
+            if moved is not None and (
+                tensor is None or numbers[moved.name] != numbers[tensor.name]
+            ):
+                tensor = moved  # Named for the product that it prepares: a Dense of sequences.
             if tensor is not None:
                 tensors[index] = tensor
     _drop_parts(file, tensors)

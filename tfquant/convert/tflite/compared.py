@@ -49,7 +49,10 @@ def compare_all(begin, units, describe, all_integer: bool) -> Compared:
 
 
 def _parted(verifier, layers, end_to_end, all_integer):
-    """Returns where file and model part though each operator does what it should."""
+    """Returns where file and model part: at an exact operator, or though all are right."""
+    for layer in layers:
+        if layer.arithmetic == "exact" and layer.parity is not None and _is_wrong(layer.parity):
+            return f"layer '{layer.name}'"
     if not end_to_end.differing or not end_to_end.in_steps:
         return ""
     layer = verifier.parting([layer.parity for layer in layers])
@@ -59,5 +62,9 @@ def _parted(verifier, layers, end_to_end, all_integer):
         layer.arithmetic == "exact" and (layer.parity is None or not layer.parity.differing)
         for layer in layers
     )
-    wrong = end_to_end.share_differing > SHARE and end_to_end.largest > STEPS
-    return "the outputs" if exact and wrong else ""
+    return "the outputs" if exact and _is_wrong(end_to_end) else ""
+
+
+def _is_wrong(parity):
+    """Whether values are apart by more than rounding."""
+    return parity.in_steps and parity.share_differing > SHARE and parity.largest > STEPS
