@@ -89,11 +89,13 @@ class _Groups:
     Attributes:
         names: Dict from a tensor to the name of its group, and from a call that joins tensors to
             that of its branches.
+        agrees: Dict from a call that joins tensors and one of them to whether that is on the
+            group's grid where it is computed, and not brought to it in front of the call.
     """
 
     def __init__(self, graph, widths):
         self.graph, self.widths = graph, widths
-        self.names = {}
+        self.names, self.agrees = {}, {}
         self._group_steps()
         self._group_concatenations()
 
@@ -110,7 +112,8 @@ class _Groups:
         for number, node in enumerate(self.graph.nodes):
             if not _joins(node):
                 continue
-            sources = [self.source(x) for x in node.real_inputs if self.can_agree(node, x)]
+            self.agrees.update({(node, x): self._can_agree(node, x) for x in node.real_inputs})
+            sources = [self.source(x) for x in node.real_inputs if self.agrees[node, x]]
             names = {self.names[x] for x in sources if x in self.names}
             group = min(names, default=f"{node.layer.name}#{number}")
             for x, name in list(self.names.items()):
@@ -118,19 +121,22 @@ class _Groups:
                     self.names[x] = group
             self.names.update(dict.fromkeys([node, *sources], group))
 
-    def can_agree(self, node, tensor) -> bool:
+    def _can_agree(self, node, tensor):
         """Whether what `tensor`'s grid comes from can have the grid of the other branches."""
-        producer, width = self.graph.producer(self.source(tensor)), self.widths.of.get(tensor)
+        source, width = self.source(tensor), self.widths.of.get(tensor)
+        producer = None if isinstance(source, Node) else self.graph.producer(source)
         config = producer.config if producer else None
         fixed = isinstance(config, OutputConfig) and config.fixed is not None
         wanted = self.widths.wanted[node]
         return not fixed and (width is None or wanted is None or width == wanted.stored_bits)
 
     def source(self, tensor):
-        """Returns the tensor that `tensor`'s grid comes from."""
+        """Returns the tensor, or the call that brings its branches to it, which a grid is of."""
         node = self.graph.producer(tensor)
         while node is not None and _keeps_grid(node) and node.real_inputs:
             tensor = node.real_inputs[0]
+            if not self.agrees.get((node, tensor), True):
+                return node
             node = self.graph.producer(tensor)
         return tensor
 
@@ -178,7 +184,7 @@ class _Placement:
         if x in self.graph.looked_up:
             return x
         width, wanted = self.widths.of.get(x), self.widths.wanted[node]
-        if _joins(node) and not self.groups.can_agree(node, x):
+        if not self.groups.agrees.get((node, x), True):
             return self._quantize(x, self.groups.names[node], wanted, node.scheme)
         # A kernel reads and writes integers of one width.
         if width is None or (wanted is not None and width != wanted.stored_bits):

@@ -185,7 +185,9 @@ def _computed(file, op, position, operations):
 def _operation(name, operations):
     """Returns `(position, operation)` of a name, which may have a number behind it, or `None`."""
     name = name.partition(":")[0]
-    return operations.get(name) or operations.get(name.rstrip("0123456789"))
+    while name not in operations and name[-1:].isdigit():
+        name = name[:-1]  # Of "slice_23" made of "slice_2" one digit is the file's.
+    return operations.get(name)
 
 
 def _same_values(tensor):
