@@ -33,7 +33,14 @@ _SAME_VALUES_IF_AS_MANY = {
 # Operations whose outputs differ from those of another of the same settings.
 _DRAWN = frozenset({"Placeholder", "RandomUniform", "RandomStandardNormal", "VarHandleOp"})
 
-_SUMS = frozenset({"Add", "AddV2", "BiasAdd"})
+# Operations of two operands: what the second is where they return the first.
+_NEUTRAL = {
+    **dict.fromkeys(("Add", "AddV2", "BiasAdd", "Sub"), 0.0),
+    **dict.fromkeys(("Mul", "RealDiv"), 1.0),
+}
+
+# Operations that call a function, whose own are named behind them.
+_CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 
 # Operators of a file that return the values of their first input in their order.
 MOVES = frozenset({"EXPAND_DIMS", "RESHAPE", "SQUEEZE"})
@@ -187,6 +194,10 @@ def _operation(name, operations):
     name = name.partition(":")[0]
     while name not in operations and name[-1:].isdigit():
         name = name[:-1]  # Of "slice_23" made of "slice_2" one digit is the file's.
+    while name and name not in operations:
+        name = name.rpartition("/")[0]
+        if name in operations and operations[name][1].type not in _CALLS:
+            return None
     return operations.get(name)
 
 
@@ -201,7 +212,7 @@ def _same_values(tensor):
         position = _SAME_VALUES_IF_AS_MANY[op.type]
         return position if _count(op.inputs[position]) == _count(tensor) else None
     same = (
-        _adds_nothing(op)
+        _changes_nothing(op)
         or _limit(op) is not None
         or (op.type == "Transpose" and _moves_nothing(op))
     )
@@ -224,14 +235,15 @@ def _moves_nothing(op):
     return kept == sorted(kept)
 
 
-def _adds_nothing(op):
-    """Whether an operation adds zeros to its first input."""
-    if op.type not in _SUMS or _count(op.inputs[0]) != _count(op.outputs[0]):
+def _changes_nothing(op):
+    """Whether an operation combines its first input with a constant that leaves it as it is."""
+    if op.type not in _NEUTRAL or _count(op.inputs[0]) != _count(op.outputs[0]):
         return False
-    added = op.inputs[1]
-    while added.op.type in _SAME_VALUES:
-        added = added.op.inputs[0]
-    return added.op.type == "Const" and not np.any(tf.get_static_value(added))
+    operand = op.inputs[1]
+    while operand.op.type in _SAME_VALUES:
+        operand = operand.op.inputs[0]
+    value = tf.get_static_value(operand) if operand.op.type == "Const" else None
+    return value is not None and bool(np.all(value == _NEUTRAL[op.type]))
 
 
 def _limit(op):
