@@ -60,7 +60,9 @@ def check(model, data, path, least=30):
     tfq.calibrate(q, data, progress=False)
     report = tfq.to_tflite(q, path / "m.tflite", progress=False)
     assert sqnr(model(data), q(data)) > least
-    assert report.end_to_end.differing == 0
+    apart = report.end_to_end
+    # A Dense of integers computes in float, whose sums come in another order.
+    assert apart.differing == 0 if apart.in_steps else apart.largest < 1e-2
     return report
 
 

@@ -331,9 +331,10 @@ class LinearConfig(QuantizeConfig):
                 ops.convert_to_numpy(v) for v in self.integer_weights(wrapper, scale_in)
             )
             q = as_integers(kernel)
-            spread = scale.reshape(_channel_shape(kernel, self.channel_axis))
             if quantizer.grouped:
                 spread = quantizer.spread(scale.reshape(quantizer.scale_shape))
+            else:
+                spread = scale.reshape(_channel_shape(kernel, self.channel_axis))
             kernel = kernel * ops.convert_to_numpy(spread)
             bias = integers if real else integers * (float(scale_in) * scale)
             lowered = LoweredKernel(variable, q, scale, quantizer.spec, axes)
