@@ -362,8 +362,10 @@ def _grid(tensors):
 
 
 def _integers(unit) -> np.ndarray:
-    """Returns the integers of a unit's kernel, in its shape."""
-    return unit.kernels[0].integers.astype(np.int16)
+    """Returns the integers of a unit's kernel, in its shape: files have sequences as images."""
+    integers, rank = unit.kernels[0].integers, len(unit.layer.weight_quantizers[0][0].shape)
+    lifted = integers.ndim - rank
+    return (integers[0] if lifted == 1 else integers).astype(np.int16)
 
 
 def _is_grid_of_bytes(grid) -> bool:
