@@ -39,6 +39,9 @@ _NEUTRAL = {
     **dict.fromkeys(("Mul", "RealDiv"), 1.0),
 }
 
+# Those that constants are computed with.
+_ARITHMETIC = {"AddV2": np.add, "Mul": np.multiply, "RealDiv": np.divide, "Sub": np.subtract}
+
 # Operations that call a function, whose own are named behind them.
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 
@@ -239,11 +242,22 @@ def _changes_nothing(op):
     """Whether an operation combines its first input with a constant that leaves it as it is."""
     if op.type not in _NEUTRAL or _count(op.inputs[0]) != _count(op.outputs[0]):
         return False
-    operand = op.inputs[1]
-    while operand.op.type in _SAME_VALUES:
-        operand = operand.op.inputs[0]
-    value = tf.get_static_value(operand) if operand.op.type == "Const" else None
+    value = _constant(op.inputs[1])
     return value is not None and bool(np.all(value == _NEUTRAL[op.type]))
+
+
+def _constant(tensor):
+    """Returns the value of what is computed of constants alone, `None` of anything else."""
+    value = tf.get_static_value(tensor)
+    if value is not None:
+        return value
+    op = tensor.op
+    if op.type in _SAME_VALUES:
+        return _constant(op.inputs[0])
+    if op.type not in _ARITHMETIC:
+        return None
+    operands = [_constant(x) for x in op.inputs]
+    return None if any(x is None for x in operands) else _ARITHMETIC[op.type](*operands)
 
 
 def _limit(op):
