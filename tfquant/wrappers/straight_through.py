@@ -4,7 +4,8 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from tfquant.quantizers import grid_of, on_grid
+from tfquant.numerics import QuantParams
+from tfquant.quantizers import Grid, grid_of, on_grid
 
 
 def straight_through(exact, real, args, variables, frozen=()):
@@ -28,20 +29,30 @@ def straight_through(exact, real, args, variables, frozen=()):
         what it added to the loss.
     """
     flat = tree.flatten(args)
-    places = [i for i, x in enumerate(flat) if _is_float(x)]
-    if not places and not variables:
+    if not variables and not any(_is_float(x) for x in flat):
         return exact(args), []
+    # All that the functions read goes in as tensors: they depend on nothing else of a graph, which
+    # TensorFlow would search for variables up to its inputs.
+    grids = [grid_of(x) for x in flat]
+    swapped = [*variables, *frozen]
+    of_args = [x for x in flat if tf.is_tensor(x)]
+    of_grids = [x for grid in grids for x in _parts(grid) if tf.is_tensor(x)]
+    of_variables = [tf.convert_to_tensor(variable.value) for variable in swapped]
+    followed = [i for i, x in enumerate(of_args) if _is_float(x)]
+    start = len(of_args) + len(of_grids)
+    followed += range(start, start + len(variables))
     returned = []
-    held = [(variable, tf.convert_to_tensor(variable.value)) for variable in frozen]
 
     def given(tensors):
         """Returns the scope in which variables are read as tensors, and the arguments."""
-        tensors = list(tensors)
-        leaves = list(flat)
-        for place in places:
-            leaves[place] = on_grid(tensors.pop(0), grid_of(flat[place]))
-        # Read as tensors, so that the function below depends on nothing but its arguments.
-        mapping = [*zip(variables, tensors, strict=True), *held]
+        left = iter(tensors)
+        take = lambda x: next(left) if tf.is_tensor(x) else x  # noqa: E731
+        leaves = [take(x) for x in flat]
+        for x, grid in zip(leaves, grids, strict=True):
+            if grid is not None:
+                scale, zero_point, steps = (take(part) for part in _parts(grid))
+                on_grid(x, grid._replace(params=QuantParams(scale, zero_point), steps=steps))
+        mapping = list(zip(swapped, left, strict=True))
         scope = keras.StatelessScope(mapping, collect_losses=True, initialize_variables=False)
         return scope, tree.pack_sequence_as(args, leaves)
 
@@ -53,8 +64,9 @@ def straight_through(exact, real, args, variables, frozen=()):
         returned[:] = outputs, [grid_of(y) for y in tree.flatten(outputs)], scope.losses
 
         def gradient(*upstream, variables=()):
+            watched = [tensors[i] for i in followed]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(tensors)
+                tape.watch(watched)
                 scope, arguments = given(tensors)
                 with scope:
                     flat_outputs = tree.flatten(real(arguments))
@@ -62,19 +74,24 @@ def straight_through(exact, real, args, variables, frozen=()):
             pairs = [(y, dy) for y, dy in pairs if _is_float(y) and dy is not None]
             outputs, upstream = map(list, zip(*pairs, strict=True))
             upstream = [tf.cast(dy, y.dtype) for y, dy in zip(outputs, upstream, strict=True)]
-            found = tape.gradient(outputs, list(tensors), upstream)
+            found = dict(zip(followed, tape.gradient(outputs, watched, upstream), strict=True))
+            gradients = [found.get(i) for i in range(len(tensors))]
             # Variables of frozen layers, which TensorFlow saw being read.
-            return (found, [None] * len(variables)) if variables else found
+            return (gradients, [None] * len(variables)) if variables else gradients
 
         return tree.flatten(outputs), gradient
 
-    values = [tf.convert_to_tensor(variable.value) for variable in variables]
-    outputs = joined(*(flat[place] for place in places), *values)
-    structure, grids, losses = returned
-    for y, grid in zip(outputs, grids, strict=True):
+    outputs = joined(*of_args, *of_grids, *of_variables)
+    structure, output_grids, losses = returned
+    for y, grid in zip(outputs, output_grids, strict=True):
         if grid is not None:
             on_grid(y, grid)
     return tree.pack_sequence_as(structure, outputs), losses
+
+
+def _parts(grid: Grid | None):
+    """Returns what of a grid may be a tensor."""
+    return () if grid is None else (grid.params.scale, grid.params.zero_point, grid.steps)
 
 
 def _is_float(x):
