@@ -42,6 +42,9 @@ _NEUTRAL = {
 # Those that constants are computed with.
 _ARITHMETIC = {"AddV2": np.add, "Mul": np.multiply, "RealDiv": np.divide, "Sub": np.subtract}
 
+# Operations that a converter computes in another order of axes.
+_ELEMENTWISE = frozenset({"Add", "AddV2", "Maximum", "Minimum", "Mul", "RealDiv", "Sub"})
+
 # Operations that call a function, whose own are named behind them.
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 
@@ -184,6 +187,8 @@ def _computed(file, op, position, operations):
     if not named:
         return None
     _, operation = max(named, key=lambda pair: pair[0])
+    if op.name == "TRANSPOSE" and operation.type in _ELEMENTWISE:
+        return None  # Moved in front of the operation, whose name it took.
     if len(operation.outputs) not in (1, len(op.outputs)):
         return None
     tensor = operation.outputs[position if len(operation.outputs) > 1 else 0]
@@ -300,6 +305,13 @@ def _lost(found, lowered):
 
     Constants are stored, not computed; the grids of layers that only move values are others'.
     """
+    moved = {
+        x
+        for unit in lowered.units
+        if any(y in found for y in map(id, unit.outputs)) and not any(unit.output_quantizers)
+        for x in map(id, unit.inputs)
+    }
+    found = found | moved  # A layer that keeps the grid has it, too.
     return [
         unit.name
         for unit in lowered.units

@@ -50,11 +50,11 @@ def compare_all(begin, units, describe, all_integer: bool) -> Compared:
 
 def _parted(verifier, layers, end_to_end, all_integer):
     """Returns where file and model part: at an exact operator, or though all are right."""
+    if not end_to_end.differing or not end_to_end.in_steps:
+        return ""
     for layer in layers:
         if layer.arithmetic == "exact" and layer.parity is not None and _is_wrong(layer.parity):
             return f"layer '{layer.name}'"
-    if not end_to_end.differing or not end_to_end.in_steps:
-        return ""
     layer = verifier.parting([layer.parity for layer in layers])
     if layer is not None:
         return f"layer '{layer}'"
