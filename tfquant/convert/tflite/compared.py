@@ -52,12 +52,12 @@ def _parted(verifier, layers, end_to_end, all_integer):
     """Returns where file and model part: at an exact operator, or though all are right."""
     if not end_to_end.differing or not end_to_end.in_steps:
         return ""
+    name = verifier.parting([layer.parity for layer in layers])
+    if name is not None:
+        return f"layer '{name}'"
     for layer in layers:
         if layer.arithmetic == "exact" and layer.parity is not None and _is_wrong(layer.parity):
             return f"layer '{layer.name}'"
-    layer = verifier.parting([layer.parity for layer in layers])
-    if layer is not None:
-        return f"layer '{layer}'"
     exact = all_integer and all(
         layer.arithmetic == "exact" and (layer.parity is None or not layer.parity.differing)
         for layer in layers
