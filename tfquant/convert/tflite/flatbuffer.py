@@ -282,6 +282,8 @@ class File:
         used = {*self.inputs, *self.outputs, *(i for op in self.ops for i in op.inputs)}
         used.update(i for op in self.ops for i in op.outputs)
         tensors = self.subgraph.tensors
+        blocks = [d for d in (_blocks(tensors[i]) for i in used) if d is not None]
+        used.update(i for d in blocks for i in (d.scales, d.zeroPoints) if i >= 0)
         new = {-1: -1} | {index: number for number, index in enumerate(sorted(used))}
         renumber = lambda ids: [new[int(i)] for i in ids]  # noqa: E731
         others = [t for graph in self.model.subgraphs[1:] for t in graph.tensors]
@@ -292,6 +294,8 @@ class File:
         self.subgraph.tensors = [tensors[index] for index in sorted(used)]
         self.subgraph.inputs = renumber(self.subgraph.inputs)
         self.subgraph.outputs = renumber(self.subgraph.outputs)
+        for details in blocks:
+            details.scales, details.zeroPoints = renumber([details.scales, details.zeroPoints])
         for operator in self.subgraph.operators:
             operator.inputs = renumber(operator.inputs)
             operator.outputs = renumber(operator.outputs)
@@ -308,6 +312,12 @@ class File:
             name = code.customCode.decode()
         present = lambda ids: tuple(int(i) for i in ids if i >= 0)  # noqa: E731
         return Op(index, name, present(operator.inputs), present(operator.outputs))
+
+
+def _blocks(tensor):
+    """Returns what says where the scales of groups are, tensors as well; `None` without groups."""
+    details = tensor.quantization.details if tensor.quantization else None
+    return details if isinstance(details, schema.BlockwiseQuantizationT) else None
 
 
 def _named(name, index):
