@@ -16,7 +16,7 @@ from tfquant.numerics.fixed_point import (
     round_half_away,
 )
 
-INTEGER_TABLE = "a table whose function the C library rounds"
+INTEGER_TABLE = "table"  # Of a function that the C library rounds.
 
 # Operators whose output is the values of their inputs, moved or picked.
 _MOVES = (
