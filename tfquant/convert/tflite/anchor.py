@@ -187,7 +187,8 @@ def _computed(file, op, position, operations):
     if not named:
         return None
     _, operation = max(named, key=lambda pair: pair[0])
-    if op.name == "TRANSPOSE" and operation.type in _ELEMENTWISE:
+    elementwise = operation.type in _ELEMENTWISE and _limit(operation) is None
+    if op.name == "TRANSPOSE" and elementwise:
         return None  # Moved in front of the operation, whose name it took.
     if len(operation.outputs) not in (1, len(op.outputs)):
         return None
