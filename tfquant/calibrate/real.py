@@ -24,7 +24,7 @@ class RealCalls:
         config = wrapper.quantize_config
         if not isinstance(config, LinearConfig) or config.dynamic:
             return None
-        if wrapper.batch_norm is None:
+        if not wrapper.weight_quantizers:
             return config.real_call(wrapper, args, kwargs)
         if id(wrapper) not in self._held:
             self._held[id(wrapper)] = config.real_weights(wrapper)

@@ -201,7 +201,7 @@ class LinearConfig(QuantizeConfig):
             kwargs: Keyword arguments of the call.
             weights: From `real_weights`, where a caller has them already.
         """
-        if wrapper.batch_norm is None:
+        if weights is None and wrapper.batch_norm is None:
             return super().real_call(wrapper, args, kwargs)
         kernel, bias = self.real_weights(wrapper) if weights is None else weights
         return self._multiply(wrapper, ops.cast(args[0], "float32"), kernel) + bias
