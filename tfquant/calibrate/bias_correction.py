@@ -104,14 +104,16 @@ def correct(runner, arrays, moments, deviation: bool, calls: RealCalls) -> list[
         if not (expected.finite and found.finite):
             left.append(wrapper.layer.name)
             return y
-        for gain in ([_gain(expected, found)] if deviation else []) + [ops.ones_like(found.mean)]:
-            shift = expected.mean - gain * found.mean
+        for gain in [_gain(expected, found), None] if deviation else [None]:
+            scaled = found.mean if gain is None else gain * found.mean
+            shift = expected.mean - scaled
             changes = wrapper.quantize_config.rescaled(wrapper, gain, shift)
             if changes is not None:
                 for variable, value in changes:
                     wrapper.originals.assign(variable, value)
                 calls.rescale(wrapper, gain, shift)
-                return ops.cast(gain * ops.cast(y, "float32") + shift, y.dtype)
+                y = ops.cast(y, "float32")
+                return (y if gain is None else gain * y) + shift
         return y
 
     with RealScope(), CallHook(fix):

@@ -80,10 +80,10 @@ def calibrate(
         with CallHook(calls):
             samples, values_per_row = _see(runner, source, watch, progress)
         watch.set_params()
-        methods = methods_of(wanted, wrappers)
+        choices, methods = watch.choices(), methods_of(wanted, wrappers)
         rows = split(samples, model.inputs[0].shape[0], values_per_row, wanted not in METHODS)
         judge = Judge(model, rows, calls, "mean_deviation" in methods)
-        plain = choose_ranges(watch.choices(), judge, values_per_row)
+        plain = choose_ranges(choices, judge, values_per_row)
         correction = correct_biases(model, wrappers, runner, judge, methods, wanted, plain)
     model.calibration_samples, model.correction = samples, correction
     _forget_traces(model)

@@ -31,8 +31,11 @@ class RealCalls:
         return config.real_call(wrapper, args, kwargs, self._held[id(wrapper)])
 
     def rescale(self, wrapper, gain, shift) -> None:
-        """Makes a layer's output `gain * y + shift`."""
-        if id(wrapper) in self._held:
-            kernel, bias = self._held[id(wrapper)]
-            gain_of_kernel = wrapper.quantize_config.by_channel(wrapper, gain)
-            self._held[id(wrapper)] = kernel * gain_of_kernel, bias * gain + shift
+        """Makes a layer's output `gain * y + shift`; a gain of `None` is 1."""
+        if id(wrapper) not in self._held:
+            return
+        kernel, bias = self._held[id(wrapper)]
+        if gain is not None:
+            kernel = kernel * wrapper.quantize_config.by_channel(wrapper, gain)
+            bias = bias * gain
+        self._held[id(wrapper)] = kernel, bias + shift

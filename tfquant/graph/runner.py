@@ -85,13 +85,12 @@ class _Call:
         self.takes_training = is_layer and "training" in inspect.signature(layer.call).parameters
 
 
-class _Stand(keras.layers.Layer):
+class _Stand(keras.Operation):
     """Stands for a layer or operation in a graph that is only read."""
 
     def __init__(self, layer):
-        super().__init__(autocast=False)
+        super().__init__()
         self._outputs_of = layer.compute_output_spec
-        self.supports_masking = self.built = True
 
     def call(self, *args, **kwargs):
         """Is never called on values."""

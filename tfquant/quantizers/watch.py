@@ -44,11 +44,15 @@ class Watch:
             _set_params(observer, members)
 
     def choices(self) -> list["Choice"]:
-        """Returns the tensors of which `Auto` knows several ranges, the most different first."""
+        """Returns the tensors of which `Auto` knows several ranges, the most different first.
+
+        Nothing more can be seen behind it: what was observed is given up, for its memory.
+        """
         found = []
         for observer, members in self._watched.values():
             if isinstance(observer, observers.Auto):
-                ranges = observer.ranges(members[0].spec)
+                ranges, *_ = [observer.ranges(member.spec) for member in members]
+                observer.forget()
                 if len(ranges) > 1:
                     found.append(Choice(observer, members, ranges))
         return sorted(found, key=lambda choice: -choice.spread)
