@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import tfquant as tfq
-from tfquant.quantizers import observers
+from tfquant import observers
 from tfquant.wrappers import Quantize
 
 FEATURES = 6

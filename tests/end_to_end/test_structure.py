@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import tfquant as tfq
-from tfquant.convert.tflite.flatbuffer import File
+from tfquant.litert.flatbuffer import File
 
 FEATURES = 6
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 import tfquant as tfq
-from tfquant.convert.tflite.flatbuffer import File
+from tfquant.litert.flatbuffer import File
 
 FLATBUFFER_ERROR = r"A \.tflite file is expected"
 
