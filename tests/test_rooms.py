@@ -19,6 +19,7 @@ ORDER = (
     "devices",
     "graph",
     "wrappers",
+    "configs",
     "registry",
     "unfold",
     "passes",

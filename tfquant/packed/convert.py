@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras import layers, tree
 
 from tfquant import lowbit
+from tfquant.configs.linear import LinearConfig, unit_product
 from tfquant.data.files import check_file, check_new_folder, new_folder, replacing
 from tfquant.graph.graph import UniqueNames, clone_graph
 from tfquant.layers.copy import copy_layer, transfer_weights
@@ -16,11 +17,11 @@ from tfquant.numerics import QuantSpec
 from tfquant.packed.archive import compress
 from tfquant.packed.layers import make, store, why_not
 from tfquant.quantizers import Dynamic, Static, grid_of
-from tfquant.registry.linear import LinearConfig, clamp_layer, unit_product
 from tfquant.report import PackedLayerReport, PackingReport
 from tfquant.rewrite.lower import lower
 from tfquant.rewrite.validate import check_is_model
 from tfquant.wrappers import DynamicKernel, IntegerKernel, KernelSite, Quantize, QuantizeWrapper
+from tfquant.wrappers.lowering import clamp_layer
 
 # Static activations enter the packed matmul as integers of step 1, and its sums leave it as they
 # are: what they mean is the business of the `IntegerKernel` around it.

@@ -4,10 +4,10 @@ import dataclasses
 
 from keras import layers
 
+from tfquant.configs.elementwise import SameGridConfig
+from tfquant.configs.linear import LinearConfig
 from tfquant.graph.graph import Graph, Node
 from tfquant.layers.copy import copy_layer, transfer_weights
-from tfquant.registry.elementwise import SameGridConfig
-from tfquant.registry.linear import LinearConfig
 from tfquant.unfold.decompose import standalone_batch_norm
 
 

@@ -6,12 +6,12 @@ import dataclasses
 import keras
 from keras import tree
 
+from tfquant.configs.elementwise import OutputConfig, SameGridConfig
+from tfquant.configs.parts import ConstantConfig
 from tfquant.graph.graph import Graph, Node, UniqueNames, real
 from tfquant.numerics import QuantSpec
 from tfquant.quantizers import Static
 from tfquant.quantizers.families import activation_quantizer
-from tfquant.registry.elementwise import OutputConfig, SameGridConfig
-from tfquant.registry.parts import ConstantConfig
 from tfquant.wrappers import Quantize
 
 

@@ -3,10 +3,10 @@
 import keras
 
 from tfquant import devices
+from tfquant.configs.linear import LinearConfig, unit_product
 from tfquant.litert.flatbuffer import File
 from tfquant.numerics import QuantSpec
 from tfquant.quantizers import grid_of
-from tfquant.registry.linear import LinearConfig, unit_product
 from tfquant.report import FloatOperator, LayerReport
 from tfquant.skeleton.anchor import MOVES
 from tfquant.tflite.assign import AS_THE_SCHEME_SAYS, Assignment

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 from keras import activations, layers
 
+from tfquant.configs.elementwise import OutputConfig, SameGridConfig
+from tfquant.configs.parts import ConstantConfig, MaskedScoresConfig, MatMulConfig, ScoresConfig
 from tfquant.layers.parts import Affine, CausalMask, Constant, MatMul, RepeatHeads
-from tfquant.registry.elementwise import OutputConfig, SameGridConfig
-from tfquant.registry.parts import ConstantConfig, MaskedScoresConfig, MatMulConfig, ScoresConfig
 from tfquant.unfold.affine import channel_affine
 from tfquant.wrappers import QuantizeAnnotate
 

@@ -9,17 +9,17 @@ import keras
 import numpy as np
 from keras import activations, layers
 
-from tfquant.graph.graph import real
-from tfquant.layers.copy import copy_layer
-from tfquant.layers.parts import Constant, MatMul, Select
-from tfquant.registry.elementwise import (
+from tfquant.configs.elementwise import (
     OutputConfig,
     ReduceConfig,
     ReduceProductConfig,
     SameGridConfig,
 )
+from tfquant.configs.parts import ConstantConfig, MatMulConfig
+from tfquant.graph.graph import real
+from tfquant.layers.copy import copy_layer
+from tfquant.layers.parts import Constant, MatMul, Select
 from tfquant.registry.keras_layers import activation_config, operator_config
-from tfquant.registry.parts import ConstantConfig, MatMulConfig
 from tfquant.unfold.affine import channel_affine, constants, hard_sigmoid
 from tfquant.unfold.attention import LARGE, contract, unfold_dot_product_attention
 from tfquant.wrappers import QuantizeAnnotate

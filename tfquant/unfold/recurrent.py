@@ -15,13 +15,12 @@ import keras
 import numpy as np
 from keras import layers
 
+from tfquant.configs.elementwise import OutputConfig, ProductConfig, SameGridConfig, SumConfig
 from tfquant.graph.read import read
 from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.layers.parts import Affine, Constant, Scale, Split, Stack, Unstack
 from tfquant.registry import schemes
-from tfquant.registry.elementwise import OutputConfig, ProductConfig, SameGridConfig, SumConfig
-from tfquant.registry.keras_layers import activation_config
-from tfquant.registry.linear import LinearConfig
+from tfquant.registry.keras_layers import activation_config, linear_config
 from tfquant.wrappers import QuantizeAnnotate
 
 _logger = logging.getLogger("tfquant")
@@ -331,7 +330,7 @@ class _Cell(_Parts):
             bias = bias[0] + np.where(np.arange(bias.shape[1]) < 2 * self.units, bias[1], 0)
         kernel, bias = self.columns(self.kernel, *gates), self.columns(bias, *gates)
         operator = "FULLY_CONNECTED" if kernel.ndim == 2 else "CONV_2D"
-        config = LinearConfig.for_scheme(self.wide_scheme, "kernel", -1, operator)
+        config = linear_config(self.wide_scheme, "kernel", -1, operator)
         y = self.dense(name, kernel, bias, x, config)
         return self.unstack(f"{name}_steps", y)
 
@@ -375,7 +374,7 @@ class _ConvLstm(_Lstm):
         kernel, bias = (self.columns(w, 0, 1, 3, 2) for w in (self.kernel, self.bias))
         settings = {n: getattr(self.cell, n) for n in ("strides", "padding", "dilation_rate")}
         operator = "FULLY_CONNECTED" if kernel.ndim == 2 else "CONV_2D"
-        config = LinearConfig.for_scheme(self.wide_scheme, "kernel", -1, operator)
+        config = linear_config(self.wide_scheme, "kernel", -1, operator)
         return [
             self.convolution("input", kernel, bias, step, settings, config)
             for step in self.unstack("steps", x, self.wide)

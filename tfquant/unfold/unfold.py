@@ -3,12 +3,12 @@
 import keras
 from keras import activations, layers
 
+from tfquant.configs.elementwise import SameGridConfig
+from tfquant.configs.parts import MatMulConfig
 from tfquant.graph.graph import real, tensors
 from tfquant.graph.read import is_composite
 from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.layers.parts import MaskedProduct, MatMul, Unmask
-from tfquant.registry.elementwise import SameGridConfig
-from tfquant.registry.parts import MatMulConfig
 from tfquant.unfold.affine import channel_affine, hard_sigmoid
 from tfquant.unfold.attention import unfold_attention, unfold_einsum, unfold_softmax
 from tfquant.unfold.composite import is_worthwhile, unfold_composite

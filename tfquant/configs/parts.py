@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
+from tfquant.configs.elementwise import OutputConfig, SumConfig
 from tfquant.numerics import QuantParams, QuantSpec
 from tfquant.quantizers import AbsMax, Grid, MaskInput, SoftmaxInput, on_grid
-from tfquant.registry.elementwise import OutputConfig, SumConfig
 from tfquant.wrappers import QuantizeConfig
 
 

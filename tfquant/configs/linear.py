@@ -14,7 +14,6 @@ from tfquant.numerics import PerAxis, PerGroup, QuantSpec, group_scale
 from tfquant.numerics.fixed_point import accumulate, multiplier_dtype, requantize
 from tfquant.numerics.params import SMALLEST_SCALE
 from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, grid_of
-from tfquant.registry.schemes import Scheme
 from tfquant.wrappers import LoweredKernel, Lowering, QuantizeConfig
 from tfquant.wrappers.lowering import as_integers, clamp_layer
 from tfquant.wrappers.wrapper import clamp
@@ -70,39 +69,6 @@ class LinearConfig(QuantizeConfig):
         self.weights, self.activations = QuantSpec.of(weights), QuantSpec.of(activations)
         self.dynamic = dynamic
         self.operator = operator
-
-    @classmethod
-    def for_scheme(
-        cls,
-        scheme: Scheme,
-        kernel,
-        channel_axis,
-        operator,
-        minimum_bits=0,
-        grouped=False,
-    ):
-        """Returns the config of a layer under `scheme`.
-
-        Args:
-            scheme: `Scheme`.
-            kernel: Name of the kernel.
-            channel_axis: See the class.
-            operator: Name of the device's operator.
-            minimum_bits: Narrowest weights that the device computes with.
-            grouped: Whether the layer takes the groups of the scheme.
-        """
-        granularity = PerAxis(channel_axis)
-        if grouped and scheme.group_size:
-            granularity = PerGroup(GROUP_AXIS, scheme.group_size)
-        spec = scheme.weights(granularity, minimum_bits)
-        return cls(
-            kernel,
-            channel_axis,
-            weights=spec or "float16",
-            activations=scheme.activations if scheme.static else None,
-            dynamic=scheme.dynamic,
-            operator=operator,
-        )
 
     def get_weights_and_quantizers(self, layer):
         """Returns the kernel with `AbsMax` or `Float16`."""

@@ -2,13 +2,9 @@
 
 import keras
 
-from tfquant.numerics import PerAxis, QuantSpec
+from tfquant.numerics import QuantSpec
 from tfquant.quantizers import AbsMax, Float16
-from tfquant.registry.schemes import Scheme
 from tfquant.wrappers import QuantizeConfig
-
-# Narrower integers have no DEQUANTIZE with a scale for each channel.
-MINIMUM_BITS = 8
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -23,11 +19,6 @@ class WeightsConfig(QuantizeConfig):
 
     def __init__(self, weights):
         self.weights = QuantSpec.of(weights)
-
-    @classmethod
-    def for_scheme(cls, scheme: Scheme):
-        """Returns the config of a layer under `scheme`."""
-        return cls(scheme.weights(PerAxis(-1), MINIMUM_BITS) or "float16")
 
     @property
     def reads_floats(self):
