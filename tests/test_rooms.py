@@ -21,6 +21,8 @@ ORDER = (
     "wrappers",
     "configs",
     "registry",
+    "pieces",
+    "unroll",
     "unfold",
     "passes",
     "rewrite",

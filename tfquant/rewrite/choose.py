@@ -14,8 +14,8 @@ from tfquant.graph.graph import Graph, Node, real, trace
 from tfquant.graph.read import is_composite
 from tfquant.layers.parts import Constant
 from tfquant.registry.keras_layers import CLAMPS, FLOAT, LINEAR, weights_config
+from tfquant.registry.operations import operation_config
 from tfquant.unfold.decompose import decompose
-from tfquant.unfold.operations import operation_config
 from tfquant.unfold.unfold import becomes_others, unfold
 from tfquant.wrappers import QuantizeAnnotate
 from tfquant.wrappers.annotate import inner
