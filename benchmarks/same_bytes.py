@@ -11,6 +11,7 @@ after real architectures, and one of every layer of Keras. The exit code is 1 if
 """
 
 import collections
+import importlib
 import os
 import pathlib
 import subprocess
@@ -134,17 +135,18 @@ def small_subjects():
     import test_every_layer as every_layer
 
     def architecture(name):
+        layers.Dense(1)  # Takes the name that an input of one of them has.
         model = architectures.build(name)
         return model, architectures.data_of(model, CALIBRATION_ROWS)
 
-    def layer(case):
+    def layer(kind):
+        importlib.reload(every_layer)  # Layers are named as they are made.
         keras.utils.set_random_seed(0)
         every_layer.saved_model.folder = pathlib.Path(tempfile.mkdtemp())
-        return every_layer.model_and_data(case, np.random.default_rng(0))
+        return every_layer.model_and_data(every_layer.CASES[kind], np.random.default_rng(0))
 
     found = {name: lambda name=name: architecture(name) for name in architectures.MODELS}
-    rows = every_layer.CASES.items()
-    return found | {kind.__name__: lambda case=case: layer(case) for kind, case in rows}
+    return found | {kind.__name__: lambda kind=kind: layer(kind) for kind in every_layer.CASES}
 
 
 def subjects():

@@ -105,7 +105,7 @@ class _Packer:
         self.units = iter(lowered.units)  # In the order of the calls, as they come by here.
         self.units_of = {}
         for unit in lowered.units:
-            self.units_of.setdefault(id(unit.layer), []).append(unit)
+            self.units_of.setdefault(unit.layer, []).append(unit)
         self.made, self.reports = {}, []
         self.unique = UniqueNames()
 
@@ -124,7 +124,7 @@ class _Packer:
     def _wrapped(self, unit, args, kwargs):
         wrapper = unit.layer
         inner, config = wrapper.layer, wrapper.quantize_config
-        units = self.units_of[id(wrapper)]
+        units = self.units_of[wrapper]
         if type(inner) is layers.Embedding and _grid(unit.outputs) is not None:
             if _grid(unit.outputs).spec.num_bits <= 8:
                 return self._embedding(unit, *args)
@@ -145,10 +145,10 @@ class _Packer:
 
     def _copy(self, layer, args, kwargs, reason=""):
         """Calls a copy of a layer of the quantized model."""
-        new = id(layer) not in self.made
+        new = layer not in self.made
         if new:
-            self.made[id(layer)] = copy_layer(layer, name=self.unique(layer.name))
-        copy = self.made[id(layer)]
+            self.made[layer] = copy_layer(layer, name=self.unique(layer.name))
+        copy = self.made[layer]
         outputs = copy(*args, **kwargs)
         if new:
             transfer_weights(layer, copy)
@@ -160,20 +160,19 @@ class _Packer:
 
     def _integer(self, unit, x):
         """Calls a kernel on integers."""
-        key = id(unit.layer)
-        if key not in self.made:
-            self.made[key] = self._integer_kernels(unit.layer)
-        kernel, site = self.made[key][id(unit)]
+        if unit.layer not in self.made:
+            self.made[unit.layer] = self._integer_kernels(unit.layer)
+        kernel, site = self.made[unit.layer][unit]
         return kernel(x, call_site=site) if site else kernel(x)
 
     def _integer_kernels(self, wrapper):
-        """Returns, for the id of each call of `wrapper`, an `IntegerKernel` and a call site.
+        """Returns, for each call of `wrapper`, an `IntegerKernel` and a call site.
 
         There is one kernel, unless a channel's step had to be floored at one site and not at
         another, which changes its integers.
         """
         alike, found = [], {}
-        for unit in self.units_of[id(wrapper)]:
+        for unit in self.units_of[wrapper]:
             q = _integers(unit)
             units = next((units for other, units in alike if np.array_equal(other, q)), None)
             if units is None:
@@ -182,7 +181,7 @@ class _Packer:
                 units.append(unit)
         for q, units in alike:
             kernel, numbers = self._integer_kernel(wrapper, q, units)
-            found |= {id(unit): (kernel, numbers[id(unit)]) for unit in units}
+            found |= {unit: (kernel, numbers[unit]) for unit in units}
         return found
 
     def _integer_kernel(self, wrapper, q, units):
@@ -193,7 +192,7 @@ class _Packer:
             scale = np.broadcast_to(u.kernels[0].scale, u.bias.shape)
             key = _site(u), u.bias.tobytes(), scale.tobytes()
             sites.setdefault(key, (u.bias, scale))
-            numbers[id(u)] = list(sites).index(key)
+            numbers[u] = list(sites).index(key)
         reason, width, sign = why_not(inner), None, None
         if reason:
             layer = copy_layer(inner, use_bias=False, name=inner.name, dtype="float32")
@@ -226,11 +225,11 @@ class _Packer:
 
     def _real(self, unit, x, reason):
         """Calls a kernel on real activations."""
-        key, wrapper = id(unit.layer), unit.layer
-        new = key not in self.made
+        wrapper = unit.layer
+        new = wrapper not in self.made
         if new:
-            self.made[key] = self._real_kernel(unit, reason)
-        kernel, rounded = self.made[key]
+            self.made[wrapper] = self._real_kernel(unit, reason)
+        kernel, rounded = self.made[wrapper]
         y = kernel(x if rounded is None else rounded(x))
         if new and reason:
             transfer_weights(self.model.get_layer(unit.name), kernel)
@@ -277,7 +276,7 @@ class _Packer:
             real = lowered.variable.numpy().astype(np.float64)
             kernel.set_parameters(real.sum(axis=tuple(range(real.ndim - 1))), unit.bias)
             return kernel, rounded.spec.num_bits
-        grids = [_grid(u.inputs) for u in self.units_of[id(unit.layer)]]
+        grids = [_grid(u.inputs) for u in self.units_of[unit.layer]]
         grid, settings["activations"] = grids[0], "float"
         if all(_is_grid_of_bytes(g) and g.params == grid.params for g in grids):
             settings |= {"activations": "static", "x_scale": float(grid.params.scale)}
@@ -288,7 +287,7 @@ class _Packer:
     def _embedding(self, unit, x):
         """Calls a table of integers."""
         inner, grid = unit.layer.layer, _grid(unit.outputs)
-        key = id(unit.layer), float(grid.params.scale), int(grid.params.zero_point)
+        key = unit.layer, float(grid.params.scale), int(grid.params.zero_point)
         if key not in self.made:
             self.made[key] = self._table(unit, inner, grid)
         table, point = self.made[key]
@@ -315,7 +314,7 @@ class _Packer:
 
     def _real_embedding(self, unit, x):
         """Calls a table of integers with a scale for each column, which returns real values."""
-        inner, key = unit.layer.layer, id(unit.layer)
+        inner, key = unit.layer.layer, unit.layer
         if key not in self.made:
             (kernel,) = unit.kernels
             self.made[key] = PackedEmbedding.from_integers(

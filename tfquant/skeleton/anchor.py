@@ -73,7 +73,7 @@ def anchor(
     anchors, rounded_again = {}, {}
     found = _found(float_file, lowered.points)
     for index, (points, own) in found.items():
-        own = [p for p in own or points if id(p.tensor) not in again] or own or points
+        own = [p for p in own or points if p.tensor not in again] or own or points
         op = file.producer(index)
         moves = op is not None and op.name in rules.SAME_GRID
         key = _key(own[-1 if moves else 0])
@@ -81,7 +81,7 @@ def anchor(
         others = [p for p in points if p.grid is not None and _key(p) != key]
         if others:
             rounded_again[index] = others
-    found = {id(point.tensor) for points, _ in found.values() for point in points}
+    found = {point.tensor for points, _ in found.values() for point in points}
     return anchors, rounded_again, _lost(found, lowered)
 
 
@@ -111,7 +111,7 @@ def _found(float_file, points):
     for point, tensor in zip(points, graph.points, strict=True):
         by_number.setdefault(numbers[tensor.name], []).append((point, tensor.name))
     found = {}
-    of_point = {id(p.tensor): x for p, x in zip(points, graph.points, strict=True)}
+    of_point = {p.tensor: x for p, x in zip(points, graph.points, strict=True)}
     for index, tensor in _tensors(float_file, of_point, numbers).items():
         pairs, path = by_number.get(numbers[tensor.name], []), _path(tensor)
         if pairs:
@@ -166,7 +166,7 @@ def _tensors(float_file, of_point, numbers):
         for position, index in enumerate(op.outputs):
             tensor = _computed(file, op, position, operations)
             if tensor is None and op.index in units:  # Named by a function that the graph calls.
-                tensor = of_point.get(id(units[op.index].outputs[0]))
+                tensor = of_point.get(units[op.index].outputs[0])
             moved = tensors.get(op.inputs[0]) if op.name in MOVES else None
             if moved is not None and (
                 tensor is None or numbers[moved.name] != numbers[tensor.name]
@@ -309,8 +309,8 @@ def _lost(found, lowered):
     moved = {
         x
         for unit in lowered.units
-        if any(y in found for y in map(id, unit.outputs)) and not any(unit.output_quantizers)
-        for x in map(id, unit.inputs)
+        if found.intersection(unit.outputs) and not any(unit.output_quantizers)
+        for x in unit.inputs
     }
     found = found | moved  # A layer that keeps the grid has it, too.
     return [
@@ -318,16 +318,16 @@ def _lost(found, lowered):
         for unit in lowered.units
         if not isinstance(getattr(unit.layer, "layer", None), Constant)
         and any(
-            quantizer is not None and grid_of(x) is not None and id(x) not in found
+            quantizer is not None and grid_of(x) is not None and x not in found
             for x, quantizer in zip(unit.outputs, unit.output_quantizers, strict=True)
         )
     ]
 
 
 def _rounded_again(lowered):
-    """Returns the ids of tensors that `Quantize` layers bring from one grid to another."""
+    """Returns the tensors that `Quantize` layers bring from one grid to another."""
     return {
-        id(unit.outputs[0])
+        unit.outputs[0]
         for unit in lowered.units
         if isinstance(unit.layer, Quantize) and grid_of(unit.inputs[0]) is not None
     }

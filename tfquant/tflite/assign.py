@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-from keras import tree
 
 from tfquant.litert import rules
 from tfquant.litert.flatbuffer import kernel_inputs
@@ -69,7 +68,7 @@ def assign(
         `Assignment`.
     """
     file = float_file.file
-    unit_of = {id(x): unit for unit in lowered.units for x in unit.outputs}
+    unit_of = {x: unit for unit in lowered.units for x in unit.outputs}
     computed = {
         index: _from_grid(points[0].grid) for index, points in anchors.items() if points[0].grid
     }
@@ -88,7 +87,7 @@ def assign(
             reason = "the layer is not quantized"
         if reason is None:
             result.integer.add(op.index)
-            readers = [unit_of.get(id(p.tensor)) for i in op.outputs for p in anchors.get(i, ())]
+            readers = [unit_of.get(p.tensor) for i in op.outputs for p in anchors.get(i, ())]
             _read_again(op.index, op.inputs, readers, rounded_again, result)
             _requantize(file, op, result)
             found = _constants(file, op, kernel, stored, result)
@@ -96,9 +95,9 @@ def assign(
             result.float_reasons[op.index] = reason
             found = {i: weight(w, dequantize=not w.read_as_integers) for i, w in stored.items()}
         result.stored.update({(op.index, i): params for i, params in found.items()})
-    ends = {id(x) for x in tree.flatten(lowered.model.output)}
+    ends = set(lowered.model.outputs)
     for index in file.outputs:
-        again = [p for p in rounded_again.get(index, ()) if id(p.tensor) in ends]
+        again = [p for p in rounded_again.get(index, ()) if p.tensor in ends]
         if again:
             result.requantized[GRAPH, index] = _from_grid(again[0].grid)
     return result
@@ -114,7 +113,7 @@ def _shares_grid(op, computed):
 
 def _is_of_float_layer(op, anchors, unit_of):
     """Whether a layer that is not quantized computes what is only rounded behind it."""
-    units = [unit_of.get(id(point.tensor)) for point in anchors.get(op.outputs[0], ())]
+    units = [unit_of.get(point.tensor) for point in anchors.get(op.outputs[0], ())]
     return bool(units) and all(
         unit is not None and isinstance(unit.layer, Quantize) and unit.outputs[0] is unit.inputs[0]
         for unit in units
@@ -123,10 +122,10 @@ def _is_of_float_layer(op, anchors, unit_of):
 
 def _read_again(reader, inputs, units, rounded_again, result):
     """Has an operator read its inputs on the grids on which its units do."""
-    wanted = {id(x) for unit in units if unit is not None for x in unit.inputs}
+    wanted = {x for unit in units if unit is not None for x in unit.inputs}
     for index in inputs:
         for point in rounded_again.get(index, ()):
-            if id(point.tensor) in wanted:
+            if point.tensor in wanted:
                 result.requantized[reader, index] = _from_grid(point.grid)
 
 

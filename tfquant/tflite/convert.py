@@ -227,11 +227,11 @@ def _io_types(lowered, input_type, output_type):
 
 def _native_type(lowered, ends):
     """Returns the type of the widest grid among the inputs or outputs `ends` of a model."""
-    tensors = {id(x) for x in tree.flatten(ends)}
+    tensors = set(tree.flatten(ends))
     units = [unit for unit in lowered.units if isinstance(unit.layer, Quantize)]
-    tensors |= {id(x) for unit in units for x in unit.outputs if id(unit.inputs[0]) in tensors}
+    tensors |= {x for unit in units for x in unit.outputs if unit.inputs[0] in tensors}
     grids = [point.grid for point in lowered.points if point.grid]
-    ends = [point.grid for point in lowered.points if point.grid and id(point.tensor) in tensors]
+    ends = [point.grid for point in lowered.points if point.grid and point.tensor in tensors]
     widths = {grid.spec.stored_bits for grid in ends or grids}
     return f"int{max(widths)}" if widths else "float32"
 

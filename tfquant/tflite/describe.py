@@ -25,8 +25,8 @@ def layer_report(unit, file: File, anchors, assignment: Assignment, verifier) ->
         verifier: `Verifier`, or `None` where nothing is compared.
     """
     op = _operator(unit, file, anchors, assignment)
-    grids = {id(p.tensor): p.grid for points in anchors.values() for p in points}
-    grid = grids.get(id(unit.outputs[0]))
+    grids = {p.tensor: p.grid for points in anchors.values() for p in points}
+    grid = grids.get(unit.outputs[0])
     fields = {}
     if unit.kernels:
         kernel = unit.kernels[0]
@@ -100,9 +100,9 @@ def float_operators(file: File, assignment: Assignment, lowered) -> list[FloatOp
 def elsewhere(lowered, file: File, anchors, assignment: Assignment) -> dict[str, list[str]]:
     """Returns what other devices compute otherwise: a dict from their names to operators."""
     found = {}
-    grids = {id(p.tensor): p.grid for points in anchors.values() for p in points}
+    grids = {p.tensor: p.grid for points in anchors.values() for p in points}
     for unit in lowered.units:
-        op, grid = _operator(unit, file, anchors, assignment), grids.get(id(unit.outputs[0]))
+        op, grid = _operator(unit, file, anchors, assignment), grids.get(unit.outputs[0])
         if op is None or grid is None:
             continue
         for other in devices.DEVICES.values():

@@ -15,7 +15,7 @@ def input_names(lowered: Lowered) -> list[str]:
 def output_names(lowered: Lowered) -> list[str]:
     """Returns the names of a model's outputs: keys of a dict, else those of the user's layers."""
     model = lowered.model
-    units = {id(x): unit for unit in lowered.units for x in unit.outputs}
+    units = {x: unit for unit in lowered.units for x in unit.outputs}
     ends = zip(model.outputs, model.output_names, strict=True)
     return _unique(_keys(model.output) or [_layer_name(x, name, units) for x, name in ends])
 
@@ -34,10 +34,10 @@ def _keys(structure):
 
 def _layer_name(x, name, units):
     """Returns the name of the user's layer that computes `x`, which Keras calls `name`."""
-    unit = units.get(id(x))
+    unit = units.get(x)
     while unit is not None and isinstance(unit.layer, Quantize) and unit.inputs[0] is not x:
         x = unit.inputs[0]
-        unit = units.get(id(x))
+        unit = units.get(x)
     name = name if unit is None else unit.name
     # An activation that was taken out of its layer is called `layer_activation`.
     wholes = [u.name for u in units.values() if name.startswith(f"{u.name}_") and u is not unit]
