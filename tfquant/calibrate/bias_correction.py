@@ -50,7 +50,7 @@ def float_moments(model, arrays) -> dict:
         if not _is_correctable(wrapper):
             return None
         y = wrapper.quantize_config.real_call(wrapper, args, kwargs)
-        found[wrapper] = Moments.of(y)
+        found[id(wrapper)] = Moments.of(y)
         return y
 
     with RecordingScope(quantize_weights=False), CallHook(note):
@@ -86,12 +86,12 @@ def correct(model, arrays, moments, deviation: bool, calls: RealCalls) -> list[s
     left = []
 
     def fix(wrapper, args, kwargs):
-        if wrapper not in moments:
+        if id(wrapper) not in moments:
             return calls(wrapper, args, kwargs)
         y = calls(wrapper, args, kwargs)
         if y is None:
             y = wrapper.quantize_config.real_call(wrapper, args, kwargs)
-        expected, found = moments[wrapper], Moments.of(y)
+        expected, found = moments[id(wrapper)], Moments.of(y)
         if not (expected.finite and found.finite):
             left.append(wrapper.layer.name)
             return y

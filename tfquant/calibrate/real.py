@@ -26,13 +26,13 @@ class RealCalls:
             return None
         if wrapper.batch_norm is None:
             return config.real_call(wrapper, args, kwargs)
-        if wrapper not in self._held:
-            self._held[wrapper] = config.real_weights(wrapper)
-        return config.real_call(wrapper, args, kwargs, self._held[wrapper])
+        if id(wrapper) not in self._held:
+            self._held[id(wrapper)] = config.real_weights(wrapper)
+        return config.real_call(wrapper, args, kwargs, self._held[id(wrapper)])
 
     def rescale(self, wrapper, gain, shift) -> None:
         """Makes a layer's output `gain * y + shift`."""
-        if wrapper in self._held:
-            kernel, bias = self._held[wrapper]
+        if id(wrapper) in self._held:
+            kernel, bias = self._held[id(wrapper)]
             gain_of_kernel = wrapper.quantize_config.by_channel(wrapper, gain)
-            self._held[wrapper] = kernel * gain_of_kernel, bias * gain + shift
+            self._held[id(wrapper)] = kernel * gain_of_kernel, bias * gain + shift
