@@ -8,7 +8,7 @@ from keras import tree
 
 from tfquant.configs.elementwise import OutputConfig, SameGridConfig
 from tfquant.configs.parts import ConstantConfig
-from tfquant.graph.graph import Graph, Node, UniqueNames, real
+from tfquant.graph.graph import Graph, Node, UniqueNames, put_in_place, real
 from tfquant.numerics import QuantSpec
 from tfquant.quantizers import Static
 from tfquant.quantizers.families import activation_quantizer
@@ -177,7 +177,7 @@ class _Placement:
                 replaced[x] = self._quantize(x, self.groups.names.get(x), spec, scheme)
         for node in self.graph.nodes:
             node.read_instead(replaced)
-        self.graph.outputs = tree.map_structure(lambda x: replaced.get(x, x), self.graph.outputs)
+        self.graph.outputs = put_in_place(self.graph.outputs, replaced)
 
     def _argument(self, node, x):
         """Returns what `node` is to read in the place of `x`."""

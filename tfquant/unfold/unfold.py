@@ -5,7 +5,7 @@ from keras import activations, layers
 
 from tfquant.configs.elementwise import SameGridConfig
 from tfquant.configs.parts import MatMulConfig
-from tfquant.graph.graph import real, tensors
+from tfquant.graph.graph import put_in_place, real, tensors
 from tfquant.graph.read import is_composite
 from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.layers.parts import MaskedProduct, MatMul, Unmask
@@ -249,17 +249,16 @@ def unfold(layer, scheme):
 
     def build(args, kwargs):
         inputs = {
-            id(x): keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in tensors((args, kwargs))
+            x: keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in tensors((args, kwargs))
         }
         masked = any(kwargs.get(name) is not None for name in _TRAVELLING_MASKS)
         config = SameGridConfig() if scheme.static else None
         unmask = QuantizeAnnotate(Unmask(name=f"{layer.name}_unmask"), config)
 
-        def value(x):
-            x = inputs.get(id(x), x)
-            return unmask(x) if masked and _is_sequence(x) else x
-
-        args, kwargs = keras.tree.map_structure(value, (args, kwargs))
+        args, kwargs = put_in_place((args, kwargs), inputs)
+        if masked:
+            unmasked = lambda x: unmask(x) if _is_sequence(x) else x  # noqa: E731
+            args, kwargs = keras.tree.map_structure(unmasked, (args, kwargs))
         outputs = call(*args, **kwargs)
         model = None if outputs is None else keras.Model(list(inputs.values()), outputs)
         whole = model is None or (is_composite(layer) and not is_worthwhile(model))

@@ -30,7 +30,7 @@ class Originals:
 
     def assign(self, variable, value) -> None:
         """Gives `variable`, one of the owner's, a value, and keeps what it had at first."""
-        index = [id(v) for v in self._owner.variables].index(id(variable))
+        index = next(i for i, v in enumerate(self._owner.variables) if v is variable)
         before = self._kept[index][0] if index in self._kept else ops.convert_to_numpy(variable)
         variable.assign(ops.cast(value, variable.dtype))
         self._kept[index] = before, _digest(variable)
