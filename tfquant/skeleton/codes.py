@@ -87,7 +87,7 @@ class Codes:
 
     Args:
         lowered: From `tfquant.rewrite.lower`.
-        but: Ids of the variables that enter as they are.
+        but: Ids of the variables that enter as they are: variables compare by value and are no keys.
     """
 
     def __init__(self, lowered: Lowered, but: frozenset[int] = frozenset()):

@@ -45,14 +45,12 @@ class FloatFile:
     Attributes:
         file: `File` whose inputs and outputs have the order of the model's.
         weights: Dict from `(operator index, tensor index)` to the `Stored` weight that is read.
-        changed: Ids of the variables of quantized weights that the converter computed with.
         num_bytes: Size with all weights in float32.
         graph: `Traced` that it was made from.
     """
 
     file: File
     weights: dict[tuple[int, int], Stored]
-    changed: frozenset[int]
     num_bytes: int
     graph: "Traced"
 
@@ -111,7 +109,7 @@ def convert_float(lowered: Lowered, batch_size: int | None, rows: list[np.ndarra
                 "The converter must leave the same weights alone each time. Received: a model of "
                 f"which it computed with {len(more)} more. Please report the model."
             )
-    return FloatFile(file, weights, changed, num_bytes, traced)
+    return FloatFile(file, weights, num_bytes, traced)
 
 
 def _convert(lowered, specs, codes):
