@@ -38,6 +38,12 @@ ORDER = (
 # Single files that use every room.
 ABOVE = ("__init__", "cli", "demo")
 
+# A room above this is several.
+MOST_LINES = 1800
+
+# Folders of tests of more than one room.
+BESIDE = ("cli", "end_to_end", "examples", "hostile")
+
 ROOMS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -81,6 +87,18 @@ def test_a_file_imports_only_rooms_to_its_left(path):
 def test_a_file_uses_public_names_of_keras_and_tensorflow(path):
     private = ("keras.src", "tensorflow.python")
     assert not [name for name in imported_names(path) if name.startswith(private)]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_is_small_enough_to_know(room):
+    files = sorted((PACKAGE / room).rglob("*.py"))
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
+    assert lines <= MOST_LINES
+
+
+def test_tests_stand_in_rooms_of_the_same_names():
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert folders <= {*ROOMS, *BESIDE}
 
 
 def test_nobody_imports_the_command_line():

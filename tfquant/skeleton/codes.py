@@ -87,7 +87,8 @@ class Codes:
 
     Args:
         lowered: From `tfquant.rewrite.lower`.
-        but: Ids of the variables that enter as they are: variables compare by value and are no keys.
+        but: Ids of the variables that enter as they are. (Variables compare by value, and are no
+            keys themselves.)
     """
 
     def __init__(self, lowered: Lowered, but: frozenset[int] = frozenset()):

@@ -39,7 +39,7 @@ def point_tensors(
         anchors: From `anchor`, on the float file.
 
     Returns:
-        Dict from a point's KerasTensor to `(tensor index, point)`.
+        Dict from the id of a point's KerasTensor to `(tensor index, point)`.
     """
     by_name = {file.name(i): i for i in file.computed()}
     found = {}
@@ -54,8 +54,8 @@ def point_tensors(
                 for point in points:
                     # Of a bounded tensor the last is the one behind the bounds.
                     bounded = grid and grid.spec.num_bits < grid.spec.stored_bits
-                    if bounded or point.tensor not in found:
-                        found[point.tensor] = tensor, point
+                    if bounded or id(point.tensor) not in found:
+                        found[id(point.tensor)] = tensor, point
     return found
 
 
@@ -98,12 +98,12 @@ class Verifier:
     def unit(self, unit) -> Parity | None:
         """Compares one call of a layer, fed the device's own inputs; `None` if it has no tensor."""
         known = [self._device_value(x) is not None for x in unit.inputs]
-        if not all(known) or not all(x in self.tensor_of for x in unit.outputs):
+        if not all(known) or not all(id(x) in self.tensor_of for x in unit.outputs):
             return None
         outputs = self._run(unit)
         parts = []
         for x, y in zip(unit.outputs, outputs, strict=True):
-            index, _ = self.tensor_of[x]
+            index, _ = self.tensor_of[id(x)]
             expected = keras.ops.convert_to_numpy(y)
             parts.append(parity(self.file, index, expected, self.device[index]))
         return sum(parts[1:], parts[0])
@@ -111,10 +111,10 @@ class Verifier:
     def output_sqnr(self, unit) -> float | None:
         """Returns the unit's signal to quantization noise ratio in dB, device against float."""
         x = unit.outputs[0]
-        if x not in self.tensor_of or x not in self.float_values:
+        if id(x) not in self.tensor_of or id(x) not in self.float_values:
             return None
-        index, _ = self.tensor_of[x]
-        signal = self.float_values[x].reshape(-1)
+        index, _ = self.tensor_of[id(x)]
+        signal = self.float_values[id(x)].reshape(-1)
         return sqnr(signal, dequantize(self.file, index, self.device[index]).reshape(-1))
 
     def parting(self, parities) -> str | None:
@@ -128,22 +128,22 @@ class Verifier:
             parities: What `unit` returned for each unit.
         """
         inputs = zip(self.lowered.model.inputs, self.rows, strict=True)
-        own = {x: tf.constant(array[:INNER_ROWS]) for x, array in inputs}
+        own = {id(x): tf.constant(array[:INNER_ROWS]) for x, array in inputs}
         apart = set()
         for unit, fed in zip(self.lowered.units, parities, strict=True):
             if fed is None:
                 continue
-            agree = not any(x in apart for x in unit.inputs)
+            agree = not any(id(x) in apart for x in unit.inputs)
             outputs = self._run(unit, own)
             for x, y in zip(unit.outputs, outputs, strict=True):
-                own[x] = y
-                index, _ = self.tensor_of[x]
+                own[id(x)] = y
+                index, _ = self.tensor_of[id(x)]
                 y = keras.ops.convert_to_numpy(y)
                 if not parity(self.file, index, y, self.device[index]).differing:
                     continue
                 if agree and not fed.differing:
                     return unit.name
-                apart.add(x)
+                apart.add(id(x))
         return None
 
     def _run(self, unit, known=None):
@@ -152,7 +152,7 @@ class Verifier:
         def value(x):
             if not isinstance(x, keras.KerasTensor):
                 return x
-            return known[x] if known and x in known else self._device_value(x)
+            return known[id(x)] if known and id(x) in known else self._device_value(x)
 
         args, kwargs = tree.map_structure(value, (unit.args, unit.kwargs))
         return tree.flatten(unit.layer(*args, **{**kwargs, "training": False}))
@@ -163,13 +163,13 @@ class Verifier:
         Where the converter drew a layer that keeps the grid (a padding, say) into the next one,
         it is run in Keras on what the device computed before it.
         """
-        if x in self.computed_away:
-            return self.computed_away[x]
-        if x not in self.tensor_of:
+        if id(x) in self.computed_away:
+            return self.computed_away[id(x)]
+        if id(x) not in self.tensor_of:
             value = self._computed_away(x)
-            self.computed_away[x] = value
+            self.computed_away[id(x)] = value
             return value
-        index, point = self.tensor_of[x]
+        index, point = self.tensor_of[id(x)]
         values = dequantize(self.file, index, self.device[index])
         shape = [-1 if n is None else n for n in x.shape[1:]]
         # Some layers of Keras are wrong about their shapes.
@@ -198,18 +198,18 @@ class Verifier:
         return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
     def _float_values(self, rows):
-        """Returns what the model computes without any quantization, by KerasTensor."""
+        """Returns what the model computes without any quantization, by id of the KerasTensor."""
         with RecordingScope(quantize_weights=False) as scope:
             self.model(tree.pack_sequence_as(self.model.input, rows), training=False)
         of_quantizer = {}  # One that serves several calls noted them in their order.
         for quantizer, x in scope.records:
-            of_quantizer.setdefault(quantizer, collections.deque()).append(x)
+            of_quantizer.setdefault(id(quantizer), collections.deque()).append(x)
         values = {}
         for unit in self.lowered.units:
             for x, quantizer in zip(unit.outputs, unit.output_quantizers, strict=False):
-                if of_quantizer.get(quantizer):
-                    recorded = of_quantizer[quantizer].popleft()
-                    values[x] = keras.ops.convert_to_numpy(recorded)
+                if of_quantizer.get(id(quantizer)):
+                    recorded = of_quantizer[id(quantizer)].popleft()
+                    values[id(x)] = keras.ops.convert_to_numpy(recorded)
         return values
 
 
