@@ -13,11 +13,6 @@ from tfquant.wrappers import Quantize
 FEATURES = 6
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    keras.utils.set_random_seed(0)
-
-
 def two_dense():
     x = keras.Input((FEATURES,), name="x")
     y = layers.Dense(5, activation="relu", name="first")(x)

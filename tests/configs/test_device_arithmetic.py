@@ -1,6 +1,5 @@
 """The simulation against integer arithmetic written out in numpy."""
 
-import keras
 import numpy as np
 import pytest
 from keras import layers, ops
@@ -13,11 +12,6 @@ from tfquant.wrappers import CallSite, Quantize, QuantizeWrapper
 INT8 = QuantSpec(8)
 IN_SCALE, IN_ZERO = np.float32(0.0317), 5
 OUT_SCALE, OUT_ZERO = np.float32(0.0893), -11
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    keras.utils.set_random_seed(0)
 
 
 def on_input_grid(rng, shape):

@@ -12,11 +12,6 @@ from tfquant.litert.flatbuffer import File
 FEATURES = 6
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    keras.utils.set_random_seed(0)
-
-
 def dense(units=FEATURES, **kwargs):
     return layers.Dense(units, bias_initializer="random_normal", **kwargs)
 

@@ -14,11 +14,6 @@ from tfquant.litert.flatbuffer import File
 FLATBUFFER_ERROR = r"A \.tflite file is expected"
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    keras.utils.set_random_seed(0)
-
-
 def small(name="small"):
     x = keras.Input((6,), name="x")
     y = layers.Dense(4, activation="relu", name="first")(x)
