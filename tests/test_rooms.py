@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -42,7 +43,7 @@ ABOVE = ("__init__", "cli", "demo")
 MOST_LINES = 1800
 
 # Folders of tests of more than one room.
-BESIDE = ("cli", "end_to_end", "examples", "hostile")
+BESIDE = ("cli", "conformance", "end_to_end", "examples", "hostile")
 
 ROOMS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -103,6 +104,19 @@ def test_tests_stand_in_rooms_of_the_same_names():
 
 def test_nobody_imports_the_command_line():
     assert not [path for path in FILES if "cli" in imported_rooms(path)]
+
+
+# A file that a text names: `file.py`, `folder/file.py`.
+NAMED = re.compile(r"`([\w./]+\.(?:py|md))`")
+
+TEXTS = ["CONTRIBUTING.md", "tests/README.md", *(f"tfquant/{room}/README.md" for room in ROOMS)]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_files_that_a_text_names_exist(text):
+    named = NAMED.findall((ROOT / text).read_text(encoding="utf-8"))
+    places = (ROOT / text).parent, ROOT, PACKAGE
+    assert not [x for x in named if not any((place / x).exists() for place in places)]
 
 
 @pytest.mark.parametrize("room", [*(f"tfquant/{room}" for room in ROOMS), "tests", "examples"])
