@@ -3,16 +3,15 @@
 import numpy as np
 
 from tfquant.numerics import QuantSpec, choose_params
-from tfquant.observers.base import Observer, Summary
 from tfquant.observers.mean_squared_error import best_range
-from tfquant.observers.min_max import MinMax, grid_has_room
-from tfquant.observers.percentile import Reservoir
+from tfquant.observers.min_max import grid_has_room
+from tfquant.observers.percentile import Sampled
 
 # Bins of the histogram laid over each candidate range, as in the TensorRT calibrator.
 BINS = 2048
 
 
-class Entropy(Observer):
+class Entropy(Sampled):
     """The range whose grid tells least apart the values before and after.
 
         P = histogram of the values over the range, those outside it in the first and last bin
@@ -28,17 +27,6 @@ class Entropy(Observer):
     It keeps the shape of a distribution and does not care how far outliers are thrown: where
     distances matter, `MeanSquaredError` is the better choice.
     """
-
-    sample_size = 65_536
-
-    def __init__(self):
-        self._extremes = MinMax()
-        self._reservoir = Reservoir()
-
-    def update(self, summary: Summary) -> None:
-        """Takes in one batch."""
-        self._extremes.update(summary)
-        self._reservoir.add(summary.sample)
 
     def range(self, spec: QuantSpec) -> tuple[float, float]:
         """Returns the range of least divergence; the exact one when the grid has room.

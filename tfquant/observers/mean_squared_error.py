@@ -5,12 +5,11 @@ from collections.abc import Callable
 import numpy as np
 
 from tfquant.numerics import QuantSpec, choose_params
-from tfquant.observers.base import Observer, Summary
-from tfquant.observers.min_max import MinMax, grid_has_room
-from tfquant.observers.percentile import Reservoir
+from tfquant.observers.min_max import grid_has_room
+from tfquant.observers.percentile import Sampled
 
 
-class MeanSquaredError(Observer):
+class MeanSquaredError(Sampled):
     """The range whose grid changes the values least.
 
         (low, high) = argmin mean((x - fake_quantize(x))**2)
@@ -19,21 +18,6 @@ class MeanSquaredError(Observer):
     one against the other (Banner et al. 2019, arXiv:1810.05723; Nagel et al. 2021,
     arXiv:2106.08295, section 3.1). The exact range is among the candidates.
     """
-
-    sample_size = 65_536
-
-    def __init__(self):
-        self._extremes = MinMax()
-        self._reservoir = Reservoir()
-
-    def update(self, summary: Summary) -> None:
-        """Takes in one batch."""
-        self._extremes.update(summary)
-        self._reservoir.add(summary.sample)
-
-    def share(self, observer) -> None:
-        """Takes for its own what another observer of samples has seen."""
-        self._extremes, self._reservoir = observer._extremes, observer._reservoir
 
     def range(self, spec: QuantSpec) -> tuple[float, float]:
         """Returns the range of least error; the exact one when the grid has room.

@@ -7,7 +7,26 @@ from tfquant.observers.base import Observer, Summary
 from tfquant.observers.min_max import MinMax, grid_has_room
 
 
-class Percentile(Observer):
+class Sampled(Observer):
+    """Keeps the exact range of what it sees, and a bounded sample of it. Abstract."""
+
+    sample_size = 65_536
+
+    def __init__(self):
+        self._extremes = MinMax()
+        self._reservoir = Reservoir()
+
+    def update(self, summary: Summary) -> None:
+        """Takes in one batch."""
+        self._extremes.update(summary)
+        self._reservoir.add(summary.sample)
+
+    def share(self, observer) -> None:
+        """Takes for its own what another observer of samples has seen."""
+        self._extremes, self._reservoir = observer._extremes, observer._reservoir
+
+
+class Percentile(Sampled):
     """The range that ignores at most `100 - percentile` percent of the values.
 
         ignored = (100 - percentile) / 100
@@ -25,21 +44,13 @@ class Percentile(Observer):
         ValueError: If `percentile` is outside `(50, 100]`.
     """
 
-    sample_size = 65_536
-
     def __init__(self, percentile: float = 99.99):
         if not 50.0 < percentile <= 100.0:
             raise ValueError(
                 f"`percentile` must be above 50 and at most 100. Received: percentile={percentile}."
             )
+        super().__init__()
         self.percentile = percentile
-        self._extremes = MinMax()
-        self._reservoir = Reservoir()
-
-    def update(self, summary: Summary) -> None:
-        """Takes in one batch."""
-        self._extremes.update(summary)
-        self._reservoir.add(summary.sample)
 
     def extremes(self, spec: QuantSpec) -> tuple[float, float]:
         """Returns the exact range.

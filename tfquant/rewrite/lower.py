@@ -79,9 +79,7 @@ class LoweredUnit:
     @property
     def inputs(self) -> list:
         """KerasTensors among the arguments."""
-        return [
-            x for x in tree.flatten((self.args, self.kwargs)) if isinstance(x, keras.KerasTensor)
-        ]
+        return tensors((self.args, self.kwargs))
 
 
 @dataclasses.dataclass(eq=False)
