@@ -124,6 +124,20 @@ def test_the_report_says_what_other_devices_round_otherwise(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("bits", "device", "stored"), [(3, "litert_arm", 4), (6, "litert_reference", 8)]
+)
+def test_the_report_names_the_width_in_which_the_file_stores_weights(
+    bits, device, stored, tmp_path
+):
+    scheme = tfq.Scheme("own", bits, 8)
+    report = tfq.to_tflite(
+        quantized(scheme, "litert"), tmp_path / "q.tflite", verify=False, progress=False
+    )
+    found = {name for name in report.elsewhere[device] if name.endswith("CONV_2D")}
+    assert found == {f"INT{stored} CONV_2D"}
+
+
+@pytest.mark.parametrize(
     ("channels", "depth", "columns", "expected"),
     [
         (4, 8, 1, "two_roundings"),
