@@ -211,3 +211,10 @@ def test_what_has_no_kernel_of_16_bits_stays_float(function, tmp_path):
     q = tfq.calibrate(tfq.quantize_model(model, "w8a16"), rows(model), progress=False)
     report = tfq.to_tflite(q, tmp_path / "q.tflite", progress=False)
     assert report.float_operators and report.op_by_op.differing == 0
+
+
+@pytest.mark.parametrize("function", ["sigmoid", "tanh"])
+def test_a_graph_computes_the_integers_that_calls_do(function):
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(4), layers.Activation(function)])
+    q = tfq.calibrate(tfq.quantize_model(model, "w8a16"), rows(model), progress=False)
+    np.testing.assert_array_equal(q.predict(rows(model), verbose=0), q(rows(model)))

@@ -145,7 +145,7 @@ def logistic_16(inputs, output):
     del output
     x, negative = _in_chords(inputs)
     place = tf.bitwise.right_shift(x, 9)
-    value = tf.where(place >= 255, 0x7FFF << 10, _chord(place, x - place * 512, 512))
+    value = _or_end(_chord(place, x - place * 512, 512), place, 0x7FFF << 10)
     value = tf.where(negative, (1 << 25) + (1 << 9) - 1 - value, value + (1 << 9))
     return tf.cast(tf.bitwise.right_shift(value, 10), tf.float32)
 
@@ -155,7 +155,7 @@ def tanh_16(inputs, output):
     del output
     x, negative = _in_chords(inputs)
     place = tf.bitwise.right_shift(x, 8)
-    value = tf.where(place >= 255, 0xFFFF << 8, _chord(place, x - place * 256, 256))
+    value = _or_end(_chord(place, x - place * 256, 256), place, 0xFFFF << 8)
     half, rounding = 1 << 23, 1 << 7
     value = tf.where(negative, half + rounding - 1 - value, value - half + rounding)
     return tf.cast(tf.bitwise.right_shift(value, 8), tf.float32)
@@ -179,6 +179,11 @@ def _chord(place, rest, width):
     place = tf.minimum(place, 254)
     left, right = tf.gather(_SIGMOIDS, place), tf.gather(_SIGMOIDS, place + 1)
     return left * width + rest * (right - left)
+
+
+def _or_end(value, place, end):
+    """Returns what the function tends to where the chords have come to their end."""
+    return tf.where(place >= 255, tf.constant(end, tf.int64), value)
 
 
 def softmax_16(inputs, output, beta=1.0):
