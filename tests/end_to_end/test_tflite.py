@@ -407,7 +407,7 @@ def as_float32(x):
 
 
 def attention_and_recurrence():
-    inputs = keras.Input((6, 8))
+    inputs = keras.Input((3, 8))
     x = layers.MultiHeadAttention(2, 4)(inputs, inputs)
     x = layers.LSTM(5)(layers.Add()([x, inputs]))
     return keras.Model(inputs, layers.Dense(3)(x))

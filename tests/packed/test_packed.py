@@ -76,11 +76,13 @@ def test_static_activations_give_the_same_bits(network, images, scheme):
 
 SMALL = {
     "dense": ((8,), [lambda: layers.Dense(16, activation="relu"), lambda: layers.Dense(4)]),
-    "recurrent": ((10, 4), [lambda: layers.LSTM(8), lambda: layers.Dense(4)]),
+    "recurrent": ((3, 4), [lambda: layers.LSTM(8), lambda: layers.Dense(4)]),
+    "recurrent of ten steps": ((10, 4), [lambda: layers.LSTM(8), lambda: layers.Dense(4)]),
 }
+LONG = {"recurrent of ten steps": pytest.mark.long}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [pytest.param(x, marks=LONG.get(x, ())) for x in SMALL])
 def test_the_file_of_a_small_packed_model_is_smaller_than_the_float_one(rng, name, tmp_path):
     shape, makers = SMALL[name]
     model = keras.Sequential([keras.Input(shape), *(make() for make in makers)])
@@ -308,9 +310,10 @@ LAYERS = {
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_packed_or_not_computes_what_its_wrapper_does(rng, name, scheme):
-    inputs = keras.Input((12, 4))
+    shape = (3, 4) if name == "lstm" else (12, 4)  # Each step is a layer.
+    inputs = keras.Input(shape)
     model = keras.Model(inputs, LAYERS[name]()(inputs))
-    x = rng.normal(size=(32, 12, 4)).astype(np.float32)
+    x = rng.normal(size=(32, *shape)).astype(np.float32)
     q = quantize(model, scheme, x)
     packed = tfq.to_packed(q)
     y, expected = packed.predict(x, verbose=0), q.predict(x, verbose=0)

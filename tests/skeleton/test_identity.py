@@ -91,11 +91,11 @@ def test_one_step_of_a_recurrent_layer_is_found(layer, state, rng, tmp_path):
 
 
 def test_initial_states_of_zeros_are_not_taken_for_one_another(rng, tmp_path):
-    rows = rng.normal(size=(40, 5, 4)).astype("float32")
+    rows = rng.normal(size=(40, 3, 4)).astype("float32")
     rest = [rng.normal(size=(40, 6)).astype("float32") * gain for gain in (0.2, 3)]
     for states in rest:
         states[0] = 0
-    x, states = keras.Input((5, 4)), [keras.Input((6,)) for _ in range(2)]
+    x, states = keras.Input((3, 4)), [keras.Input((6,)) for _ in range(2)]
     found = layers.LSTM(6, return_state=True)(x, initial_state=states)
     model = keras.Model([x, *states], found)
     path = tmp_path / "m.tflite"

@@ -21,7 +21,7 @@ def saturating(combine):
 
 def recurrent():
     wide = keras.initializers.RandomNormal(stddev=1.0)
-    x = keras.Input((6, 8))
+    x = keras.Input((3, 8))
     y = layers.GRU(16, kernel_initializer=wide, recurrent_initializer=wide)(x)
     return keras.Model(x, layers.Dense(4)(y))
 

@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant.layers.parts import Constant
-from tfquant.litert import rules
 from tfquant.litert.flatbuffer import File
 from tfquant.quantizers import grid_of
 from tfquant.rewrite.lower import Lowered, Point
@@ -75,7 +74,7 @@ def anchor(
     for index, (points, own) in found.items():
         own = [p for p in own or points if p.tensor not in again] or own or points
         op = file.producer(index)
-        moves = op is not None and op.name in rules.SAME_GRID
+        moves = op is not None and lowered.device.moves(op.name)
         key = _key(own[-1 if moves else 0])
         anchors[index] = [p for p in own if _key(p) == key]
         others = [p for p in points if p.grid is not None and _key(p) != key]
@@ -262,8 +261,12 @@ def _constant(tensor):
         return _constant(op.inputs[0])
     if op.type not in _ARITHMETIC:
         return None
-    operands = [_constant(x) for x in op.inputs]
-    return None if any(x is None for x in operands) else _ARITHMETIC[op.type](*operands)
+    operands = []
+    for x in op.inputs:
+        operands.append(_constant(x))
+        if operands[-1] is None:  # All paths through a recurrence would take a minute.
+            return None
+    return _ARITHMETIC[op.type](*operands)
 
 
 def _limit(op):

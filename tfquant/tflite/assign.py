@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from tfquant.devices import fixed_grid
 from tfquant.litert import rules
 from tfquant.litert.flatbuffer import kernel_inputs
 from tfquant.rewrite.lower import Lowered, LoweredUnit, Point
@@ -67,21 +68,21 @@ def assign(
     Returns:
         `Assignment`.
     """
-    file = float_file.file
+    file, device = float_file.file, lowered.device
     unit_of = {x: unit for unit in lowered.units for x in unit.outputs}
     computed = {
         index: _from_grid(points[0].grid) for index, points in anchors.items() if points[0].grid
     }
-    _spread(file, computed)
+    _spread(file, computed, device)
     result = Assignment(computed, {}, {}, set(), {}, {})
     for op in file.ops:
         stored = {i: w for i in op.inputs if (w := float_file.weights.get((op.index, i)))}
         kernel = stored.get(kernel_inputs(op)[1]) if op.name in rules.KERNELS else None
         if kernel is not None:
             result.units[op.index] = kernel.unit
-        reason = _why_float(file, op, computed, kernel)
+        reason = _why_float(file, op, computed, kernel, device)
         # Keras's Conv1D reshapes what it reads: a model's input has the grid on both sides.
-        given = op.name in rules.SAME_GRID and op.inputs[0] in file.inputs
+        given = device.moves(op.name) and op.inputs[0] in file.inputs
         moves = given and _shares_grid(op, computed)
         if reason is None and not moves and _is_of_float_layer(op, anchors, unit_of):
             reason = "the layer is not quantized"
@@ -89,8 +90,8 @@ def assign(
             result.integer.add(op.index)
             readers = [unit_of.get(p.tensor) for i in op.outputs for p in anchors.get(i, ())]
             _read_again(op.index, op.inputs, readers, rounded_again, result)
-            _requantize(file, op, result)
-            found = _constants(file, op, kernel, stored, result)
+            _requantize(op, result, device)
+            found = _constants(file, op, kernel, stored, result, device)
         else:
             result.float_reasons[op.index] = reason
             found = {i: weight(w, dequantize=not w.read_as_integers) for i, w in stored.items()}
@@ -129,9 +130,9 @@ def _read_again(reader, inputs, units, rounded_again, result):
                 result.requantized[reader, index] = _from_grid(point.grid)
 
 
-def _requantize(file, op, result):
+def _requantize(op, result, device):
     """Has the inputs of an operator that keeps grids brought to the grid of its output."""
-    if op.name not in rules.SAME_GRID or op.outputs[0] not in result.computed:
+    if not device.moves(op.name) or op.outputs[0] not in result.computed:
         return
     wanted = result.computed[op.outputs[0]]
     for index in op.inputs:
@@ -152,7 +153,7 @@ def _from_grid(grid) -> TensorParams:
     )
 
 
-def _spread(file, computed):
+def _spread(file, computed, device):
     """Gives tensors without a point the grid that the operators around them dictate.
 
     In front of a clamp that is the grid behind it, whose ends do most of the clamping.
@@ -166,7 +167,7 @@ def _spread(file, computed):
         for op in file.ops:
             data = [i for i in op.inputs if file.is_float_data(i)]
             known = [i for i in data if i in computed]
-            if op.name in rules.SAME_GRID:
+            if device.moves(op.name):
                 # A float input keeps the operator float: it has no grid to be brought to.
                 ends = known if len(known) == len(data) else []
                 ends = [*ends, *(i for i in op.outputs if i in computed)]
@@ -174,10 +175,10 @@ def _spread(file, computed):
                     if index not in computed and file.type(index) == "FLOAT32":
                         computed[index] = computed[ends[0]]
                         changed = True
-            elif op.name in rules.FIXED_RANGE and known and op.outputs[0] not in computed:
+            elif device.bounds(op.name) and known and op.outputs[0] not in computed:
                 num_bits = computed[known[0]].num_bits
-                if num_bits == 8 or op.name not in rules.ONLY_8_BITS:
-                    computed[op.outputs[0]] = _fixed(op.name, num_bits)
+                if not device.why_not(op.name, num_bits):
+                    computed[op.outputs[0]] = _fixed(device.bounds(op.name), num_bits)
                     changed = True
 
 
@@ -192,30 +193,27 @@ def _data(file, op):
     return next(i for i in op.inputs if file.is_float_data(i))
 
 
-def _fixed(name, num_bits):
-    low, high = rules.FIXED_RANGE[name]
-    if num_bits > 8:
-        return TensorParams(num_bits, np.array([2.0**-15], np.float32), np.zeros(1, np.int64))
-    scale = (high - low) / 2.0**num_bits
-    zero_point = min(-(2 ** (num_bits - 1)) - round(low / scale), 2 ** (num_bits - 1) - 1)
+def _fixed(bounds, num_bits):
+    scale, zero_point = fixed_grid(bounds, num_bits)
     return TensorParams(num_bits, np.array([scale], np.float32), np.array([zero_point]))
 
 
-def _why_float(file, op, computed, kernel):
+def _why_float(file, op, computed, kernel, device):
     """Returns why an operator cannot run in integers, or `None` if it can."""
     data = [i for i in (*op.inputs, *op.outputs) if file.is_float_data(i)]
     if not data:
         return None
     if not computed:
         return AS_THE_SCHEME_SAYS
-    if op.name not in rules.INTEGER:
-        return "LiteRT has no integer kernel that tfquant knows for it"
+    if op.name not in device.operators:
+        return f"{device.name} has no integer kernel that tfquant knows for it"
     missing = [file.name(i) for i in data if i not in computed]
     if missing:
         return f"the range of {_short(missing[0])} is not known"
     if op.name in rules.COMPARISONS and compared(file, op, computed) is None:
         return "LiteRT compares integers of one grid only, and with constants within it"
-    if op.name in rules.ONLY_8_BITS and any(computed[i].num_bits > 8 for i in data):
+    widths = device.operators[op.name].num_bits
+    if any(computed[i].num_bits not in widths for i in data):
         return "tfquant knows a kernel of 8 bits for it only"
     if op.name in rules.KERNELS and (kernel is None or kernel.kernel.spec is None):
         return "its weights are not quantized"
@@ -226,7 +224,7 @@ def _short(name):
     return name.split(";")[0]
 
 
-def _constants(file, op, kernel, stored, result):
+def _constants(file, op, kernel, stored, result, device):
     """Returns what the constants of an operator in integers become, by tensor index."""
     constants = [i for i in op.inputs if file.type(i) == "FLOAT32" and file.is_constant(i)]
     if kernel is not None:
@@ -242,6 +240,7 @@ def _constants(file, op, kernel, stored, result):
         params = weight(stored[index]) if index in stored else None
         if params is None or params.scale is None or len(params.scale) > 1:
             values = stored[index].values() if index in stored else file.constant(index)
-            params = constant(values, op, num_bits, result.computed.get(op.outputs[0]))
+            output = result.computed.get(op.outputs[0]) if device.moves(op.name) else None
+            params = constant(values, num_bits, output)
         found[index] = params
     return found

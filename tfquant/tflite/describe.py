@@ -120,4 +120,5 @@ def _bits_that_differ(unit, name, num_bits, other):
     if grid_of(unit.inputs[0]) is None or not isinstance(config.weights, QuantSpec):
         return 0
     product = unit_product(unit)
-    return product.weight_bits if device.rounding(product) != other.rounding(product) else 0
+    stored = 8 if product.weight_bits > 4 else 4  # Widths of the integers of a file.
+    return stored if device.rounding(product) != other.rounding(product) else 0

@@ -107,18 +107,15 @@ def _given_bias(stored, x, values):
     return unit.bias if np.array_equal(real.astype(np.float32), values) else None
 
 
-def constant(
-    values: np.ndarray, op: Op, num_bits: int, output: TensorParams | None
-) -> TensorParams:
+def constant(values: np.ndarray, num_bits: int, output: TensorParams | None) -> TensorParams:
     """Quantizes a constant operand: on the operator's grid where it must, else on its own.
 
     Args:
         values: Its values.
-        op: The operator.
         num_bits: Width of its integers.
-        output: Parameters of the operator's output, `None` if it holds no real values.
+        output: Parameters of the output of an operator that moves values, else `None`.
     """
-    if op.name in rules.SAME_GRID:
+    if output is not None:
         scale, zero_point = output.scale[0], output.zero_point[0]
     else:
         spec = QuantSpec(num_bits, symmetric=num_bits > 8)

@@ -1,7 +1,7 @@
 // AVX2 with AVX-VNNI (Alder Lake, Zen 5): vpdpbusd on two registers of eight columns, exact for all
 // widths.
 #if defined(__x86_64__)
-#include "pairs.h"
+#include "../avx2/pairs.h"
 
 namespace tfquant {
 namespace {
@@ -38,7 +38,14 @@ struct AvxVnni : Pairs<AvxVnni> {
 
 }  // namespace
 
-const Kernels& AvxVnniKernels() { return PanelKernels<AvxVnni>::kTable; }
+extern const Path avx2_path;
+
+extern const Path avxvnni_path;
+const Path avxvnni_path = {
+    "avxvnni",
+    []() -> const Kernels& { return PanelKernels<AvxVnni>::kTable; },
+    {&avx2_path, {{7, 1, 0, 4}}},
+};
 
 }  // namespace tfquant
 #endif
