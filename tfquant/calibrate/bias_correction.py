@@ -6,8 +6,8 @@ import dataclasses
 from keras import ops
 
 from tfquant.calibrate.real import RealCalls
+from tfquant.configs.linear import LinearConfig
 from tfquant.quantizers import RealScope
-from tfquant.registry import LinearConfig
 from tfquant.wrappers import CallHook
 
 # A gain outside mends no rounding: what it would scale is noise.

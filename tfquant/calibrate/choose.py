@@ -4,8 +4,8 @@ import dataclasses
 import logging
 
 from tfquant.calibrate.bias_correction import correct
+from tfquant.configs.linear import LinearConfig
 from tfquant.numerics import QuantSpec
-from tfquant.registry import LinearConfig
 
 _logger = logging.getLogger("tfquant")
 

@@ -2,8 +2,8 @@
 
 from keras import ops
 
+from tfquant import observers
 from tfquant.numerics import choose_params
-from tfquant.quantizers import observers
 from tfquant.quantizers.static import Static
 
 # The range of 16-bit values that were always zero. In steps of 1 LiteRT's addition of 16-bit
