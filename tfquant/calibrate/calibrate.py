@@ -23,6 +23,9 @@ from tfquant.wrappers import CallHook, Quantize, QuantizeWrapper
 SAMPLE_ROWS = 256
 SAMPLE_BYTES = 64 * 2**20
 
+# Values computed at once: a batch of a large model is seen in parts, for its memory.
+VALUES_AT_ONCE = 4e8
+
 
 def calibrate(
     model,
@@ -76,13 +79,15 @@ def calibrate(
         for wrapper in wrappers:
             wrapper.originals.restore()
         runner, calls = Runner(model), RealCalls()
+        size = model.inputs[0].shape[0]
         source = batches(data, model.inputs, batch_size, steps)
         with CallHook(calls):
-            samples, values_per_row = _see(runner, source, watch, progress)
+            samples, values_per_row = _see(runner, source, watch, size, progress)
         watch.set_params()
         choices, methods = watch.choices(), methods_of(wanted, wrappers)
-        rows = split(samples, model.inputs[0].shape[0], values_per_row, wanted not in METHODS)
-        judge = Judge(model, rows, calls, "mean_deviation" in methods)
+        deviation = "mean_deviation" in methods
+        rows = split(samples, size, values_per_row, wanted not in METHODS, deviation)
+        judge = Judge(model, rows, calls, deviation)
         plain = choose_ranges(choices, judge, values_per_row)
         correction = correct_biases(model, wrappers, runner, judge, methods, wanted, plain)
     model.calibration_samples, model.correction = samples, correction
@@ -90,7 +95,7 @@ def calibrate(
     return model
 
 
-def _see(runner, source, watch, progress):
+def _see(runner, source, watch, size, progress):
     """Shows the model's activations to `watch`.
 
     Returns:
@@ -105,12 +110,21 @@ def _see(runner, source, watch, progress):
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("Calibrating", total=source.total)
         for arrays in source:
-            sizes.clear()
-            with RecordingScope(see=see):
-                runner(arrays)
+            for part in _parts(arrays, runner.values_per_row, size):
+                sizes.clear()
+                with RecordingScope(see=see):
+                    runner(part)
             _keep(rows, arrays)
             bar.advance(task)
     return [np.concatenate(parts) for parts in zip(*rows, strict=True)], sum(sizes)
+
+
+def _parts(arrays, values_per_row, size):
+    """Yields a batch in parts, in one where `size` says that the model takes no other number."""
+    count = len(arrays[0])
+    rows = max(1, int(VALUES_AT_ONCE / max(values_per_row, 1))) if size is None else count
+    for start in range(0, count, rows):
+        yield [array[start : start + rows] for array in arrays]
 
 
 @contextlib.contextmanager

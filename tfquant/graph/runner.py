@@ -1,6 +1,7 @@
 """`Runner`: a functional model run call by call."""
 
 import inspect
+import math
 
 import keras
 from keras import tree
@@ -16,6 +17,9 @@ class Runner:
 
     Args:
         model: Functional or sequential model. It is read once: its calls, not its weights.
+
+    Attributes:
+        values_per_row: Number of values that all calls compute for a row, a free size taken for 1.
     """
 
     def __init__(self, model):
@@ -25,6 +29,8 @@ class Runner:
         read_last = {}
         for number, call in enumerate(self._calls):
             read_last.update(dict.fromkeys((*tree.flatten(call.outputs), *call.inputs), number))
+        made = [x for call in self._calls for x in tensors(call.outputs)]
+        self.values_per_row = sum(math.prod(n or 1 for n in x.shape[1:]) for x in made)
         kept = set(self._ends)
         for x, number in read_last.items():
             if x not in kept:
