@@ -49,7 +49,7 @@ def noting(moments: dict, share: float, deviation: bool):
     A layer that is called in several places is left out.
 
     Args:
-        moments: Dict from the `id` of a wrapper, which is filled.
+        moments: Dict from a wrapper, which is filled.
         share: Of the rows of a batch that count, those in front.
         deviation: Whether deviations are noted as well.
     """
@@ -58,9 +58,9 @@ def noting(moments: dict, share: float, deviation: bool):
         if not _is_correctable(wrapper):
             return None
         y = wrapper.quantize_config.real_call(wrapper, args, kwargs)
-        if id(wrapper) not in moments:
+        if wrapper not in moments:
             counted = y if share == 1 else y[: max(1, round(y.shape[0] * share))]
-            moments[id(wrapper)] = Moments.of(counted, deviation)
+            moments[wrapper] = Moments.of(counted, deviation)
         return y
 
     return note
@@ -95,12 +95,12 @@ def correct(runner, arrays, moments, deviation: bool, calls: RealCalls) -> list[
     left = []
 
     def fix(wrapper, args, kwargs):
-        if id(wrapper) not in moments:
+        if wrapper not in moments:
             return calls(wrapper, args, kwargs)
         y = calls(wrapper, args, kwargs)
         if y is None:
             y = wrapper.quantize_config.real_call(wrapper, args, kwargs)
-        expected, found = moments[id(wrapper)], Moments.of(y, deviation)
+        expected, found = moments[wrapper], Moments.of(y, deviation)
         if not (expected.finite and found.finite):
             left.append(wrapper.layer.name)
             return y

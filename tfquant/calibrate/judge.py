@@ -48,7 +48,7 @@ class Judge:
     Attributes:
         rows: `Rows`.
         calls: `RealCalls`, what computes linear layers; corrections may put another in its place.
-        moments: Dict from the `id` of a wrapper to the `Moments` of the float model, on the rows to
+        moments: Dict from a wrapper to the `Moments` of the float model, on the rows to
             fit.
     """
 

@@ -9,7 +9,7 @@ class RealCalls:
     What it holds of a layer is that of the first call; `rescale` keeps up with corrections.
 
     Args:
-        held: Folded kernels and biases, by the `id` of a wrapper.
+        held: Folded kernels and biases, by wrapper.
     """
 
     def __init__(self, held=()):
@@ -26,16 +26,16 @@ class RealCalls:
             return None
         if not wrapper.weight_quantizers:
             return config.real_call(wrapper, args, kwargs)
-        if id(wrapper) not in self._held:
-            self._held[id(wrapper)] = config.real_weights(wrapper)
-        return config.real_call(wrapper, args, kwargs, self._held[id(wrapper)])
+        if wrapper not in self._held:
+            self._held[wrapper] = config.real_weights(wrapper)
+        return config.real_call(wrapper, args, kwargs, self._held[wrapper])
 
     def rescale(self, wrapper, gain, shift) -> None:
         """Makes a layer's output `gain * y + shift`; a gain of `None` is 1."""
-        if id(wrapper) not in self._held:
+        if wrapper not in self._held:
             return
-        kernel, bias = self._held[id(wrapper)]
+        kernel, bias = self._held[wrapper]
         if gain is not None:
             kernel = kernel * wrapper.quantize_config.by_channel(wrapper, gain)
             bias = bias * gain
-        self._held[id(wrapper)] = kernel, bias + shift
+        self._held[wrapper] = kernel, bias + shift

@@ -32,7 +32,7 @@ class Watch:
         """Takes in what a model computed; see `RecordingScope`."""
         if not isinstance(quantizer, Static):
             return
-        key = quantizer.group or id(quantizer)
+        key = quantizer.group or quantizer
         observer, members = self._watched.setdefault(key, (observers.get(self._observer), []))
         observer.update(observer.unpack(ops.convert_to_numpy(observer.summarize(x))))
         if not any(quantizer is member for member in members):

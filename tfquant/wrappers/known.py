@@ -28,7 +28,7 @@ class KnownIntegers:
             input_scale: Step of its input, a number, or `None`.
             compute: Function without arguments.
         """
-        key = id(wrapper), None if input_scale is None else float(input_scale)
+        key = wrapper, None if input_scale is None else float(input_scale)
         if key not in self._found:
             kernel, scale, bias = compute()
             self._found[key] = as_integers(ops.convert_to_numpy(kernel)), scale, bias
