@@ -231,12 +231,10 @@ class LinearConfig(QuantizeConfig):
             `[groups, channels]`, and `bias` integers of step `input_scale * scale` (real numbers
             where `input_scale` is `None` or there are groups), flat, float64.
         """
-        known, compute = KnownIntegers.current(), self._integer_weights
-        if known is None:
-            return compute(wrapper, input_scale)
-        return known.get(wrapper, input_scale, lambda: compute(wrapper, input_scale))
-
-    def _integer_weights(self, wrapper, input_scale):
+        known = KnownIntegers.current()
+        found = known and known.get(wrapper, input_scale)
+        if found is not None:
+            return found
         ((variable, quantizer),) = wrapper.weight_quantizers
         kernel = ops.cast(variable.value, "float32")
         factor, bias = _folded_bias(wrapper)
@@ -302,6 +300,8 @@ class LinearConfig(QuantizeConfig):
                 ops.convert_to_numpy(v) for v in self.integer_weights(wrapper, scale_in)
             )
             q = as_integers(kernel)
+            if KnownIntegers.current() is not None:
+                KnownIntegers.current().keep(wrapper, scale_in, q, scale, integers)
             if quantizer.grouped:
                 spread = quantizer.spread(scale.reshape(quantizer.scale_shape))
             else:

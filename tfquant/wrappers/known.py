@@ -1,38 +1,41 @@
-"""`KnownIntegers`: integer weights that are computed once, where nothing changes them."""
+"""`KnownIntegers`: integer weights that were computed already, where nothing changes them."""
 
 import threading
 
 import tensorflow as tf
 from keras import ops
 
-from tfquant.wrappers.lowering import as_integers
-
 _scopes = threading.local()
 
 
 class KnownIntegers:
-    """Inside it, the integers of a kernel are computed when they are first asked for, and kept.
+    """Inside it, the integers of a kernel that were computed for a file are there for the next.
 
     For a conversion, which reads them once for the file and once for the comparison. No weight may
     change inside it.
     """
 
     def __init__(self):
-        self._found = {}
+        self._kept = {}
 
-    def get(self, wrapper, input_scale, compute):
-        """Returns what `compute()` returned the first time: `(kernel, scale, bias)`.
+    def keep(self, wrapper, input_scale, kernel, scale, bias) -> None:
+        """Keeps what `get` is to return.
 
         Args:
             wrapper: The `QuantizeWrapper`.
             input_scale: Step of its input, a number, or `None`.
-            compute: Function without arguments.
+            kernel: Array of integers.
+            scale: Its steps.
+            bias: Its bias.
         """
-        key = wrapper, None if input_scale is None else float(input_scale)
-        if key not in self._found:
-            kernel, scale, bias = compute()
-            self._found[key] = as_integers(ops.convert_to_numpy(kernel)), scale, bias
-        kernel, scale, bias = self._found[key]
+        self._kept[_key(wrapper, input_scale)] = kernel, scale, bias
+
+    def get(self, wrapper, input_scale):
+        """Returns `(kernel, scale, bias)`, the kernel as float32; `None` if they are not there."""
+        found = self._kept.get(_key(wrapper, input_scale))
+        if found is None:
+            return None
+        kernel, scale, bias = found
         return ops.cast(kernel, "float32"), scale, bias
 
     def __enter__(self):
@@ -47,3 +50,7 @@ class KnownIntegers:
     def current() -> "KnownIntegers | None":
         """Returns the scope that this thread is in; none while a graph is traced."""
         return getattr(_scopes, "current", None) if tf.executing_eagerly() else None
+
+
+def _key(wrapper, input_scale):
+    return wrapper, None if input_scale is None else float(input_scale)
