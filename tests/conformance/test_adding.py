@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from tfquant.convert.tflite.flatbuffer import File
 
 import tfquant as tfq
 from tfquant import devices
-from tfquant.convert.tflite.flatbuffer import File
 from tfquant.devices import DEVICES, OWN, Operator
 from tfquant.devices.litert import LITERT
 from tfquant.devices.tables import interpolate

@@ -97,7 +97,7 @@ def test_what_cannot_run_here_is_written_and_not_compared(tmp_path):
 
 
 def test_a_file_can_be_run_elsewhere(tmp_path):
-    from tfquant.convert.tflite.interpreter import run
+    from tfquant.litert.interpreter import run
 
     calls = []
 

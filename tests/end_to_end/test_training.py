@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import tfquant as tfq
-from tfquant.convert.tflite.flatbuffer import File
+from tfquant.litert.flatbuffer import File
 
 IMAGE = (12, 12, 3)
 BITS = {"w8a8": 8, "w4a8": 4}

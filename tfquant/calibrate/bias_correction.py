@@ -6,8 +6,8 @@ import dataclasses
 from keras import ops, tree
 
 from tfquant.calibrate.real import RealCalls
+from tfquant.configs.linear import LinearConfig
 from tfquant.quantizers import RecordingScope
-from tfquant.registry import LinearConfig
 from tfquant.wrappers import CallHook
 
 # A gain outside mends no rounding: what it would scale is noise.

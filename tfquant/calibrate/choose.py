@@ -7,8 +7,8 @@ import numpy as np
 
 from tfquant.calibrate.bias_correction import correct, float_moments
 from tfquant.calibrate.judge import Judge
+from tfquant.configs.linear import LinearConfig
 from tfquant.numerics import QuantSpec
-from tfquant.registry import LinearConfig
 
 _logger = logging.getLogger("tfquant")
 

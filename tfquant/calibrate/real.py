@@ -1,6 +1,6 @@
 """`RealCalls`: linear layers in real arithmetic, their kernels quantized and folded once."""
 
-from tfquant.registry import LinearConfig
+from tfquant.configs.linear import LinearConfig
 
 
 class RealCalls:

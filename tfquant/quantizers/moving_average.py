@@ -6,8 +6,8 @@ from keras import ops
 
 from tfquant.numerics import QuantParams
 from tfquant.numerics.learned import range_params
+from tfquant.observers.min_max import grid_has_room
 from tfquant.quantizers.families import ACTIVATION_QUANTIZERS, family
-from tfquant.quantizers.observers.min_max import grid_has_room
 from tfquant.quantizers.static import Static
 
 

@@ -2,8 +2,8 @@
 
 from keras import ops
 
+from tfquant import observers
 from tfquant.numerics import choose_params
-from tfquant.quantizers import observers
 from tfquant.quantizers.base import RecordingScope
 from tfquant.quantizers.static import Static
 
