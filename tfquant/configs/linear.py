@@ -14,7 +14,7 @@ from tfquant.numerics import PerAxis, PerGroup, QuantSpec, group_scale
 from tfquant.numerics.fixed_point import accumulate, multiplier_dtype, requantize
 from tfquant.numerics.params import SMALLEST_SCALE
 from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, grid_of
-from tfquant.wrappers import LoweredKernel, Lowering, QuantizeConfig
+from tfquant.wrappers import KnownIntegers, LoweredKernel, Lowering, QuantizeConfig
 from tfquant.wrappers.lowering import as_integers, clamp_layer
 from tfquant.wrappers.wrapper import clamp
 
@@ -167,7 +167,7 @@ class LinearConfig(QuantizeConfig):
             kwargs: Keyword arguments of the call.
             weights: From `real_weights`, where a caller has them already.
         """
-        if wrapper.batch_norm is None:
+        if weights is None and wrapper.batch_norm is None:
             return super().real_call(wrapper, args, kwargs)
         kernel, bias = self.real_weights(wrapper) if weights is None else weights
         return self._multiply(wrapper, ops.cast(args[0], "float32"), kernel) + bias
@@ -185,7 +185,7 @@ class LinearConfig(QuantizeConfig):
 
         Args:
             wrapper: The `QuantizeWrapper`.
-            gain: Positive, one number for each channel.
+            gain: Positive, one number for each channel; `None` for 1.
             shift: Likewise, of any sign.
 
         Returns:
@@ -193,14 +193,13 @@ class LinearConfig(QuantizeConfig):
         """
         layer, norm = wrapper.layer, wrapper.batch_norm
         center = norm.center if norm is not None else layer.use_bias
-        moves = bool(ops.any(gain != 1))
         if not center or (norm is None and layer.bias.shape != shift.shape):
             return None
-        if norm is not None and (norm.scale or not moves):
-            scaled = [(norm.gamma, norm.gamma * gain)] if moves else []
-            return [*scaled, (norm.beta, norm.beta * gain + shift)]
-        if norm is None and not moves:
-            return [(layer.bias, layer.bias + shift)]
+        if gain is None:
+            bias = layer.bias if norm is None else norm.beta
+            return [(bias, bias + shift)]
+        if norm is not None and norm.scale:
+            return [(norm.gamma, norm.gamma * gain), (norm.beta, norm.beta * gain + shift)]
         scaled = self._scaled_kernel(wrapper, gain)
         if scaled is None or norm is None:
             return scaled and [*scaled, (layer.bias, layer.bias * gain + shift)]
@@ -232,6 +231,12 @@ class LinearConfig(QuantizeConfig):
             `[groups, channels]`, and `bias` integers of step `input_scale * scale` (real numbers
             where `input_scale` is `None` or there are groups), flat, float64.
         """
+        known, compute = KnownIntegers.current(), self._integer_weights
+        if known is None:
+            return compute(wrapper, input_scale)
+        return known.get(wrapper, input_scale, lambda: compute(wrapper, input_scale))
+
+    def _integer_weights(self, wrapper, input_scale):
         ((variable, quantizer),) = wrapper.weight_quantizers
         kernel = ops.cast(variable.value, "float32")
         factor, bias = _folded_bias(wrapper)

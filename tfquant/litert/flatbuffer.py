@@ -225,7 +225,7 @@ class File:
         stored = sum(0 if b.data is None else len(b.data) for b in self.model.buffers)
         builder = _SharingBuilder(stored + stored // 16 + 4096)
         builder.Finish(self.model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
+        return bytes(memoryview(builder.Bytes)[builder.Head() :])  # `Output` would copy it twice.
 
     def copy_constant(self, index: int) -> int:
         """Adds a tensor with the same stored values in a buffer of its own; returns its index."""
@@ -245,6 +245,21 @@ class File:
     def empty(self, index: int) -> None:
         """Gives up the values of a stored tensor: a byte says that they are to come."""
         self.model.buffers[self.subgraph.tensors[index].buffer].data = np.zeros(1, np.uint8)
+
+    def store(self, indices: list[int], gone: list[Op], num_inputs: int) -> None:
+        """Makes stored tensors of computed ones, or of inputs: their values are to come.
+
+        Args:
+            indices: The tensors.
+            gone: What computes them, operators that are removed.
+            num_inputs: Number of inputs that the file keeps.
+        """
+        for index in indices:
+            self.model.buffers.append(schema.BufferT())
+            self.subgraph.tensors[index].buffer = len(self.model.buffers) - 1
+            self.empty(index)
+        self.subgraph.inputs = list(self.subgraph.inputs)[:num_inputs]
+        self._keep_ops({op.index for op in self.ops} - {op.index for op in gone})
 
     def own_buffer(self, index: int, source: int | None = None) -> None:
         """Gives a tensor a copy of its (or of another) buffer that no other tensor reads."""
@@ -266,9 +281,10 @@ class File:
             (source,) = [i for i in op.inputs if not self.is_constant(i)]
             for reader in self.consumers(op.outputs[0]):
                 self.replace_input(reader, op.outputs[0], source)
-        self.subgraph.operators = [
-            op for i, op in enumerate(self.subgraph.operators) if i not in gone
-        ]
+        self._keep_ops({op.index for op in self.ops} - gone)
+
+    def _keep_ops(self, kept):
+        self.subgraph.operators = [self.subgraph.operators[index] for index in sorted(kept)]
         self.ops = [self._op(i, op) for i, op in enumerate(self.subgraph.operators)]
 
     def replace_input(self, op: Op, old: int, new: int) -> None:

@@ -58,13 +58,17 @@ def _rows(values, batch):
     return values
 
 
-def first_refused(file: File) -> tuple[Op, Exception] | None:
+def first_refused(file: File, content: bytes) -> tuple[Op, Exception] | None:
     """Returns the first operator that LiteRT does not load or run, and what it says of it.
+
+    Args:
+        file: The file.
+        content: Its bytes.
 
     Returns:
         `None` if the whole file runs.
     """
-    refused = _error(file.to_bytes())
+    refused = _error(content)
     low, high = 0, len(file.ops)  # The first `low` operators run, the first `high` do not.
     while refused is not None and high - low > 1:
         middle = (low + high) // 2

@@ -43,6 +43,10 @@ class Auto(Observer):
             self._known[spec] = self._find(spec)
         return self._known[spec]
 
+    def forget(self) -> None:
+        """Gives up what was observed: only ranges that were asked for are known from here on."""
+        self._percentile = self._least_error = None
+
     def _find(self, spec):
         found = {"percentile": self._percentile.range(spec)}
         exact = self._percentile.extremes(spec)

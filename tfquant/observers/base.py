@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 
 import keras
 import numpy as np
@@ -84,10 +85,22 @@ def scattered(flat, size: int):
     Places at one stride would fall on the same few channels of a tensor wherever stride and
     channels have a common divisor. These have no period, and are the same in every run.
     """
-    count = ops.shape(flat)[0]
-    size = ops.minimum(count, size)
-    share = keras.random.uniform((size,), dtype="float32", seed=SEED)
+    count = flat.shape[0] if flat.shape[0] is not None else ops.shape(flat)[0]
+    if isinstance(count, int):
+        size = min(count, size)
+        share = _shares(size)
+    else:
+        size = ops.minimum(count, size)
+        share = keras.random.uniform((size,), dtype="float32", seed=SEED)
     stretch = ops.cast(count, "float64") / ops.cast(size, "float64")
     places = (ops.arange(size, dtype="float64") + ops.cast(share, "float64")) * stretch
     # `ops.take` looks for negative places first, and takes twice as long.
     return tf.gather(flat, ops.cast(places, "int64"))
+
+
+@functools.lru_cache(maxsize=16)
+def _shares(size):
+    """Returns where in each of `size` stretches a value is taken from."""
+    with tf.init_scope():
+        shares = keras.random.uniform((size,), dtype="float32", seed=SEED)
+        return ops.convert_to_numpy(shares)

@@ -119,8 +119,5 @@ class Reservoir:
     def values(self) -> np.ndarray:
         """Returns the sample in ascending order."""
         if self._sorted is None:
-            # Keys and values stay pairs.
-            order = np.argsort(self._values)
-            self._values, self._keys = self._values[order], self._keys[order]
-            self._sorted = self._values
+            self._sorted = np.sort(self._values)  # A copy: keys and values stay pairs.
         return self._sorted

@@ -1,14 +1,16 @@
-"""Kernels as numbers: what the TFLite converter sees in the place of quantized weights.
+"""A model without its weights: what the TFLite converter sees in their place.
 
-The converter needs shapes, and no weights. Each kernel enters the graph under a code of its own, so
-that a buffer of the file says which kernel it is, whatever the values, and equal kernels are not
-merged. Codes are bit patterns of float32, counted up from one that no model's constant has:
+The converter needs shapes, and no weights.
 
-    a kernel of an operator that multiplies by it:  one code everywhere
-    any other quantized weight:                     a code for each value
+    of a convolution:                    an input of the graph
+    of another operator that multiplies: one code everywhere
+    any other quantized weight:          a code for each value
 
-The former is a splat, which costs the converter next to nothing; the layout in the file follows
-from the operator. The latter tells the layout, too.
+An input costs nothing, and is no other kernel's. The file has it where what brings it to the layout
+of the operator ended, CONV_2D(x, TRANSPOSE(kernel)). A kernel that is not constant makes a dense
+layer another operator; a splat of a number is next to nothing, too, until the file is written. The
+layout of both follows from the operator. Codes are bit patterns of float32, counted up from one
+that no model's constant has; one for each value tells the layout, too.
 """
 
 import dataclasses
@@ -22,6 +24,9 @@ from tfquant.wrappers import LoweredKernel
 
 # -9.7e-21.
 FIRST_CODE = 0x9E3779B1
+
+# Operators that bring a kernel to the layout of the one that multiplies by it.
+LAYOUTS = frozenset({"EXPAND_DIMS", "RESHAPE", "SQUEEZE", "TRANSPOSE"})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,8 +87,8 @@ class Stored:
         return None
 
 
-class Codes:
-    """The codes of all quantized weights of a model.
+class Skeleton:
+    """What stands for the quantized weights of a model.
 
     Args:
         lowered: From `tfquant.rewrite.lower`.
@@ -92,81 +97,129 @@ class Codes:
     """
 
     def __init__(self, lowered: Lowered, but: frozenset[int] = frozenset()):
-        self.variables, self.starts, self.owners = {}, [], []
-        start = FIRST_CODE
+        self._kernels, self._coded, self._starts = [], [], []
+        start, seen = FIRST_CODE, set(but)
         for unit in lowered.units:
             for kernel in unit.kernels:
                 size = int(np.prod(kernel.variable.shape))
-                if id(kernel.variable) in but or id(kernel.variable) in self.variables or not size:
+                if id(kernel.variable) in seen or not size:
                     continue
-                self.variables[id(kernel.variable)] = len(self.starts)
-                self.starts.append(start)
-                self.owners.append((unit, kernel))
-                start += 1 if kernel.channel_axes else size
-        self.end = start
+                seen.add(id(kernel.variable))
+                if kernel.channel_axes and len(kernel.variable.shape) > 2:
+                    self._kernels.append((unit, kernel))
+                else:
+                    self._coded.append((unit, kernel))
+                    self._starts.append(start)
+                    start += 1 if kernel.channel_axes else size
+        self._end = start
 
-    def value(self, variable):
-        """Returns what stands for a variable in the graph: one number, or an array."""
-        number = self.variables.get(id(variable))
-        if number is None:
-            return variable.numpy()
-        start, shape = self.starts[number], tuple(variable.shape)
-        if self.owners[number][1].channel_axes:
-            return np.uint32(start).view(np.float32)
-        codes = np.arange(start, start + int(np.prod(shape)), dtype=np.uint32)
-        return codes.view(np.float32).reshape(shape)
+    @property
+    def kernels(self) -> list:
+        """The variables that are inputs of the graph, behind those of the model."""
+        return [kernel.variable for _, kernel in self._kernels]
+
+    @property
+    def codes(self) -> dict[int, np.ndarray]:
+        """What stands for the others, one number or an array, by the ids of variables."""
+        found = {}
+        for (_, kernel), start in zip(self._coded, self._starts, strict=True):
+            shape = tuple(kernel.variable.shape)
+            if kernel.channel_axes:
+                found[id(kernel.variable)] = np.uint32(start).view(np.float32)
+            else:
+                codes = np.arange(start, start + int(np.prod(shape)), dtype=np.uint32)
+                found[id(kernel.variable)] = codes.view(np.float32).reshape(shape)
+        return found
 
     def find(self, file: File) -> tuple[dict[tuple[int, int], Stored], frozenset[int]]:
-        """Finds the weights in a file, and takes the codes out of its buffers.
+        """Finds the weights in a file, and makes stored tensors of them that are yet to be filled.
 
         Returns:
             `(stored, changed)`: a dict from `(operator index, tensor index)` to `Stored`, and the
-            ids of variables whose codes are not in the file, or not where an operator reads them as
-            they are: the converter computed with them.
+            ids of variables that are not where an operator reads them as they are: the converter
+            computed with them.
         """
-        stored, changed, seen = {}, set(), {}
+        first = len(file.inputs) - len(self._kernels)
+        tensors, changed = {}, set()
+        for index, (unit, kernel) in zip(file.inputs[first:], self._kernels, strict=True):
+            found = _laid_out(file, index)
+            if found is None:
+                changed.add(id(kernel.variable))
+            else:
+                tensors[found[0]] = unit, kernel, found[1]
+        file.store(list(tensors), [op for *_, ops in tensors.values() for op in ops], first)
+        stored = {
+            (op.index, index): Stored(unit, kernel, None, file.shape(index), rules.KERNELS[op.name])
+            for index, (unit, kernel, _) in tensors.items()
+            for op in file.consumers(index)
+        }
+        coded, changed_too = self._find_coded(file)
+        return stored | coded, frozenset(changed | changed_too)
+
+    def _find_coded(self, file):
+        """Finds weights by their codes, and takes the codes out of the file's buffers."""
+        stored, changed, seen = {}, set(), set()
         for op in file.ops:
             for index in op.inputs:
                 number = self._number(file, index)
                 if number is None:
                     continue
-                found = self._stored(file, op, index, number)
+                seen.add(number)
+                found = self._described(file, op, index, number)
                 if found is None:
                     changed.add(number)
                 else:
                     stored[op.index, index] = found
-                seen[number] = index
-        changed.update(set(range(len(self.starts))) - set(seen))
+        changed.update(set(range(len(self._starts))) - seen)
         for _, index in stored:
             file.empty(index)
-        ids = {number: key for key, number in self.variables.items()}
-        return stored, frozenset(ids[number] for number in changed)
+        return stored, {id(self._coded[number][1].variable) for number in changed}
 
     def _number(self, file, index):
         """Returns whose code the first value of a stored tensor is, or `None`."""
-        if not file.is_constant(index) or file.type(index) != "FLOAT32":
+        if file.type(index) != "FLOAT32" or file.num_bytes(index) < 4:  # Or it is a kernel.
             return None
         code = int(file.constant(index).reshape(-1)[:1].view(np.uint32)[0])
-        if not self.starts or not FIRST_CODE <= code < self.end:
+        if not self._starts or not FIRST_CODE <= code < self._end:
             return None
-        return int(np.searchsorted(self.starts, code, "right")) - 1
+        return int(np.searchsorted(self._starts, code, "right")) - 1
 
-    def _stored(self, file, op, index, number):
-        """Describes a stored tensor, `None` if it is not all of the kernel and nothing else."""
-        unit, kernel = self.owners[number]
+    def _described(self, file, op, index, number):
+        """Describes a stored tensor, `None` if it is not all of the weight and nothing else."""
+        unit, kernel = self._coded[number]
         codes = file.constant(index).view(np.uint32)
         if codes.size != np.prod(kernel.variable.shape):
             return None
-        if not kernel.channel_axes:
-            order = codes.astype(np.int64) - self.starts[number]
-            if (np.sort(order, axis=None) != np.arange(order.size)).any():
+        if kernel.channel_axes:
+            if not _multiplies_by(op, index) or (codes != self._starts[number]).any():
                 return None
-            found = Stored(unit, kernel, order, codes.shape, None)
-            return None if kernel.spec and found.scales() is None else found
-        axis = rules.KERNELS.get(op.name)
-        if axis is None or index != kernel_inputs(op)[1] or (codes != self.starts[number]).any():
+            return Stored(unit, kernel, None, codes.shape, rules.KERNELS[op.name])
+        order = codes.astype(np.int64) - self._starts[number]
+        if (np.sort(order, axis=None) != np.arange(order.size)).any():
             return None
-        return Stored(unit, kernel, None, codes.shape, axis)
+        found = Stored(unit, kernel, order, codes.shape, None)
+        return None if kernel.spec and found.scales() is None else found
+
+
+def _laid_out(file, index):
+    """Follows a kernel to the tensor that operators multiply by.
+
+    Returns:
+        `(tensor index, operators)`: those that lead to it; `None` if anything else reads it.
+    """
+    ops = []
+    while True:
+        readers = file.consumers(index)
+        if readers and all(_multiplies_by(op, index) for op in readers):
+            return index, ops
+        if len(readers) != 1 or readers[0].name not in LAYOUTS:
+            return None
+        ops.append(readers[0])
+        (index,) = readers[0].outputs
+
+
+def _multiplies_by(op, index):
+    return op.name in rules.KERNELS and index == kernel_inputs(op)[1]
 
 
 def _channels_first(values, axes):

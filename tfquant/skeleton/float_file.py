@@ -11,10 +11,12 @@ from keras import tree
 from tfquant.layers.plain import Barrier, PlainSum
 from tfquant.litert.flatbuffer import File
 from tfquant.rewrite.lower import Lowered
-from tfquant.skeleton.codes import Codes, Stored
+from tfquant.skeleton.codes import Skeleton, Stored
 
 LIMIT = np.float32(Barrier.LIMIT)
 
+# Name of the inputs that stand for kernels.
+KERNEL = "tfquant_kernel"
 
 # Layers whose operators know no sizes of images.
 _ANY_SIZE = (
@@ -79,7 +81,7 @@ def convert_float(lowered: Lowered, batch_size: int | None, rows: list[np.ndarra
     """Converts the float model of `lowered`.
 
     The weights enter the graph as constants, so that the converter has no variables to freeze, and
-    quantized ones as codes: see `skeleton`.
+    quantized ones not at all: see `skeleton`.
 
     Args:
         lowered: From `tfquant.rewrite.lower`.
@@ -97,33 +99,38 @@ def convert_float(lowered: Lowered, batch_size: int | None, rows: list[np.ndarra
         tf.TensorSpec(_shape(x, batch_size, array, fixed), x.dtype, name=_identifier(x.name))
         for x, array in zip(lowered.model.inputs, rows, strict=True)
     ]
-    codes = Codes(lowered)
-    file, traced, num_bytes = _convert(lowered, specs, codes)
-    weights, changed = codes.find(file)
-    if changed:  # The codes went into numbers that the file holds: once more with the weights.
-        codes = Codes(lowered, changed)
-        file, traced, num_bytes = _convert(lowered, specs, codes)
-        weights, more = codes.find(file)
+    found, changed = _convert(lowered, specs, Skeleton(lowered))
+    if changed:  # The converter computed with weights: once more with their values.
+        found, more = _convert(lowered, specs, Skeleton(lowered, changed))
         if more:
             raise RuntimeError(
                 "The converter must leave the same weights alone each time. Received: a model of "
                 f"which it computed with {len(more)} more. Please report the model."
             )
-    return FloatFile(file, weights, num_bytes, traced)
+    return found
 
 
-def _convert(lowered, specs, codes):
-    """Returns the file, the graph that it was made from, and the bytes of the file."""
+def _convert(lowered, specs, skeleton) -> tuple[FloatFile, frozenset[int]]:
+    """Returns the file, and the ids of the weights that the converter computed with."""
     model, points = lowered.model, []
     ends = [*tree.flatten(model.output), *(point.tensor for point in lowered.points)]
     watched = keras.Model(model.input, ends, name=model.name)
-    values = [(variable, codes.value(variable)) for variable in model.variables]
+    kernels, codes = skeleton.kernels, skeleton.codes
+    inputs = {id(variable) for variable in kernels}
+    others = [v for v in model.variables if id(v) not in inputs]
+    values = [(v, codes[id(v)] if id(v) in codes else v.numpy()) for v in others]
+    kernel_specs = [
+        tf.TensorSpec(v.shape, v.dtype, name=f"{KERNEL}_{number}")
+        for number, v in enumerate(kernels)
+    ]
 
-    @tf.function(input_signature=specs, autograph=False)
+    @tf.function(input_signature=[*specs, *kernel_specs], autograph=False)
     def call(*arrays):
-        frozen = [(v, tf.constant(value, v.dtype, v.shape)) for v, value in values]
+        frozen = [(v, tf.constant(x, v.dtype, v.shape)) for v, x in values]
+        frozen += zip(kernels, arrays[len(specs) :], strict=True)
+        rows = tree.pack_sequence_as(model.input, arrays[: len(specs)])
         with keras.StatelessScope(state_mapping=frozen, initialize_variables=False):
-            found = watched(tree.pack_sequence_as(model.input, arrays), training=False)
+            found = watched(rows, training=False)
         count = len(ends) - len(lowered.points)
         points[:] = found[count:]
         return found[:count]
@@ -131,11 +138,13 @@ def _convert(lowered, specs, codes):
     concrete = call.get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
     converter.exclude_conversion_metadata = True
-    content = _converted(converter, concrete, model)
-    file = File(content)
+    file = File(_converted(converter, concrete, model))
     file.remove(_is_barrier)
+    stored, changed = skeleton.find(file)
+    weights = 4 * sum(int(np.prod(v.shape)) for v in kernels)
     outputs = tree.flatten(concrete.structured_outputs)
-    return file, Traced(concrete.inputs[: len(specs)], outputs, list(points)), len(content)
+    traced = Traced(concrete.inputs[: len(specs)], outputs, list(points))
+    return FloatFile(file, stored, len(file.to_bytes()) + weights, traced), changed
 
 
 def _shape(x, batch_size, array, fixed):

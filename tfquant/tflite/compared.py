@@ -26,7 +26,7 @@ class Compared:
     parted: str = ""
 
 
-def compare_all(begin, units, describe, all_integer: bool) -> Compared:
+def compare_all(begin, units, described, all_integer: bool) -> Compared:
     """Compares a file with its model, op by op and end to end.
 
     A fault in here costs nobody a file: it says nothing about the file.
@@ -34,17 +34,22 @@ def compare_all(begin, units, describe, all_integer: bool) -> Compared:
     Args:
         begin: Function that returns a `Verifier`.
         units: The `LoweredUnit`s.
-        describe: Function from a unit and a `verifier`, which may be `None`, to `LayerReport`.
+        described: What is known of each of them already, `LayerReport`s.
         all_integer: Whether no operator of the file computes in float.
     """
     try:
         verifier = begin()
-        layers = [describe(unit, verifier=verifier) for unit in units]
+        layers = [
+            dataclasses.replace(
+                layer, output_sqnr=verifier.output_sqnr(unit), parity=verifier.unit(unit)
+            )
+            for layer, unit in zip(described, units, strict=True)
+        ]
         end_to_end = verifier.end_to_end()
         parted = _parted(verifier, layers, end_to_end, all_integer)
     except Exception as error:
         why_not = f"{type(error).__name__}: {error}"
-        return Compared([describe(unit, verifier=None) for unit in units], why_not=why_not)
+        return Compared(described, why_not=why_not)
     return Compared(layers, end_to_end, parted=parted)
 
 

@@ -23,11 +23,11 @@ from tfquant.skeleton.anchor import anchor, layer_names
 from tfquant.skeleton.float_file import convert_float
 from tfquant.tflite.assign import assign
 from tfquant.tflite.compared import Compared, compare_all
-from tfquant.tflite.describe import elsewhere, float_operators, layer_report
+from tfquant.tflite.describe import elsewhere, float_operators, layer_reports
 from tfquant.tflite.signature import input_names, output_names
 from tfquant.tflite.verify import Verifier, point_tensors, saturated_biases
 from tfquant.tflite.write import write
-from tfquant.wrappers import Quantize
+from tfquant.wrappers import KnownIntegers, Quantize
 
 _logger = logging.getLogger("tfquant")
 
@@ -93,12 +93,12 @@ def to_tflite(
     check_is_model(model)
     whole = in_float32(model)
     front, model = split_front(whole)
-    lowered = lower(model)
-    _check_groups(lowered)
-    input_type, output_type = _io_types(lowered, input_type, output_type)
     columns = SpinnerColumn(), TextColumn("{task.description}")
-    with Progress(*columns, transient=True, disable=not progress) as bar:
+    with KnownIntegers(), Progress(*columns, transient=True, disable=not progress) as bar:
         task = bar.add_task("Converting the float model")
+        lowered = lower(model)
+        _check_groups(lowered)
+        input_type, output_type = _io_types(lowered, input_type, output_type)
         rows, origin = _sample_rows(whole, samples)
         if front is not None:
             rows = [np.asarray(x) for x in tree.flatten(front(_as_tensors(rows)))]
@@ -110,9 +110,9 @@ def to_tflite(
         file = write(float_file, assignment, input_type, output_type)
         file.sign(input_names(lowered), output_names(lowered))
         content = file.to_bytes()
-        _check_runs(file, layer_names(float_file, anchors))
-        describe = partial(layer_report, file=float_file, anchors=anchors, assignment=assignment)
-        compared = Compared([describe(unit, verifier=None) for unit in lowered.units])
+        _check_runs(file, content, layer_names(float_file, anchors))
+        described = layer_reports(lowered.units, float_file, anchors, assignment)
+        compared = Compared(described)
         if run is None and lowered.device.runs_here():
             run = partial(run_here, resolver=lowered.device.resolver)
         if verify and run is not None:
@@ -120,7 +120,7 @@ def to_tflite(
             tensors = point_tensors(file, float_file, anchors)
             begin = partial(Verifier, model, lowered, file, content, tensors, rows, run)
             integer = not assignment.float_reasons
-            compared = compare_all(begin, lowered.units, describe, integer)
+            compared = compare_all(begin, lowered.units, described, integer)
             _check_agrees(compared, strict)
         report = ConversionReport(
             path=path,
@@ -150,9 +150,9 @@ def to_tflite(
     return report
 
 
-def _check_runs(file, names):
+def _check_runs(file, content, names):
     """Raises if LiteRT does not load the file or does not run it."""
-    found = first_refused(file)
+    found = first_refused(file, content)
     if found is not None:
         op, error = found
         places = [file.name(i).split(";")[0] for i in op.outputs]

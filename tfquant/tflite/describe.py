@@ -14,18 +14,26 @@ from tfquant.tflite.verify import sqnr
 from tfquant.wrappers import Quantize
 
 
-def layer_report(unit, file: File, anchors, assignment: Assignment, verifier) -> LayerReport:
-    """Describes one unit.
+def layer_reports(units, file: File, anchors, assignment: Assignment) -> list[LayerReport]:
+    """Describes units, but for what a comparison tells of them.
 
     Args:
-        unit: `LoweredUnit`.
+        units: `LoweredUnit`s.
         file: The float file.
         anchors: From `anchor`.
         assignment: From `assign`.
-        verifier: `Verifier`, or `None` where nothing is compared.
     """
-    op = _operator(unit, file, anchors, assignment)
-    grids = {p.tensor: p.grid for points in anchors.values() for p in points}
+    grids = _grids(anchors)
+    operators = [_operator(unit, file, anchors, assignment) for unit in units]
+    return [_layer_report(unit, op, grids) for unit, op in zip(units, operators, strict=True)]
+
+
+def _grids(anchors):
+    """Returns the grid of each anchored KerasTensor."""
+    return {p.tensor: p.grid for points in anchors.values() for p in points}
+
+
+def _layer_report(unit, op, grids):
     grid = grids.get(unit.outputs[0])
     fields = {}
     if unit.kernels:
@@ -44,8 +52,6 @@ def layer_report(unit, file: File, anchors, assignment: Assignment, verifier) ->
         name=unit.name,
         operator=name,
         activation_bits=grid.spec.num_bits if grid else None,
-        output_sqnr=verifier.output_sqnr(unit) if verifier else None,
-        parity=verifier.unit(unit) if verifier else None,
         arithmetic=unit.layer.device.arithmetic(name, grid and grid.spec.stored_bits, input_scale),
         note=_note(unit),
         **fields,
@@ -101,8 +107,7 @@ def float_operators(file: File, assignment: Assignment, lowered) -> list[FloatOp
 
 def elsewhere(lowered, file: File, anchors, assignment: Assignment) -> dict[str, list[str]]:
     """Returns what other devices compute otherwise: a dict from their names to operators."""
-    found = {}
-    grids = {p.tensor: p.grid for points in anchors.values() for p in points}
+    found, grids = {}, _grids(anchors)
     for unit in lowered.units:
         op, grid = _operator(unit, file, anchors, assignment), grids.get(unit.outputs[0])
         if op is None or grid is None:

@@ -1,6 +1,5 @@
 """The proof: what Keras computes against what the device computes."""
 
-import collections
 import dataclasses
 import math
 
@@ -9,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from tfquant.graph.runner import Runner
 from tfquant.layers.parts import Constant
 from tfquant.litert.flatbuffer import File
 from tfquant.litert.interpreter import dequantize, quantize, run_inner, to_file_inputs
@@ -17,15 +17,16 @@ from tfquant.quantizers import RecordingScope, on_grid
 from tfquant.report import Parity
 from tfquant.rewrite.lower import Lowered, Point
 from tfquant.tflite.assign import Assignment
-from tfquant.wrappers import Quantize
+from tfquant.wrappers import Quantize, QuantizeWrapper
 
 # Rows fed through every operator, and through the whole file.
 INNER_ROWS = 4
 ROWS = 256
 ROWS_PER_BATCH = 32
 
-# Activations computed in the comparison of whole runs: a large model is compared on fewer rows.
-VALUES = 2.5e8
+# Rows of a large model that run whole, and activations computed for it: fewer rows than of others.
+LEAST_ROWS = 8
+VALUES = 1.2e8
 
 
 def point_tensors(
@@ -39,7 +40,7 @@ def point_tensors(
         anchors: From `anchor`, on the float file.
 
     Returns:
-        Dict from the id of a point's KerasTensor to `(tensor index, point)`.
+        Dict from a point's KerasTensor to `(tensor index, point)`.
     """
     by_name = {file.name(i): i for i in file.computed()}
     found = {}
@@ -54,8 +55,8 @@ def point_tensors(
                 for point in points:
                     # Of a bounded tensor the last is the one behind the bounds.
                     bounded = grid and grid.spec.num_bits < grid.spec.stored_bits
-                    if bounded or id(point.tensor) not in found:
-                        found[id(point.tensor)] = tensor, point
+                    if bounded or point.tensor not in found:
+                        found[point.tensor] = tensor, point
     return found
 
 
@@ -73,49 +74,114 @@ class Verifier:
     """
 
     def __init__(self, model, lowered: Lowered, file: File, content, tensors, rows, run):
-        self.model, self.lowered, self.file, self.content = model, lowered, file, content
-        self.rows = rows
+        self.lowered, self.file, self.tensor_of = lowered, file, tensors
+        size = sum(math.prod(n or 1 for n in p.tensor.shape[1:]) for p in lowered.points)
+        count = max(LEAST_ROWS, min(ROWS, int(VALUES / max(size, 1))))
+        self.rows = [array[:count] for array in rows]
+        self.computed_away = {}
+        self._noise, self._parities, self._apart, self._outputs = {}, {}, set(), []
         inner = [array[:INNER_ROWS] for array in rows]
-        self.run = run
         self.device = run_inner(file, to_file_inputs(file, inner), run)
-        self.float_values = self._float_values(inner)
-        self.tensor_of, self.computed_away = tensors, {}
+        runner = Runner(model)
+        self._run_float(runner, inner)
+        self._run_exactly(runner)
+        self._received = run(content, to_file_inputs(file, self.rows))
+
+    def _run_float(self, runner, rows):
+        """Notes the noise of each unit: what it computes without any quantization, and here."""
+        units, seen = iter(self.lowered.units), {}
+
+        def note(layer, *_):
+            if isinstance(layer, (Quantize, QuantizeWrapper)):
+                self._note_noise(next(units), seen)
+            seen.clear()
+
+        with RecordingScope(quantize_weights=False, see=seen.setdefault):
+            runner(rows, note)
+
+    def _note_noise(self, unit, seen):
+        x, quantizer = unit.outputs[0], unit.output_quantizers[0]
+        if x in self.tensor_of and quantizer in seen:
+            index, _ = self.tensor_of[x]
+            received = dequantize(self.file, index, self.device[index])
+            signal = keras.ops.convert_to_numpy(seen[quantizer])
+            self._noise[unit] = sqnr(signal.reshape(-1), received.reshape(-1))
+
+    def _run_exactly(self, runner):
+        """Runs the model, and compares what its units compute in the first rows."""
+        size = min(ROWS_PER_BATCH, len(self.rows[0]))
+        units, parts = iter(self.lowered.units), []
+
+        def note(layer, args, kwargs, outputs):
+            del args, kwargs
+            if isinstance(layer, (Quantize, QuantizeWrapper)):
+                self._note_parity(next(units), tree.flatten(outputs), size)
+
+        for start in range(0, len(self.rows[0]), size):
+            part = [array[start : start + size] for array in self.rows]
+            outputs = runner(part, None if start else note)
+            parts.append([keras.ops.convert_to_numpy(y) for y in outputs])
+        self._outputs = [np.concatenate(found) for found in zip(*parts, strict=True)]
+
+    def _note_parity(self, unit, outputs, rows):
+        """Compares what a unit computed for a batch of `rows` with what the device did.
+
+        Where the device's inputs were others than the model's, it is run on the device's.
+        """
+        comparable = all(x in self.tensor_of for x in unit.outputs)
+        own = [self._compared(x, y, rows) for x, y in zip(unit.outputs, outputs, strict=True)]
+        same_inputs = not any(self._is_apart(x) for x in unit.inputs)
+        self._apart.update(
+            x for x, p in zip(unit.outputs, own, strict=True) if p is None or p.differing
+        )
+        if not comparable or any(self._device_value(x) is None for x in unit.inputs):
+            return
+        if not same_inputs or None in own:
+            outputs = self._run(unit)
+            own = [self._compared(x, y) for x, y in zip(unit.outputs, outputs, strict=True)]
+        self._parities[unit] = sum(own[1:], own[0])
+
+    def _compared(self, x, y, rows: int | None = None) -> Parity | None:
+        """Compares what Keras computed for `x` with the device's; `None` if it cannot be.
+
+        Args:
+            x: KerasTensor of the float model.
+            y: Tensor, computed for a batch of `rows` or, for `None`, for those of the device.
+        """
+        if x not in self.tensor_of:
+            return None
+        index, _ = self.tensor_of[x]
+        received, count = self.device[index], len(y) if y.shape.rank else 1
+        if rows is not None and count % rows == 0:
+            y = y[: count // rows * min(INNER_ROWS, rows)]
+        if math.prod(y.shape) != received.size:
+            return None  # The rows are not on the first axis.
+        return parity(self.file, index, keras.ops.convert_to_numpy(y), received)
+
+    def _is_apart(self, x) -> bool:
+        """Whether the model and the device have computed something else for `x`."""
+        if x in self.tensor_of:
+            return x in self._apart
+        units = (u for u in self.lowered.units if any(y is x for y in u.outputs))
+        unit = next(units, None)
+        return unit is not None and any(y is not x and self._is_apart(y) for y in unit.inputs)
 
     def end_to_end(self) -> Parity:
         """Compares the outputs of whole runs."""
-        size = sum(math.prod(n or 1 for n in p.tensor.shape[1:]) for p in self.lowered.points)
-        count = max(ROWS_PER_BATCH, min(ROWS, int(VALUES / max(size, 1))))
-        rows = [array[:count] for array in self.rows]
-        ours = self._predict(rows)
-        theirs = self.run(self.content, to_file_inputs(self.file, rows))
-        outputs = list(zip(self.file.outputs, ours, theirs, strict=True))
+        outputs = list(zip(self.file.outputs, self._outputs, self._received, strict=True))
         parts = [parity(self.file, index, *pair) for index, *pair in outputs]
         total = sum(parts[1:], parts[0])
         pairs = [(quantize(self.file, index, a), b) for index, a, b in outputs]
         predictions = equal_predictions(pairs)
-        return dataclasses.replace(total, rows=len(rows[0]), equal_predictions=predictions)
+        return dataclasses.replace(total, rows=len(self.rows[0]), equal_predictions=predictions)
 
     def unit(self, unit) -> Parity | None:
         """Compares one call of a layer, fed the device's own inputs; `None` if it has no tensor."""
-        known = [self._device_value(x) is not None for x in unit.inputs]
-        if not all(known) or not all(id(x) in self.tensor_of for x in unit.outputs):
-            return None
-        outputs = self._run(unit)
-        parts = []
-        for x, y in zip(unit.outputs, outputs, strict=True):
-            index, _ = self.tensor_of[id(x)]
-            expected = keras.ops.convert_to_numpy(y)
-            parts.append(parity(self.file, index, expected, self.device[index]))
-        return sum(parts[1:], parts[0])
+        return self._parities.get(unit)
 
     def output_sqnr(self, unit) -> float | None:
         """Returns the unit's signal to quantization noise ratio in dB, device against float."""
-        x = unit.outputs[0]
-        if id(x) not in self.tensor_of or id(x) not in self.float_values:
-            return None
-        index, _ = self.tensor_of[id(x)]
-        signal = self.float_values[id(x)].reshape(-1)
-        return sqnr(signal, dequantize(self.file, index, self.device[index]).reshape(-1))
+        return self._noise.get(unit)
 
     def parting(self, parities) -> str | None:
         """Returns the name of the layer where file and model part, `None` if no layer says so.
@@ -128,22 +194,22 @@ class Verifier:
             parities: What `unit` returned for each unit.
         """
         inputs = zip(self.lowered.model.inputs, self.rows, strict=True)
-        own = {id(x): tf.constant(array[:INNER_ROWS]) for x, array in inputs}
+        own = {x: tf.constant(array[:INNER_ROWS]) for x, array in inputs}
         apart = set()
         for unit, fed in zip(self.lowered.units, parities, strict=True):
             if fed is None:
                 continue
-            agree = not any(id(x) in apart for x in unit.inputs)
+            agree = not any(x in apart for x in unit.inputs)
             outputs = self._run(unit, own)
             for x, y in zip(unit.outputs, outputs, strict=True):
-                own[id(x)] = y
-                index, _ = self.tensor_of[id(x)]
+                own[x] = y
+                index, _ = self.tensor_of[x]
                 y = keras.ops.convert_to_numpy(y)
                 if not parity(self.file, index, y, self.device[index]).differing:
                     continue
                 if agree and not fed.differing:
                     return unit.name
-                apart.add(id(x))
+                apart.add(x)
         return None
 
     def _run(self, unit, known=None):
@@ -152,7 +218,7 @@ class Verifier:
         def value(x):
             if not isinstance(x, keras.KerasTensor):
                 return x
-            return known[id(x)] if known and id(x) in known else self._device_value(x)
+            return known[x] if known and x in known else self._device_value(x)
 
         args, kwargs = tree.map_structure(value, (unit.args, unit.kwargs))
         return tree.flatten(unit.layer(*args, **{**kwargs, "training": False}))
@@ -163,13 +229,13 @@ class Verifier:
         Where the converter drew a layer that keeps the grid (a padding, say) into the next one,
         it is run in Keras on what the device computed before it.
         """
-        if id(x) in self.computed_away:
-            return self.computed_away[id(x)]
-        if id(x) not in self.tensor_of:
+        if x in self.computed_away:
+            return self.computed_away[x]
+        if x not in self.tensor_of:
             value = self._computed_away(x)
-            self.computed_away[id(x)] = value
+            self.computed_away[x] = value
             return value
-        index, point = self.tensor_of[id(x)]
+        index, point = self.tensor_of[x]
         values = dequantize(self.file, index, self.device[index])
         shape = [-1 if n is None else n for n in x.shape[1:]]
         # Some layers of Keras are wrong about their shapes.
@@ -188,29 +254,6 @@ class Verifier:
                 outputs = self._run(unit)
                 return next(v for y, v in zip(unit.outputs, outputs, strict=True) if y is x)
         return None
-
-    def _predict(self, rows):
-        batches = []
-        for start in range(0, len(rows[0]), ROWS_PER_BATCH):
-            part = [array[start : start + ROWS_PER_BATCH] for array in rows]
-            outputs = self.model(tree.pack_sequence_as(self.model.input, part), training=False)
-            batches.append([keras.ops.convert_to_numpy(y) for y in tree.flatten(outputs)])
-        return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
-
-    def _float_values(self, rows):
-        """Returns what the model computes without any quantization, by id of the KerasTensor."""
-        with RecordingScope(quantize_weights=False) as scope:
-            self.model(tree.pack_sequence_as(self.model.input, rows), training=False)
-        of_quantizer = {}  # One that serves several calls noted them in their order.
-        for quantizer, x in scope.records:
-            of_quantizer.setdefault(id(quantizer), collections.deque()).append(x)
-        values = {}
-        for unit in self.lowered.units:
-            for x, quantizer in zip(unit.outputs, unit.output_quantizers, strict=False):
-                if of_quantizer.get(id(quantizer)):
-                    recorded = of_quantizer[id(quantizer)].popleft()
-                    values[id(x)] = keras.ops.convert_to_numpy(recorded)
-        return values
 
 
 def _is_computed_away(unit):
@@ -235,8 +278,13 @@ def sqnr(signal, received) -> float | None:
 
     `None` where the signal is zero; infinite noise-free ratios are given as 200 dB.
     """
-    signal, received = signal.astype(np.float64), received.astype(np.float64)
-    power, noise = (signal**2).sum(), ((signal - received) ** 2).sum()
+    power, noise = _squares(signal), _squares(signal - received)
     if power == 0:
         return None
     return 200.0 if noise == 0 else float(10 * np.log10(power / noise))
+
+
+def _squares(x):
+    """Returns the sum of squares, without a copy of all values in float64."""
+    x = x.reshape(-1)
+    return float(np.einsum("i,i->", x, x, dtype=np.float64))

@@ -77,9 +77,8 @@ class FloatWarmup(QuantizationCallback):
         watch = Watch(self.observer)
         for first in range(0, len(samples[0]), BATCH_SIZE):
             rows = [array[first : first + BATCH_SIZE] for array in samples]
-            with RecordingScope() as scope:
+            with RecordingScope(see=watch.see):
                 model(tree.pack_sequence_as(model.input, rows), training=False)
-            watch.see(scope)
         watch.set_params()
 
 
