@@ -6,13 +6,13 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from tfquant.convert.tflite.flatbuffer import File
 
 import tfquant as tfq
 from tfquant import devices
 from tfquant.devices import DEVICES, OWN, Operator
 from tfquant.devices.litert import LITERT
 from tfquant.devices.tables import interpolate
+from tfquant.litert.flatbuffer import File
 from tfquant.quantizers.families import WEIGHT_QUANTIZERS, family
 from tfquant.quantizers.weight import WeightQuantizer, positive
 from tfquant.registry.keras_layers import operator_config

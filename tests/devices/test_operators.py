@@ -6,7 +6,8 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies
-from operator_cases import CASES
+from one_operator import File, Tensor
+from operator_cases import CASES, clipped, grid_on
 
 from tfquant.devices import DEVICES
 
@@ -64,3 +65,20 @@ def test_every_operator_with_arithmetic_has_a_case(device):
     known = {(name, bits) for name, row in device.operators.items() for bits in row.steps}
     untested = {("AVERAGE_POOL_2D", 8), ("AVERAGE_POOL_2D", 16), ("LOG", 8)}
     assert known - tested == untested & known
+
+
+@pytest.mark.parametrize(
+    ("name", "power"), [("LOGISTIC", -12), ("LOGISTIC", -11), ("TANH", -12), ("TANH", -11)]
+)
+@pytest.mark.parametrize("device", HERE, ids=lambda device: device.name)
+def test_steps_at_which_a_kernel_takes_series_are_named(device, name, power):
+    q = np.arange(-32768, 32768).reshape(1, 256, 256)
+    for scale in (2.0**power, 2.0**power * 1.01):
+        output = grid_on(16, 2.0**-15, 0)
+        steps = device.compute(name, [grid_on(16, scale, 0)._replace(steps=np.float32(q))], output)
+        tensors = Tensor(q.shape, "int16", scale), Tensor(q.shape, "int16", 2.0**-15)
+        file = File(name, tensors[:1], tensors[1], (q,))
+        apart = np.abs(file.run(device.resolver) - clipped(steps, output)).max()
+        exact = device.arithmetic(name, 16, scale) == "exact"
+        assert (apart == 0) == exact, (scale, apart)
+        assert apart <= 12  # What the words of `tables.tanh_16` say.

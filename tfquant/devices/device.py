@@ -1,6 +1,7 @@
 """`Device`: what computes a file, as data plus arithmetic."""
 
 import dataclasses
+import math
 import platform
 from collections.abc import Callable, Mapping
 
@@ -8,6 +9,9 @@ from collections.abc import Callable, Mapping
 OWN, INPUTS = "own", "inputs"
 
 EXACT = "exact"
+
+# How near to a power of two LiteRT takes a step for one, as the difference of logarithms.
+POWER_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Operator:
             run time.
         inexact: Why the output may differ from the simulation's: a dict from the width.
         longest: Longest vectors that it computes without losing them: a dict from the width.
+        series: Logarithms to base 2 of the input's steps at which a kernel computes otherwise than
+            `steps` says, and the output may differ: a dict from the width.
     """
 
     grid: str | tuple[float, float] | None
@@ -36,6 +42,7 @@ class Operator:
     grouped: bool = False
     inexact: Mapping[int, str] = dataclasses.field(default_factory=dict)
     longest: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    series: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +123,21 @@ class Device:
         num_bits = max(grid.spec.stored_bits for grid in (*inputs, output))
         return self.operators[name].steps[num_bits](inputs, output, **settings)
 
-    def arithmetic(self, name: str, num_bits: int | None) -> str:
-        """Returns `"exact"`, or why what an operator computes may differ from the simulation."""
+    def arithmetic(self, name: str, num_bits: int | None, input_scale: float | None = None) -> str:
+        """Returns `"exact"`, or why what an operator computes may differ from the simulation.
+
+        Args:
+            name: Name of the operator.
+            num_bits: Width of its output.
+            input_scale: Step of its first input; `None` if that has none.
+        """
         operator = self.operators.get(name)
-        return EXACT if operator is None else operator.inexact.get(num_bits, EXACT)
+        if operator is None:
+            return EXACT
+        powers = operator.series.get(num_bits, ()) if input_scale else ()
+        if any(abs(math.log2(input_scale) - power) < POWER_TOLERANCE for power in powers):
+            return "series"
+        return operator.inexact.get(num_bits, EXACT)
 
     def why_not(self, name: str, num_bits: int) -> str:
         """Returns why the device does not compute an operator in integers; nothing if it does."""

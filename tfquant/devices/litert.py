@@ -106,7 +106,9 @@ OPERATORS = {
     "L2_NORMALIZATION": Operator((-1.0, 1.0), num_bits=(8,), inexact={8: "fixed point"}),
     "LEAKY_RELU": Operator(OWN, {8: xnnpack.leaky_relu, 16: builtin.leaky_relu}),
     "LOG": Operator(OWN, {8: tables.look_up("LOG", round_half_away)}, num_bits=(8,)),
-    "LOGISTIC": Operator((0.0, 1.0), {8: tables.look_up("LOGISTIC"), 16: tables.logistic_16}),
+    "LOGISTIC": Operator(
+        (0.0, 1.0), {8: tables.look_up("LOGISTIC"), 16: tables.logistic_16}, series={16: (-12,)}
+    ),
     "LOG_SOFTMAX": Operator((-16.0, 0.0), num_bits=(8,), inexact={8: "table"}),
     "MEAN": Operator(OWN, {8: xnnpack.mean, 16: builtin.mean}),
     "MUL": Operator(OWN, {8: xnnpack.product, 16: builtin.product}),
@@ -127,7 +129,9 @@ OPERATORS = {
     ),
     "SUB": Operator(OWN, {8: xnnpack.subtract, 16: builtin.subtract(15)}),
     "SUM": Operator(OWN, {8: xnnpack.total, 16: builtin.total}),
-    "TANH": Operator((-1.0, 1.0), {8: tables.look_up("TANH"), 16: tables.tanh_16}),
+    "TANH": Operator(
+        (-1.0, 1.0), {8: tables.look_up("TANH"), 16: tables.tanh_16}, series={16: (-12, -11)}
+    ),
 }
 
 

@@ -23,6 +23,9 @@ OPERATORS = {
     **{name: row for name, row in litert.OPERATORS.items() if name not in REFUSALS},
     "ADD": _other("ADD", {8: builtin.add(20), 16: builtin.add(15)}),
     "BATCH_MATMUL": _other("BATCH_MATMUL", {8: builtin.matrix_product(requantize_half_away)}),
+    # Of chords whatever the step.
+    "LOGISTIC": dataclasses.replace(litert.OPERATORS["LOGISTIC"], series={}),
+    "TANH": dataclasses.replace(litert.OPERATORS["TANH"], series={}),
     "LEAKY_RELU": _other("LEAKY_RELU", {8: builtin.leaky_relu}),
     "MEAN": _other("MEAN", {8: builtin.mean}),
     "MUL": _other("MUL", {8: builtin.product}),

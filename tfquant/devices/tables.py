@@ -140,7 +140,7 @@ def logistic_16(inputs, output):
 
     Not where the scale is 2**-12 to within 1e-3 of its logarithm: there LiteRT's default kernel
     takes series, which come out up to 7 steps from the chords. So it does in `tanh_16` at 2**-12
-    and 2**-11, with up to 11 steps.
+    and 2**-11, with up to 12 steps. `Operator.series` names these.
     """
     del output
     x, negative = _in_chords(inputs)

@@ -46,11 +46,13 @@ def _layer_report(unit, op, grids):
                 "scale": (float(kernel.scale.min()), float(kernel.scale.max())),
             }
     name = op.name if op else ("QUANTIZE" if isinstance(unit.layer, Quantize) else "-")
+    first = grid_of(unit.inputs[0]) if unit.inputs else None
+    input_scale = float(first.params.scale) if first else None
     return LayerReport(
         name=unit.name,
         operator=name,
         activation_bits=grid.spec.num_bits if grid else None,
-        arithmetic=unit.layer.device.arithmetic(name, grid and grid.spec.stored_bits),
+        arithmetic=unit.layer.device.arithmetic(name, grid and grid.spec.stored_bits, input_scale),
         note=_note(unit),
         **fields,
     )
