@@ -87,10 +87,12 @@ def assign(
         if reason is None and not moves and _is_of_float_layer(op, anchors, unit_of):
             reason = "the layer is not quantized"
         if reason is None:
-            result.integer.add(op.index)
             readers = [unit_of.get(p.tensor) for i in op.outputs for p in anchors.get(i, ())]
             _read_again(op.index, op.inputs, readers, rounded_again, result)
             _requantize(op, result, device)
+            reason = _why_not_together(file, op, result)
+        if reason is None:
+            result.integer.add(op.index)
             found = _constants(file, op, kernel, stored, result, device)
         else:
             result.float_reasons[op.index] = reason
@@ -143,6 +145,22 @@ def _requantize(op, result, device):
             or params.zero_point[0] != wanted.zero_point[0]
         ):
             result.requantized[op.index, index] = wanted
+
+
+def _why_not_together(file, op, result):
+    """Returns why no kernel reads and writes an operator's grids, or `None`.
+
+    Two layers that are not quantized may stand between one width and another, and the converter
+    knows of the last only.
+    """
+    grids = {i: result.computed[i] for i in (*op.inputs, *op.outputs) if file.is_float_data(i)}
+    again = {i: result.requantized.get((op.index, i), grids[i]) for i in op.inputs if i in grids}
+    widths = sorted({params.num_bits for params in (grids | again).values()})
+    if len(widths) < 2:
+        return None
+    for index in op.inputs:
+        result.requantized.pop((op.index, index), None)
+    return f"it would read and write integers of {widths[0]} and {widths[-1]} bits"
 
 
 def _from_grid(grid) -> TensorParams:
