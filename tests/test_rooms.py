@@ -24,6 +24,7 @@ ORDER = (
     "rewrite",
     "calibrate",
     "train",
+    "optimize",
     "report",
     "convert",
 )

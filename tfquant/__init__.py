@@ -5,6 +5,7 @@ from tfquant.calibrate import calibrate
 from tfquant.convert.packed import to_packed
 from tfquant.convert.tflite import compare, inspect, to_tflite
 from tfquant.numerics import PerAxis, PerGroup, PerTensor, QuantParams, QuantSpec
+from tfquant.optimize import optimize
 from tfquant.registry import SCHEMES, QuantizeRegistry, Recipe, Scheme
 from tfquant.report import ConversionReport, PackingReport, QuantizationTensorBoard, summarize
 from tfquant.rewrite import (
@@ -51,6 +52,7 @@ __all__ = [
     "compare",
     "distill",
     "inspect",
+    "optimize",
     "quantize_annotate_layer",
     "quantize_annotate_model",
     "quantize_apply",
