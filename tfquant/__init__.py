@@ -5,7 +5,7 @@ from tfquant.calibrate import calibrate
 from tfquant.convert.packed import to_packed
 from tfquant.convert.tflite import compare, inspect, to_tflite
 from tfquant.numerics import PerAxis, PerGroup, PerTensor, QuantParams, QuantSpec
-from tfquant.optimize import optimize
+from tfquant.optimize import BRECQ, GPTQ, AdaRound, optimize
 from tfquant.registry import SCHEMES, QuantizeRegistry, Recipe, Scheme
 from tfquant.report import ConversionReport, PackingReport, QuantizationTensorBoard, summarize
 from tfquant.rewrite import (
@@ -27,7 +27,10 @@ from tfquant.train import (
 from tfquant.wrappers import QuantizeConfig, QuantizeWrapper
 
 __all__ = [
+    "BRECQ",
+    "GPTQ",
     "SCHEMES",
+    "AdaRound",
     "ConversionReport",
     "DampenOscillation",
     "FloatWarmup",

@@ -6,9 +6,11 @@ import pytest
 from keras import layers
 
 import tfquant as tfq
-from tfquant.optimize import ALGORITHMS, GPTQ
+from tfquant.optimize import ALGORITHMS, BRECQ, GPTQ, AdaRound
 from tfquant.wrappers import QuantizeWrapper
 
+# Of every name, with few steps where steps are taken.
+QUICK = {"gptq": GPTQ(), "adaround": AdaRound(steps=40), "brecq": BRECQ(steps=40, drop=0.5)}
 NAMES = sorted(ALGORITHMS)
 
 
@@ -64,15 +66,15 @@ def test_outputs_come_closer_on_rows_that_were_not_seen(name, rng):
     model, seen, others = network(), images(rng, 128), images(rng, 64)
     q = calibrated(model, seen)
     before = noise(model, q, others)
-    tfq.optimize(q, seen, name, progress=False)
-    assert noise(model, q, others) < 0.7 * before
+    tfq.optimize(q, seen, QUICK[name], progress=False)
+    assert noise(model, q, others) < 0.8 * before
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_seed_chooses_the_same_integers(name, rng):
     model, x = network(), images(rng)
     first, second = (
-        tfq.optimize(calibrated(model, x), x, name, seed=3, progress=False) for _ in range(2)
+        tfq.optimize(calibrated(model, x), x, QUICK[name], seed=3, progress=False) for _ in range(2)
     )
     for name, q in integers(first).items():
         np.testing.assert_array_equal(integers(second)[name], q)

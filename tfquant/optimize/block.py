@@ -85,12 +85,26 @@ def shift_bias(site: Site, shift) -> bool:
 
 
 def gain_of_norm(site: Site) -> np.ndarray:
-    """Returns what a channel is multiplied by behind the layer, by its batch norm."""
+    """Returns what each channel is multiplied by behind the layer, by its batch norm."""
+    zero = np.zeros(_channels(site), np.float32)
+    return _behind_norm(site, zero + 1) - _behind_norm(site, zero)
+
+
+def offset_of(site: Site) -> np.ndarray:
+    """Returns what each channel is where the inputs are zero."""
+    layer = site.wrapper.layer
+    bias = ops.convert_to_numpy(layer.bias) if layer.use_bias else np.zeros(_channels(site))
+    return _behind_norm(site, bias.reshape(-1).astype(np.float32))
+
+
+def _channels(site):
+    return site.weights.shape[0] * site.weights.shape[2]
+
+
+def _behind_norm(site, x):
+    """Returns what the batch norm of a layer, if any, makes of a number for each channel."""
     norm = site.wrapper.batch_norm
-    channels = int(np.prod([site.weights.shape[0], site.weights.shape[2]]))
-    if norm is None:
-        return np.ones(channels)
-    ones = np.ones((1, channels), np.float32)
-    shape = (1, *[1] * (len(site.node.outputs.shape) - 2), channels)
-    call = lambda x: ops.convert_to_numpy(norm(x.reshape(shape), training=False))  # noqa: E731
-    return (call(ones) - call(0 * ones)).reshape(-1).astype(np.float64)
+    if norm is not None:
+        shape = (1, *[1] * (len(site.node.outputs.shape) - 2), len(x))
+        x = ops.convert_to_numpy(norm(x.reshape(shape), training=False)).reshape(-1)
+    return x.astype(np.float64)

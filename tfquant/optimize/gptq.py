@@ -74,6 +74,7 @@ class GPTQ(Algorithm):
         if self.deviation and not site.quantizer.grouped:
             gain = _gain(site, q * spread, moments)
             steps = (steps * site.by_step(gain)).astype(np.float32)
+            site.wanted = site.wanted * gain[:, None]
         give(site, q, steps, moments)
 
 

@@ -19,6 +19,9 @@ LINEAR = (layers.Dense, layers.Conv1D, layers.Conv2D, *DEPTHWISE)
 # Vectors that a layer's moments are found from: at most so many, but these of each batch.
 MOST_VECTORS, LEAST_VECTORS = 2**17, 2**9
 
+# They are drawn from rows that have so many times as many.
+SPREAD = 4
+
 # Fractions of the largest magnitude that are tried as the range of a step.
 CLIPS = np.linspace(0.3, 1.0, 36)
 
@@ -38,6 +41,7 @@ class Site:
         weights: The float kernel, as matrices.
         wanted: Weights that an algorithm would rather round, as matrices.
         bounds: `(qmin, qmax)`.
+        deviation: Standard deviation of each channel of its outputs in the float model.
     """
 
     def __init__(self, node, streams: Streams):
@@ -46,6 +50,9 @@ class Site:
         spec = self.quantizer.spec
         self.bounds = spec.qmin, spec.qmax
         self.kernel = ops.convert_to_numpy(self.variable).astype(np.float64)
+        y = streams.held(node.outputs, quantized=False).array(0)
+        deviation = y.std(axis=tuple(range(y.ndim - 1)))
+        self.deviation = np.maximum(deviation, 1e-3 * deviation.max(initial=0) + 1e-12)
         self.weights = self.wanted = self.to_matrices(self.kernel)
 
     @property
@@ -145,11 +152,18 @@ class Site:
         most = max(LEAST_VECTORS, MOST_VECTORS // count)
 
         def pair(batch):
-            found = [self.patches(held.array(batch)) for held in (quantized, real)]
-            if found[0].shape[1] <= most:
-                return found
-            chosen = np.sort(rng.choice(found[0].shape[1], most, replace=False))
-            return [np.ascontiguousarray(v[:, chosen]) for v in found]
+            both = [held.array(batch) for held in (quantized, real)]
+            rows = len(both[0])
+            positions = math.prod(self.node.outputs.shape[1:-1])
+            wanted = -(-SPREAD * most // max(positions, 1))
+            if wanted < rows:  # Patches of few rows take less time than those of all.
+                chosen = np.sort(rng.choice(rows, wanted, replace=False))
+                both = [x[chosen] for x in both]
+            found = [self.patches(x) for x in both]
+            if found[0].shape[1] > most:
+                chosen = np.sort(rng.choice(found[0].shape[1], most, replace=False))
+                found = [v[:, chosen] for v in found]
+            return found
 
         halves = [range(0, count, 2), range(1 if count > 1 else 0, count, 2)]
         return [Moments.of(map(pair, half)) for half in halves]

@@ -55,8 +55,9 @@ class Held:
             return (x.astype(np.float32) - how.params.zero_point) * how.params.scale
         return x.astype(np.float32) / how
 
-    def rows(self, indices, batch_size: int) -> np.ndarray:
-        """Returns some rows of all batches, of `batch_size` rows each, in this order."""
+    def rows(self, indices) -> np.ndarray:
+        """Returns some rows of all batches, in this order; but the last, all are as long."""
+        batch_size = len(self.parts[0][0])
         return np.concatenate([self._row(*divmod(int(i), batch_size)) for i in indices])
 
     def _row(self, batch, place):
@@ -81,10 +82,12 @@ class Streams:
     Attributes:
         graph: `Graph` of the quantized model.
         batches: Number of batches.
+        rows: Number of rows.
     """
 
     def __init__(self, model, batches):
         self.graph, self.batches = trace(model), len(batches)
+        self.rows = sum(len(arrays[0]) for arrays in batches)
         self._float, self._quantized, self._kept = {}, {}, set()
         outputs = [id(x) for x in tree.flatten(self.graph.outputs)]
         self._readers = dict.fromkeys(outputs, 1)
