@@ -16,8 +16,9 @@ from tfquant.wrappers import QuantizeWrapper
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 LINEAR = (layers.Dense, layers.Conv1D, layers.Conv2D, *DEPTHWISE)
 
-# Vectors that a layer's moments are found from: at most so many, but these of each batch.
-MOST_VECTORS, LEAST_VECTORS = 2**17, 2**9
+# Vectors that a layer's moments are found from: so many for each input of a channel, within
+# bounds, but the last number of each batch.
+VECTORS_AN_INPUT, VECTORS, LEAST_VECTORS = 2**10, (2**14, 2**17), 2**9
 
 # They are drawn from rows that have so many times as many.
 SPREAD = 4
@@ -149,7 +150,8 @@ class Site:
         (x,) = self.node.inputs
         quantized, real = (self.streams.held(x, which) for which in (True, False))
         count = self.streams.batches
-        most = max(LEAST_VECTORS, MOST_VECTORS // count)
+        most = int(np.clip(VECTORS_AN_INPUT * self.weights.shape[1], *VECTORS)) // count
+        most = max(LEAST_VECTORS, most)
 
         def pair(batch):
             both = [held.array(batch) for held in (quantized, real)]
