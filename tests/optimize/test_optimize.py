@@ -175,6 +175,21 @@ def test_a_layer_of_another_kind_is_left_and_named(rng, caplog):
     assert "'transpose', Conv2DTranspose is no dense layer or convolution" in caplog.text
 
 
+@pytest.mark.parametrize("algorithm", [GPTQ(), BRECQ(steps=3)])
+def test_masks_and_attention_are_passed_by(algorithm, rng):
+    inputs = keras.Input((6,), dtype="int32")
+    embedded = layers.Embedding(20, 16, mask_zero=True)(inputs)
+    x = layers.MultiHeadAttention(2, 8)(embedded, embedded)
+    x = layers.Dense(16, activation="relu")(layers.Add()([x, embedded]))
+    model = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
+    rows = rng.integers(0, 20, (64, 6))
+    rows[:, 4:] *= rng.integers(0, 2, (64, 2))
+    q = calibrated(model, rows)
+    before = noise(model, q, rows)
+    tfq.optimize(q, rows, algorithm, progress=False)
+    assert noise(model, q, rows) < before
+
+
 def test_an_interrupted_run_leaves_a_model_that_works(rng, monkeypatch):
     model, x = network(), images(rng)
     q = calibrated(model, x)

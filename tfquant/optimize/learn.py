@@ -159,12 +159,14 @@ class SoftBlock:
         return [values[id(x)] for x in self.block.outputs]
 
     def _call(self, node, args, kwargs, mode):
-        layer = node.layer
+        layer, kwargs = node.layer, dict(kwargs)
         if isinstance(layer, Quantize):
             return layer.quantizer.still(args[0])
         if not isinstance(layer, QuantizeWrapper):
             return call(layer, args, kwargs)
-        kwargs = {name: x for name, x in kwargs.items() if name != "mask" or _is_mask(x)}
+        mask = kwargs.pop("mask", None)
+        if layer.layer_takes_mask and any(m is not None for m in tree.flatten(mask)):
+            kwargs["mask"] = mask[0] if isinstance(mask, tuple) and len(mask) == 1 else mask
         place = kwargs.pop("call_site", 0)
         if node in self.layers:
             y = self.layers[node](args[0], mode)
@@ -175,10 +177,6 @@ class SoftBlock:
             return y
         flat = zip(tree.flatten(y), quantizers, strict=True)
         return [x if q is None else q.still(x) for x, q in flat]
-
-
-def _is_mask(mask):
-    return any(m is not None for m in tree.flatten(mask))
 
 
 def learn(block, options: Options) -> None:

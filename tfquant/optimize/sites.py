@@ -147,7 +147,7 @@ class Site:
 
         Positions of one row are much alike: of many, some are drawn.
         """
-        (x,) = self.node.inputs
+        x = self.node.args[0]  # A mask may stand behind it.
         quantized, real = (self.streams.held(x, which) for which in (True, False))
         count = self.streams.batches
         most = int(np.clip(VECTORS_AN_INPUT * self.weights.shape[1], *VECTORS)) // count
