@@ -46,7 +46,7 @@ def measure(load, names, schemes, step) -> list[Measured]:
         step: Called with a description before each measurement.
     """
     import tfquant as tfq
-    from tfquant.quantizers import observers
+    from tfquant import observers
 
     results = []
     for case in CASES:

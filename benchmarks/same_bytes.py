@@ -1,14 +1,17 @@
 """Whether the files have the same bytes as at another revision.
 
 python benchmarks/same_bytes.py REVISION [--data FOLDER] [--only ic_resnet8,MobileNetV2]
+python benchmarks/same_bytes.py REVISION --small [--only bert,LSTM]
 
 Converts the six models of the main job and ten networks of `keras.applications` with this tree and
 with that of REVISION, each in a process of its own, and compares the files byte by byte. Where the
 data folder is missing, stand-ins of the same architecture with seeded random weights take the place
-of the main job's models. The exit code is 1 if a file differs.
+of the main job's models. `--small` takes the small models of `tests/end_to_end/` instead: those
+after real architectures, and one of every layer of Keras. The exit code is 1 if a file differs.
 """
 
 import collections
+import importlib
 import os
 import pathlib
 import subprocess
@@ -25,6 +28,7 @@ from absl import app, flags
 from keras import layers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+SMALL = ROOT / "tests" / "end_to_end"
 
 NETWORKS = (
     "ConvNeXtTiny",
@@ -44,6 +48,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("data", os.environ.get("TFQUANT_DATA"), "Folder of load.py and the models.")
 flags.DEFINE_list("only", [], "Names of models; all without.")
 flags.DEFINE_list("schemes", ["w8a8", "w4a8"], "Schemes to convert with.")
+flags.DEFINE_bool("small", False, "Convert the small models of the tests.")
 flags.DEFINE_string("folder", None, "Folder to keep files in; what is there is not made again.")
 flags.DEFINE_string("write", None, "Writes the files of this process's tfquant there, no more.")
 
@@ -123,17 +128,45 @@ def subject(name):
     return model, rng.normal(size=(CALIBRATION_ROWS, *model.input_shape[1:])).astype("float32")
 
 
+def small_subjects():
+    """Returns, by name, functions of no arguments that do as `subject` does."""
+    sys.path[:0] = [str(SMALL), str(ROOT / "docs")]  # Before `architectures.py` of this folder.
+    import architectures
+    import test_every_layer as every_layer
+
+    def architecture(name):
+        layers.Dense(1)  # Takes the name that an input of one of them has.
+        model = architectures.build(name)
+        return model, architectures.data_of(model, CALIBRATION_ROWS)
+
+    def layer(kind):
+        importlib.reload(every_layer)  # Layers are named as they are made.
+        keras.utils.set_random_seed(0)
+        every_layer.saved_model.folder = pathlib.Path(tempfile.mkdtemp())
+        return every_layer.model_and_data(every_layer.CASES[kind], np.random.default_rng(0))
+
+    found = {name: lambda name=name: architecture(name) for name in architectures.MODELS}
+    return found | {kind.__name__: lambda kind=kind: layer(kind) for kind in every_layer.CASES}
+
+
+def subjects():
+    """Returns the chosen models by name, as functions that return one and its rows."""
+    names = STAND_INS | dict.fromkeys(NETWORKS)
+    found = small_subjects() if FLAGS.small else {n: lambda n=n: subject(n) for n in names}
+    return {name: found[name] for name in FLAGS.only or found}
+
+
 def write(folder):
     """Converts every model with the `tfquant` of this process."""
     import tfquant as tfq
 
-    for name in FLAGS.only or (*STAND_INS, *NETWORKS):
+    for name, make in subjects().items():
         for scheme in FLAGS.schemes:
             path = os.path.join(folder, f"{name}_{scheme}.tflite")
             if os.path.exists(path):
                 continue
             keras.utils.clear_session()
-            model, rows = subject(name)
+            model, rows = make()
             q = tfq.calibrate(tfq.quantize_model(model, scheme), rows, progress=False)
             tfq.to_tflite(q, path, verify=False, progress=False)
             print(f"{tfq.__file__}: {name} {scheme}", file=sys.stderr)
@@ -144,6 +177,7 @@ def _convert(tree, folder):
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     given = [f"--only={','.join(FLAGS.only)}", f"--schemes={','.join(FLAGS.schemes)}"]
     given += [f"--data={FLAGS.data}"] if FLAGS.data else []
+    given += ["--small"] if FLAGS.small else []
     command = [sys.executable, __file__, f"--write={folder}", *given]
     subprocess.run(command, check=True, env=environment, cwd=tree)
 

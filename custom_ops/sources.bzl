@@ -18,37 +18,17 @@ CORE_SOURCES = [
     "core/thread_pool.cc",
 ]
 
-# Files of one instruction set, with the options that switch it on.
-X86_64_SOURCES = {
-    "core/avx2/kernels.cc": ["-mavx2", "-mfma", "-mf16c"],
-    "core/avx2/vnni_kernels.cc": ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"],
-    "core/avx512/kernels.cc": [
-        "-mavx2",
-        "-mfma",
-        "-mf16c",
-        "-mavx512f",
-        "-mavx512bw",
-        "-mavx512dq",
-        "-mavx512vl",
-        "-mavx512vnni",
-        "-mavx512bitalg",
-    ],
-    "core/amx/kernels.cc": [
-        "-mavx2",
-        "-mfma",
-        "-mf16c",
-        "-mavx512f",
-        "-mavx512bw",
-        "-mavx512dq",
-        "-mavx512vl",
-        "-mamx-tile",
-        "-mamx-int8",
-        "-mamx-bf16",
-    ],
+# Paths, from the plainest to the one that is preferred: core/<name>/kernels.cc, with the options that
+# switch its instruction set on. A path is this line and that file.
+X86_64_PATHS = {
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avxvnni": "-mavx2 -mfma -mf16c -mavxvnni",
+    "avx512": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512bitalg",
+    "amx": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mamx-tile -mamx-int8 -mamx-bf16",
 }
 
-AARCH64_SOURCES = {
-    "core/neon/kernels.cc": ["-march=armv8.2-a+dotprod+fp16"],
+AARCH64_PATHS = {
+    "neon": "-march=armv8.2-a+dotprod+fp16",
 }
 
 TENSORFLOW_SOURCES = [

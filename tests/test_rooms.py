@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -14,11 +15,15 @@ ORDER = (
     "data",
     "layers",
     "lowbit",
+    "observers",
     "quantizers",
     "devices",
     "graph",
     "wrappers",
+    "configs",
     "registry",
+    "pieces",
+    "unroll",
     "unfold",
     "passes",
     "rewrite",
@@ -26,11 +31,20 @@ ORDER = (
     "train",
     "optimize",
     "report",
-    "convert",
+    "litert",
+    "skeleton",
+    "tflite",
+    "packed",
 )
 
 # Single files that use every room.
 ABOVE = ("__init__", "cli", "demo")
+
+# A room above this is several.
+MOST_LINES = 1800
+
+# Folders of tests of more than one room.
+BESIDE = ("cli", "conformance", "end_to_end", "examples", "hostile")
 
 ROOMS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -59,7 +73,7 @@ def room_of(path):
 
 
 def test_every_room_has_its_place_in_the_order():
-    assert set(ROOMS) <= set(ORDER)
+    assert set(ROOMS) == set(ORDER)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -77,8 +91,33 @@ def test_a_file_uses_public_names_of_keras_and_tensorflow(path):
     assert not [name for name in imported_names(path) if name.startswith(private)]
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_is_small_enough_to_know(room):
+    files = sorted((PACKAGE / room).rglob("*.py"))
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
+    assert lines <= MOST_LINES
+
+
+def test_tests_stand_in_rooms_of_the_same_names():
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert folders <= {*ROOMS, *BESIDE}
+
+
 def test_nobody_imports_the_command_line():
     assert not [path for path in FILES if "cli" in imported_rooms(path)]
+
+
+# A file that a text names: `file.py`, `folder/file.py`.
+NAMED = re.compile(r"`([\w./]+\.(?:py|md))`")
+
+TEXTS = ["CONTRIBUTING.md", "tests/README.md", *(f"tfquant/{room}/README.md" for room in ROOMS)]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_files_that_a_text_names_exist(text):
+    named = NAMED.findall((ROOT / text).read_text(encoding="utf-8"))
+    places = (ROOT / text).parent, ROOT, PACKAGE
+    assert not [x for x in named if not any((place / x).exists() for place in places)]
 
 
 @pytest.mark.parametrize("room", [*(f"tfquant/{room}" for room in ROOMS), "tests", "examples"])

@@ -1,11 +1,11 @@
 """tfquant: from any Keras 3 model to a small, fast, verified integer model."""
 
-from tfquant import quantizers
+from tfquant import observers, quantizers
 from tfquant.calibrate import calibrate
-from tfquant.convert.packed import to_packed
-from tfquant.convert.tflite import compare, inspect, to_tflite
+from tfquant.litert import compare, inspect
 from tfquant.numerics import PerAxis, PerGroup, PerTensor, QuantParams, QuantSpec
 from tfquant.optimize import BRECQ, GPTQ, AdaRound, optimize
+from tfquant.packed import to_packed
 from tfquant.registry import SCHEMES, QuantizeRegistry, Recipe, Scheme
 from tfquant.report import ConversionReport, PackingReport, QuantizationTensorBoard, summarize
 from tfquant.rewrite import (
@@ -14,6 +14,7 @@ from tfquant.rewrite import (
     quantize_apply,
     quantize_model,
 )
+from tfquant.tflite import to_tflite
 from tfquant.train import (
     DampenOscillation,
     FloatWarmup,
@@ -55,6 +56,7 @@ __all__ = [
     "compare",
     "distill",
     "inspect",
+    "observers",
     "optimize",
     "quantize_annotate_layer",
     "quantize_annotate_model",

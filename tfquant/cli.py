@@ -13,8 +13,8 @@ from rich.console import Console
 import tfquant as tfq
 from tfquant import demo as digits
 from tfquant import lowbit
-from tfquant.convert.files import replacing
 from tfquant.data.batches import batches
+from tfquant.data.files import replacing
 from tfquant.registry import schemes
 
 # Arrays of these names are targets, unless an input has the name.

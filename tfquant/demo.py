@@ -9,9 +9,9 @@ from rich.progress import Progress
 from rich.text import Text
 
 import tfquant as tfq
-from tfquant.convert.tflite.flatbuffer import File
-from tfquant.convert.tflite.interpreter import run as run_file
-from tfquant.convert.tflite.interpreter import to_file_inputs
+from tfquant.litert.flatbuffer import File
+from tfquant.litert.interpreter import run as run_file
+from tfquant.litert.interpreter import to_file_inputs
 from tfquant.report import ConversionReport
 
 BATCH_SIZE = 32

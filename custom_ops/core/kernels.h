@@ -173,6 +173,34 @@ struct Kernels {
   void (*dequantize)(const DequantizeArgs&);
 };
 
+struct Path;
+
+// A bit of what cpuid says; register 0 to 3 is eax, ebx, ecx, edx. Leaf 0 ends a list.
+struct CpuidBit {
+  unsigned leaf, subleaf;
+  int register_index, bit;
+};
+
+// What a processor must have for a path, as data: nothing of a file that is compiled with a path's
+// instructions may run before they are known to be there.
+struct Needs {
+  const Path* base = nullptr;   // whose needs are needed, too
+  CpuidBit bits[9] = {};        // x86-64
+  uint64_t registers = 0;       // x86-64: of XCR0, those that the operating system saves
+  bool tiles = false;           // x86-64: registers that Linux hands out when it is asked
+  unsigned long hwcap = 0;      // aarch64: bits of Linux's AT_HWCAP
+};
+
+// One for each line of PATHS in sources.bzl: <name>_path, in <name>/kernels.cc.
+struct Path {
+  const char* name;
+  const Kernels& (*kernels)() = nullptr;  // null where the path is not compiled in
+  Needs needs = {};
+
+  // Whether this processor has what the path needs.
+  bool Supported() const;
+};
+
 }  // namespace tfquant
 
 #endif  // TFQUANT_CUSTOM_OPS_CORE_KERNELS_H_

@@ -12,93 +12,108 @@
 #include <sys/auxv.h>
 #endif
 
-// Every path, from the plainest to the one that is preferred: on which processors it is compiled,
-// its name, and Xyz for its XyzKernels() and for HasXyz(), which looks at the processor.
-// clang-format off
-#define TFQUANT_PATHS(any, x86_64, aarch64) \
-  any(portable, Portable)                   \
-  x86_64(avx2, Avx2)                        \
-  x86_64(avxvnni, AvxVnni)                  \
-  x86_64(avx512, Avx512)                    \
-  x86_64(amx, Amx)                          \
-  aarch64(neon, Neon)
-// clang-format on
+#if !defined(TFQUANT_X86_64_PATHS) || !defined(TFQUANT_AARCH64_PATHS)
+#error "The compiler must be told the paths, as tfquant/lowbit/build.py and BUILD do."
+#endif
 
 namespace tfquant {
 
-#define TFQUANT_DECLARE(name, Xyz) const Kernels& Xyz##Kernels();
-TFQUANT_PATHS(TFQUANT_DECLARE, TFQUANT_DECLARE, TFQUANT_DECLARE)
-#undef TFQUANT_DECLARE
+#define TFQUANT_DECLARE(name) extern const Path name##_path;
+#define TFQUANT_HERE(name) &name##_path,
+#define TFQUANT_ELSEWHERE(name) &name##_elsewhere,
+#define TFQUANT_DECLARE_ELSEWHERE(name) constexpr Path name##_elsewhere = {#name};
+
+TFQUANT_DECLARE(portable)
+#define TFQUANT_PATH TFQUANT_DECLARE
+#if defined(__x86_64__)
+TFQUANT_X86_64_PATHS
+#elif defined(__aarch64__)
+TFQUANT_AARCH64_PATHS
+#endif
+#undef TFQUANT_PATH
 
 namespace {
 
-bool HasPortable() { return true; }
+#define TFQUANT_PATH TFQUANT_DECLARE_ELSEWHERE
+#if !defined(__x86_64__)
+TFQUANT_X86_64_PATHS
+#endif
+#if !defined(__aarch64__)
+TFQUANT_AARCH64_PATHS
+#endif
+#undef TFQUANT_PATH
+
+// From the plainest to the one that is preferred.
+const Path* const kPaths[] = {
+    &portable_path,
+#if defined(__x86_64__)
+#define TFQUANT_PATH TFQUANT_HERE
+    TFQUANT_X86_64_PATHS
+#undef TFQUANT_PATH
+#define TFQUANT_PATH TFQUANT_ELSEWHERE
+    TFQUANT_AARCH64_PATHS
+#elif defined(__aarch64__)
+#define TFQUANT_PATH TFQUANT_ELSEWHERE
+    TFQUANT_X86_64_PATHS
+#undef TFQUANT_PATH
+#define TFQUANT_PATH TFQUANT_HERE
+    TFQUANT_AARCH64_PATHS
+#else
+#define TFQUANT_PATH TFQUANT_ELSEWHERE
+    TFQUANT_X86_64_PATHS
+    TFQUANT_AARCH64_PATHS
+#endif
+};
+constexpr int kCount = static_cast<int>(sizeof(kPaths) / sizeof(kPaths[0]));
 
 #if defined(__x86_64__)
-// A bit of cpuid that not every compiler's __builtin_cpu_supports knows by name.
-bool HasBit(unsigned leaf, unsigned subleaf, int register_index, int bit) {
+bool Has(const CpuidBit& wanted) {
   unsigned words[4] = {};  // eax, ebx, ecx, edx
-  return __get_cpuid_count(leaf, subleaf, &words[0], &words[1], &words[2], &words[3]) != 0 &&
-         ((words[register_index] >> bit) & 1u) != 0;
+  return __get_cpuid_count(wanted.leaf, wanted.subleaf, &words[0], &words[1], &words[2],
+                           &words[3]) != 0 &&
+         ((words[wanted.register_index] >> wanted.bit) & 1u) != 0;
 }
 
-bool HasAvx2() {
-  const bool has_f16c = HasBit(1, 0, 2, 29);
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c;
-}
-#ifdef TFQUANT_SIMDE  // what lies beyond AVX2 is emulated, see tests/simde_avx512.h
-bool HasAvxVnni() { return HasAvx2(); }
-bool HasAvx512() { return HasAvx2(); }
-bool HasAmx() { return HasAvx2(); }
-#else
-bool HasAvxVnni() { return HasAvx2() && HasBit(7, 1, 0, 4); }
-bool HasAvx512() {
-  return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bitalg");
+// The registers that the operating system saves when it changes threads, as bits of XCR0.
+uint64_t SavedRegisters() {
+  if (!Has({1, 0, 2, 27})) return 0;  // OSXSAVE
+  uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<uint64_t>(high) << 32) | low;
 }
 
 // The tile registers are large, so Linux wants to be asked for them, once for all threads.
-bool HasAmx() {
+bool GetsTiles() {
 #if defined(__linux__)
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // of <asm/prctl.h>, Linux 5.16
-  const bool has_tiles = HasBit(7, 0, 3, 24);
-  const bool has_int8 = HasBit(7, 0, 3, 25), has_bfloat16 = HasBit(7, 0, 3, 22);
-  return HasAvx512() && has_tiles && has_int8 && has_bfloat16 &&
-         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;
 #endif
 }
-#endif
-#elif defined(__aarch64__)
-bool HasNeon() {                                         // and its dot product extension
-#if defined(__linux__)
-  constexpr unsigned long kAsimdDotProduct = 1ul << 20;  // HWCAP_ASIMDDP
-  return (getauxval(AT_HWCAP) & kAsimdDotProduct) != 0;
-#else
-  return true;  // every Apple arm64
-#endif
-}
-#endif
 
-#define TFQUANT_HERE(name, Xyz) {#name, Has##Xyz, Xyz##Kernels},
-#define TFQUANT_ELSEWHERE(name, Xyz) {#name, nullptr, nullptr},
-#if defined(__x86_64__)
-#define TFQUANT_X86_64 TFQUANT_HERE
-#define TFQUANT_AARCH64 TFQUANT_ELSEWHERE
-#elif defined(__aarch64__)
-#define TFQUANT_X86_64 TFQUANT_ELSEWHERE
-#define TFQUANT_AARCH64 TFQUANT_HERE
-#else
-#define TFQUANT_X86_64 TFQUANT_ELSEWHERE
-#define TFQUANT_AARCH64 TFQUANT_ELSEWHERE
+bool Meets(const Needs& needs) {
+  if (needs.base != nullptr && !Meets(needs.base->needs)) return false;
+#ifdef TFQUANT_SIMDE  // what lies beyond the first path is emulated, see tests/simde_avx512.h
+  if (needs.base != nullptr) return true;
 #endif
-constexpr Path kPaths[] = {TFQUANT_PATHS(TFQUANT_HERE, TFQUANT_X86_64, TFQUANT_AARCH64)};
-constexpr int kCount = static_cast<int>(sizeof(kPaths) / sizeof(kPaths[0]));
+  for (const CpuidBit& bit : needs.bits) {
+    if (bit.leaf != 0 && !Has(bit)) return false;
+  }
+  if ((needs.registers & ~SavedRegisters()) != 0) return false;
+  return !needs.tiles || GetsTiles();
+}
+#elif defined(__aarch64__) && defined(__linux__)
+bool Meets(const Needs& needs) {
+  if (needs.base != nullptr && !Meets(needs.base->needs)) return false;
+  return (needs.hwcap & ~getauxval(AT_HWCAP)) == 0;
+}
+#else
+bool Meets(const Needs&) { return true; }  // every Apple arm64 has what there is a path for
+#endif
 
 struct Choice {
-  const Path* path = kPaths;
+  const Path* path = &portable_path;
   std::string error;
 };
 
@@ -109,25 +124,27 @@ Choice Choose() {
     if (!choice.error.empty()) choice.error = "Environment variable TFQUANT_PATH: " + choice.error;
     return choice;
   }
-  for (const Path& path : kPaths) {
-    if (path.Supported()) choice.path = &path;
+  for (const Path* path : kPaths) {
+    if (path->Supported()) choice.path = path;
   }
   return choice;
 }
 
 }  // namespace
 
-const Path* PathAt(int index) { return index >= 0 && index < kCount ? &kPaths[index] : nullptr; }
+bool Path::Supported() const { return kernels != nullptr && Meets(needs); }
+
+const Path* PathAt(int index) { return index >= 0 && index < kCount ? kPaths[index] : nullptr; }
 
 std::string FindPath(const std::string& name, const Path** path) {
   std::string supported;
-  for (const Path& candidate : kPaths) {
-    if (!candidate.Supported()) continue;
-    if (name == candidate.name) {
-      *path = &candidate;
+  for (const Path* candidate : kPaths) {
+    if (!candidate->Supported()) continue;
+    if (name == candidate->name) {
+      *path = candidate;
       return "";
     }
-    supported += (supported.empty() ? "" : ", ") + std::string(candidate.name);
+    supported += (supported.empty() ? "" : ", ") + std::string(candidate->name);
   }
   return "the path must be one that this processor supports: " + supported + ". Received: " + name +
          ".";

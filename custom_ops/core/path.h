@@ -1,5 +1,5 @@
 // The one place where an instruction set is chosen, once, at run time. The paths are listed in
-// path.cc; Python asks for their names (c_api.h) and keeps no list of its own.
+// sources.bzl; Python asks for their names (c_api.h) and keeps no list of its own.
 //
 // The best path that this processor supports runs, unless the environment variable TFQUANT_PATH
 // names another. A name that is unknown or not supported here is an error that every op reports,
@@ -9,18 +9,9 @@
 
 #include <string>
 
+#include "kernels.h"
+
 namespace tfquant {
-
-struct Kernels;
-
-struct Path {
-  const char* name;
-  // Whether this processor has the instructions; null where the path is not compiled in.
-  bool (*has_instructions)();
-  const Kernels& (*kernels)();
-
-  bool Supported() const { return has_instructions != nullptr && has_instructions(); }
-};
 
 // The paths from the plainest to the one that is preferred, by index; null behind the last.
 const Path* PathAt(int index);

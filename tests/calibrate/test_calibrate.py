@@ -7,15 +7,10 @@ import tensorflow as tf
 from keras import layers
 
 import tfquant as tfq
-from tfquant.quantizers import observers
+from tfquant import observers
 from tfquant.wrappers import Quantize
 
 FEATURES = 6
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    keras.utils.set_random_seed(0)
 
 
 def two_dense():

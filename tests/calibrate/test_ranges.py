@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import tfquant as tfq
-from tfquant.quantizers.observers import Auto
+from tfquant.observers import Auto
 from tfquant.wrappers import Quantize
 
 

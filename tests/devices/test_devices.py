@@ -97,7 +97,7 @@ def test_what_cannot_run_here_is_written_and_not_compared(tmp_path):
 
 
 def test_a_file_can_be_run_elsewhere(tmp_path):
-    from tfquant.convert.tflite.interpreter import run
+    from tfquant.litert.interpreter import run
 
     calls = []
 
@@ -121,6 +121,20 @@ def test_the_report_says_what_other_devices_round_otherwise(tmp_path):
     assert report.elsewhere["litert_arm"] == ["INT4 CONV_2D", "INT8 SOFTMAX"]
     assert "round otherwise on device='litert_arm': INT4 CONV_2D, INT8 SOFTMAX" in str(report)
     assert "litert" not in report.elsewhere
+
+
+@pytest.mark.parametrize(
+    ("bits", "device", "stored"), [(3, "litert_arm", 4), (6, "litert_reference", 8)]
+)
+def test_the_report_names_the_width_in_which_the_file_stores_weights(
+    bits, device, stored, tmp_path
+):
+    scheme = tfq.Scheme("own", bits, 8)
+    report = tfq.to_tflite(
+        quantized(scheme, "litert"), tmp_path / "q.tflite", verify=False, progress=False
+    )
+    found = {name for name in report.elsewhere[device] if name.endswith("CONV_2D")}
+    assert found == {f"INT{stored} CONV_2D"}
 
 
 @pytest.mark.parametrize(
@@ -197,3 +211,10 @@ def test_what_has_no_kernel_of_16_bits_stays_float(function, tmp_path):
     q = tfq.calibrate(tfq.quantize_model(model, "w8a16"), rows(model), progress=False)
     report = tfq.to_tflite(q, tmp_path / "q.tflite", progress=False)
     assert report.float_operators and report.op_by_op.differing == 0
+
+
+@pytest.mark.parametrize("function", ["sigmoid", "tanh"])
+def test_a_graph_computes_the_integers_that_calls_do(function):
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(4), layers.Activation(function)])
+    q = tfq.calibrate(tfq.quantize_model(model, "w8a16"), rows(model), progress=False)
+    np.testing.assert_array_equal(q.predict(rows(model), verbose=0), q(rows(model)))

@@ -75,8 +75,8 @@ def distance(pair):
     return ops.sqrt(ops.sum(ops.square(pair[0] - pair[1]), axis=1, keepdims=True) + 1e-7)
 
 
-def of_tokens(combine):
-    ids = keras.Input(TOKENS, dtype="int32")
+def of_tokens(combine, shape=TOKENS):
+    ids = keras.Input(shape, dtype="int32")
     a, b = (layers.Embedding(20, 8, mask_zero=True)(ids) for _ in range(2))
     return keras.Model(ids, layers.Dense(4)(combine(a, b)))
 
@@ -109,7 +109,7 @@ MODELS = {
     "concatenate of masked": lambda: of_tokens(lambda a, b: layers.Concatenate()([a, b])),
     "multiply of masked": lambda: of_tokens(lambda a, b: layers.Multiply()([a, b])),
     "two masked lstms": lambda: of_tokens(
-        lambda a, b: layers.LSTM(4)(layers.LSTM(4, return_sequences=True)(a))
+        lambda a, b: layers.LSTM(4)(layers.LSTM(4, return_sequences=True)(a)), (3,)
     ),
     "mask past an operation": lambda: of_tokens(lambda a, b: gap()(a + b)),
     "masked mean of channels first": lambda: of_tokens(

@@ -7,14 +7,9 @@ import tensorflow as tf
 from keras import layers, ops
 
 import tfquant as tfq
-from tfquant.convert.tflite.flatbuffer import File
+from tfquant.litert.flatbuffer import File
 
 FEATURES = 6
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    keras.utils.set_random_seed(0)
 
 
 def dense(units=FEATURES, **kwargs):

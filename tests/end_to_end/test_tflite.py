@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import tfquant as tfq
-from tfquant.convert.tflite.flatbuffer import File
+from tfquant.litert.flatbuffer import File
 
 IMAGE = (16, 16, 3)
 
@@ -375,7 +375,7 @@ def test_batch_dimension_is_as_asked_and_the_file_stays_integer(batch_size, rng,
 
 
 def test_verification_finds_a_wrong_file(rng, tmp_path, monkeypatch):
-    from tfquant.convert.tflite import convert
+    from tfquant.tflite import convert
 
     _, q, data = _quantized(plain_cnn, "w8a8", rng)
     real_assign = convert.assign
@@ -407,7 +407,7 @@ def as_float32(x):
 
 
 def attention_and_recurrence():
-    inputs = keras.Input((6, 8))
+    inputs = keras.Input((3, 8))
     x = layers.MultiHeadAttention(2, 4)(inputs, inputs)
     x = layers.LSTM(5)(layers.Add()([x, inputs]))
     return keras.Model(inputs, layers.Dense(3)(x))
@@ -459,7 +459,7 @@ def test_layers_are_found_where_rounding_has_grown_beyond_recognition(rng, tmp_p
 
 
 def test_a_layer_that_was_not_found_in_the_file_is_named(rng, tmp_path, monkeypatch, caplog):
-    from tfquant.convert.tflite import anchor
+    from tfquant.skeleton import anchor
 
     _, q, data = _quantized(residual, "w8a8", rng)
     report = tfq.to_tflite(q, tmp_path / "model.tflite", samples=data, progress=False)

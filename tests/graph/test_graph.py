@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from small import chain, randomize
 
 import tfquant as tfq
 from tfquant.graph.graph import trace
@@ -12,30 +13,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 STEP = 0.03  # Of the largest value: 8-bit weights, no activation rounded.
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    keras.utils.set_random_seed(0)
-
-
-def randomize(model, rng):
-    """Gives every float weight a random value, variances positive ones."""
-    for variable in model.weights:
-        values = rng.normal(size=variable.shape) * 0.4
-        variable.assign(np.abs(values) + 0.5 if "variance" in variable.path else values)
-    return model
-
-
 def encoder(features=5, name=None):
     x = keras.Input((features,))
     return keras.Model(x, layers.Dense(features, activation="relu", name="d")(x), name=name)
-
-
-def chain(*parts):
-    """Functional model of layers called one after the other."""
-    x = y = parts[0]
-    for part in parts[1:]:
-        y = part(y)
-    return keras.Model(x, y)
 
 
 def one_call_of_each():

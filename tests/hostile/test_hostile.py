@@ -9,14 +9,9 @@ import tensorflow as tf
 from keras import layers
 
 import tfquant as tfq
-from tfquant.convert.tflite.flatbuffer import File
+from tfquant.litert.flatbuffer import File
 
 FLATBUFFER_ERROR = r"A \.tflite file is expected"
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    keras.utils.set_random_seed(0)
 
 
 def small(name="small"):

@@ -1,17 +1,12 @@
-import re
-
 import numpy as np
 import pytest
 
 from tfquant.lowbit import build, doctor
 from tfquant.lowbit.core import Core
 
-# As core/path.cc lists them, whatever this processor can run.
-PATHS = re.findall(
-    r"^ +(?:any|x86_64|aarch64)\((\w+), \w+\)",
-    (build.source_root() / "core" / "path.cc").read_text(),
-    re.MULTILINE,
-)
+# As sources.bzl lists them, whatever this processor can run.
+LISTS = build.source_lists()
+PATHS = ["portable", *LISTS["X86_64_PATHS"], *LISTS["AARCH64_PATHS"]]
 
 
 @pytest.fixture

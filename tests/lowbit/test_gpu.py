@@ -193,7 +193,7 @@ def test_nvrtc_compiles_every_kernel(core, architecture):
     assert f"sm_{architecture}: 91 kernels" in done.stdout, done.stderr[-3000:]
 
 
-@pytest.mark.slow
+@pytest.mark.long  # 100 s where there is nvcc; NVRTC compiles some of each kind above.
 def test_nvcc_compiles_the_library_without_tensorflow(gpu_check, tmp_path):
     if shutil.which("nvcc") is None:
         pytest.skip("needs nvcc")

@@ -4,19 +4,13 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from small import chain
 
 import tfquant as tfq
 from tfquant.graph.walk import all_layers
 from tfquant.passes import PASSES
 from tfquant.registry import KERAS_LAYERS
 from tfquant.rewrite.choose import choose
-
-
-def chain(shape, *parts):
-    x = y = keras.Input(shape)
-    for part in parts:
-        y = part(y)
-    return keras.Model(x, y)
 
 
 def fused():

@@ -100,7 +100,8 @@ def test_lsq_learns_a_step_for_each_group(bits, rng):
 
 @pytest.mark.parametrize("family", sorted(WEIGHT_QUANTIZERS))
 def test_every_family_trains_the_weights_of_groups_on_the_grid_of_inference(family, rng):
-    w = normal(rng, (2, 32, 5))
+    gains = np.array([1, 1 / 4, 1 / 16, 1 / 64], np.float32).reshape(2, 2, 1)
+    w = normal(rng, (2, 32, 5)) * np.repeat(gains, 16, axis=1)
     quantizer = fitted(WEIGHT_QUANTIZERS[family], w, 4, PerGroup(-2, 16))
     assert quantizer.scale_shape == (2, 2, 5)
     steps = np.asarray(quantizer.steps(w))
@@ -111,7 +112,7 @@ def test_every_family_trains_the_weights_of_groups_on_the_grid_of_inference(fami
     q = y.reshape(2, 2, 16, 5) / steps[:, :, None]
     np.testing.assert_allclose(q, np.rint(q), atol=1e-5)
     assert np.abs(q).max() < 7.01
-    assert len(np.unique(steps)) > 10
+    assert all(len(np.unique(steps[..., channel])) == 4 for channel in range(5))
 
 
 def bfloat16(x):
@@ -338,11 +339,19 @@ def test_activations_begin_at_the_calibrated_grid(family, low):
         quantizer.set_params(QuantParams(np.nan, 0))
 
 
-@pytest.mark.parametrize(
-    ("weights", "activations"),
-    [*((name, None) for name in WEIGHT_QUANTIZERS), *((None, a) for a in ACTIVATION_QUANTIZERS)],
-)
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+# Families of weights at few bits, of activations at many; the other way about takes as long again.
+TRAINED = [
+    pytest.param(scheme, *pair, marks=() if scheme == usual else pytest.mark.long)
+    for scheme in ("w8a8", "w4a8")
+    for usual, pairs in (
+        ("w4a8", [(name, None) for name in WEIGHT_QUANTIZERS]),
+        ("w8a8", [(None, name) for name in ACTIVATION_QUANTIZERS]),
+    )
+    for pair in pairs
+]
+
+
+@pytest.mark.parametrize(("scheme", "weights", "activations"), TRAINED)
 def test_every_family_trains_converts_and_is_saved(scheme, weights, activations, rng, tmp_path):
     x = rng.uniform(0, 1, (64, 8, 8, 3)).astype(np.float32)
     labels = (x.mean(axis=(1, 2, 3)) > 0.5).astype(int)

@@ -208,26 +208,30 @@ class TestRegister:
         assert seen == [(layer, SCHEMES["w4"])]
 
 
+# Bits of weights and grid of activations, group size, whether calibration sets the grids.
+WIDE = QuantSpec(16, symmetric=True)
+SCHEME_ROWS = {
+    "w8a8": (8, QuantSpec(8), 0, True),
+    "w8a16": (8, WIDE, 0, True),
+    "w4a8": (4, QuantSpec(8), 0, True),
+    "w2a8": (2, QuantSpec(8), 0, True),
+    "w8": (8, None, 0, False),
+    "w4": (4, None, 0, False),
+    "w4_g32": (4, None, 32, False),
+    "w8a8_dynamic": (8, QuantSpec(8), 0, False),
+    "w4a8_g32": (4, QuantSpec(8), 32, False),
+    "f16": (None, None, 0, False),
+}
+
+
 class TestSchemes:
-    @pytest.mark.parametrize(
-        ("name", "weight_bits", "activations"),
-        [
-            ("w8a8", 8, QuantSpec(8)),
-            ("w8a16", 8, QuantSpec(16, symmetric=True)),
-            ("w4a8", 4, QuantSpec(8)),
-            ("w2a8", 2, QuantSpec(8)),
-            ("w8", 8, None),
-            ("w4", 4, None),
-            ("w4_g32", 4, None),
-            ("w8a8_dynamic", 8, QuantSpec(8)),
-            ("w4a8_g32", 4, QuantSpec(8)),
-            ("f16", None, None),
-        ],
-    )
-    def test_a_name_says_the_bits(self, name, weight_bits, activations):
+    @pytest.mark.parametrize("name", SCHEMES)
+    def test_a_name_says_bits_and_groups(self, name):
+        weight_bits, activations, group_size, static = SCHEME_ROWS[name]
         scheme = schemes.get(name)
         assert scheme.name == name
         assert scheme.activations == activations
+        assert (scheme.group_size, scheme.static) == (group_size, static)
         for granularity in (PerTensor(), PerAxis((2, 3))):
             expected = weight_bits and QuantSpec(
                 weight_bits,
@@ -236,24 +240,6 @@ class TestSchemes:
                 granularity=granularity,
             )
             assert scheme.weights(granularity) == expected
-
-    def test_all_are_tested(self):
-        (mark,) = self.test_a_name_says_the_bits.pytestmark
-        assert [row[0] for row in mark.args[1]] == list(SCHEMES)
-
-    def test_only_grids_that_stand_still_need_calibration(self):
-        assert [s.name for s in SCHEMES.values() if s.static] == [
-            "w8a8",
-            "w8a16",
-            "w4a8",
-            "w2a8",
-        ]
-
-    def test_a_name_says_the_groups(self):
-        sizes = {scheme.name: scheme.group_size for scheme in SCHEMES.values()}
-        for name, size in sizes.items():
-            assert size == int(name.partition("_g")[2] or 0)
-        assert sum(map(bool, sizes.values())) == 2
 
     @pytest.mark.parametrize("size", [16, 33, -32, None, "32"])
     def test_a_size_of_groups_that_no_kernel_has_is_an_error(self, size):

@@ -15,11 +15,6 @@ ANNOTATE = (
 )
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    keras.utils.set_random_seed(0)
-
-
 @keras.saving.register_keras_serializable(package="tfquant_tests")
 class ThreeBits(tfq.QuantizeConfig):
     def get_weights_and_quantizers(self, layer):

@@ -2,21 +2,10 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from small import chain
 
 import tfquant as tfq
 from tfquant.rewrite.lower import lower
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    keras.utils.set_random_seed(0)
-
-
-def chain(first, *parts):
-    x = y = first
-    for part in parts:
-        y = part(y)
-    return keras.Model(x, y)
 
 
 def calibrated(model, data, scheme="w8a8"):

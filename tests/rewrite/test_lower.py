@@ -4,22 +4,11 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from small import randomize
 
 import tfquant as tfq
 from tfquant.quantizers import RecordingScope
 from tfquant.rewrite.lower import lower
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    keras.utils.set_random_seed(0)
-
-
-def randomize(model, rng):
-    for variable in model.weights:
-        values = rng.normal(size=variable.shape) * 0.4
-        variable.assign(np.abs(values) + 0.5 if "variance" in variable.path else values)
-    return model
 
 
 def cnn():

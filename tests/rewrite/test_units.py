@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from small import chain, randomize
 
 import tfquant as tfq
 from tfquant.rewrite.lower import lower
@@ -11,25 +12,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 # Of the largest value of the float model: rounding weights to 8 bits or half precision.
 TOLERANCE = {"w8a8": 0.03, "f16": 2e-3}
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    keras.utils.set_random_seed(0)
-
-
-def randomize(model, rng):
-    for variable in model.weights:
-        values = rng.normal(size=variable.shape) * 0.4
-        variable.assign(np.abs(values) + 0.5 if "variance" in variable.path else values)
-    return model
-
-
-def chain(shape, *parts):
-    x = y = keras.Input(shape)
-    for part in parts:
-        y = part(y)
-    return keras.Model(x, y)
 
 
 def conv(**kwargs):

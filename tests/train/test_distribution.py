@@ -95,7 +95,9 @@ def assert_as_on_one_device(got, expected):
             np.testing.assert_allclose(copy, value, rtol=2e-4, atol=2e-5, err_msg=path)
 
 
-@pytest.mark.parametrize("family", ["moving_average", "learned_step"])
+@pytest.mark.parametrize(
+    "family", [pytest.param("moving_average", marks=pytest.mark.long), "learned_step"]
+)
 def test_two_replicas_learn_what_one_device_does(family):
     single, mirrored = run("single", family), run("mirrored", family)
     expected, got = result(single), result(mirrored)

@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 import tfquant as tfq
-from tfquant.convert.tflite.flatbuffer import File
+from tfquant.litert.flatbuffer import File
 
 SHAPE = (6, 6, 4)
 IMAGE = np.random.default_rng(2).normal(size=SHAPE).astype(np.float32)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
+from small import filled
 
 import tfquant as tfq
 from tfquant import PerAxis, QuantSpec
@@ -14,11 +15,6 @@ from tfquant.registry import KERAS_LAYERS, SCHEMES
 from tfquant.wrappers import CallSite, Quantize
 
 INT8 = QuantSpec(8)
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    keras.utils.set_random_seed(0)
 
 
 @keras.saving.register_keras_serializable(package="tfquant_tests")
@@ -80,14 +76,10 @@ OTHER = {
 }
 
 
-def randomize(layer, rng):
-    layer.set_weights([rng.normal(size=w.shape) * 0.5 for w in layer.get_weights()])
-
-
 def built(make, shape, rng):
     layer = make()
     layer(np.zeros((1, *shape), np.float32))
-    randomize(layer, rng)
+    filled(layer, rng)
     return layer
 
 
@@ -145,7 +137,7 @@ def test_a_layer_of_an_own_config_computes_with_rounded_weights(name, training, 
 def test_an_embedding_looks_up_rounded_rows(rng):
     layer = layers.Embedding(10, 4)
     layer.build((None, 3))
-    randomize(layer, rng)
+    filled(layer, rng)
     tokens = rng.integers(0, 10, (5, 3))
     expected = rounded(layer.get_weights()[0], 1)[tokens]
     assert_same(tfq.QuantizeWrapper(layer, MatricesConfig(axis=0))(tokens), expected)
@@ -157,7 +149,7 @@ def attention(rng):
     layer, plain = make(), make()
     for new in (layer, plain):
         new(x, y)
-    randomize(layer, rng)
+    filled(layer, rng)
     return layer, plain, x, y
 
 
@@ -396,7 +388,7 @@ def test_mixed_precision_computes_in_the_layers_dtype(policy, training, rng):
     layer = layers.Dense(5, dtype=policy)
     x = batch(rng, (7,))
     layer(x)
-    randomize(layer, rng)
+    filled(layer, rng)
     config = KERAS_LAYERS.get_quantize_config(layer, SCHEMES["w8a8"])
     wrapper = passing(tfq.QuantizeWrapper(layer, config))
     y = wrapper(x, training=training)
@@ -445,7 +437,7 @@ class TestSaving:
     def test_a_folded_batch_norm_is_saved(self, rng, tmp_path):
         norm = layers.BatchNormalization()
         norm.build((None, 5))
-        randomize(norm, rng)
+        filled(norm, rng)
         norm.moving_variance.assign(rng.uniform(0.5, 2, 5))
         wrapper, _, x = linear("Dense", rng, "w8a8", batch_norm=norm)
         wrapper.output_quantizers[0][0].set_params(tfq.QuantParams(0.05, 0))

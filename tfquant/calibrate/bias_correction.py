@@ -3,11 +3,11 @@ take that back."""
 
 import dataclasses
 
-from keras import ops, tree
+from keras import ops
 
 from tfquant.calibrate.real import RealCalls
-from tfquant.quantizers import RecordingScope
-from tfquant.registry import LinearConfig
+from tfquant.configs.linear import LinearConfig
+from tfquant.quantizers import RealScope
 from tfquant.wrappers import CallHook
 
 # A gain outside mends no rounding: what it would scale is noise.
@@ -16,49 +16,57 @@ LARGEST_GAIN = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """What a layer put out: mean and standard deviation of each channel, over everything else."""
+    """What a layer put out: mean and standard deviation of each channel, over everything else.
+
+    Attributes:
+        mean: Vector.
+        deviation: Likewise; `None` where nobody asked for it.
+    """
 
     mean: object
-    deviation: object
+    deviation: object = None
 
     @classmethod
-    def of(cls, y) -> "Moments":
+    def of(cls, y, deviation: bool) -> "Moments":
         """Returns those of `y`, whose channels come last."""
         y = ops.cast(y, "float32")
         axes = tuple(range(len(y.shape) - 1))
-        return cls(ops.mean(y, axis=axes), ops.std(y, axis=axes))
+        if not deviation:
+            return cls(ops.mean(y, axis=axes))
+        mean, variance = ops.moments(y, axes)
+        return cls(mean, ops.sqrt(variance))
 
     @property
     def finite(self) -> bool:
         """Whether no value was NaN or infinite."""
-        return bool(ops.all(ops.isfinite(self.mean)) and ops.all(ops.isfinite(self.deviation)))
+        known = (x for x in (self.mean, self.deviation) if x is not None)
+        return all(bool(ops.all(ops.isfinite(x))) for x in known)
 
 
-def float_moments(model, arrays) -> dict:
-    """Returns the `Moments` of each layer that can be corrected, in the float model.
+def noting(moments: dict, share: float, deviation: bool):
+    """Returns a hook that notes the `Moments` of each layer that can be corrected, once.
+
+    A layer that is called in several places is left out.
 
     Args:
-        model: Quantized model, calibrated, without corrections.
-        arrays: Inputs of the model, a list.
-
-    Returns:
-        Dict from the `id` of a wrapper. A layer that is called in several places is not there.
+        moments: Dict from the `id` of a wrapper, which is filled.
+        share: Of the rows of a batch that count, those in front.
+        deviation: Whether deviations are noted as well.
     """
-    found = {}
 
     def note(wrapper, args, kwargs):
         if not _is_correctable(wrapper):
             return None
         y = wrapper.quantize_config.real_call(wrapper, args, kwargs)
-        found[id(wrapper)] = Moments.of(y)
+        if id(wrapper) not in moments:
+            counted = y if share == 1 else y[: max(1, round(y.shape[0] * share))]
+            moments[id(wrapper)] = Moments.of(counted, deviation)
         return y
 
-    with RecordingScope(quantize_weights=False), CallHook(note):
-        model(tree.pack_sequence_as(model.input, arrays), training=False)
-    return found
+    return note
 
 
-def correct(model, arrays, moments, deviation: bool, calls: RealCalls) -> list[str]:
+def correct(runner, arrays, moments, deviation: bool, calls: RealCalls) -> list[str]:
     """Gives each channel the mean, and the standard deviation, that it has in the float model.
 
         gain  = deviation(float output) / deviation(output), within 1/2 and 2, or 1
@@ -74,9 +82,10 @@ def correct(model, arrays, moments, deviation: bool, calls: RealCalls) -> list[s
     constant. A gain costs nothing on the device; see `LinearConfig.rescaled`.
 
     Args:
-        model: Calibrated model. A layer that has neither bias nor batch norm stays as it is.
+        runner: `Runner` of a calibrated model. A layer that has neither bias nor batch norm stays
+            as it is.
         arrays: Inputs of the model, a list.
-        moments: From `float_moments` on the same inputs.
+        moments: Of the float model, on the same inputs; see `noting`.
         deviation: Whether to correct deviations as well.
         calls: `RealCalls` of the model, which keeps up with the corrections.
 
@@ -91,22 +100,24 @@ def correct(model, arrays, moments, deviation: bool, calls: RealCalls) -> list[s
         y = calls(wrapper, args, kwargs)
         if y is None:
             y = wrapper.quantize_config.real_call(wrapper, args, kwargs)
-        expected, found = moments[id(wrapper)], Moments.of(y)
+        expected, found = moments[id(wrapper)], Moments.of(y, deviation)
         if not (expected.finite and found.finite):
             left.append(wrapper.layer.name)
             return y
-        for gain in ([_gain(expected, found)] if deviation else []) + [ops.ones_like(found.mean)]:
-            shift = expected.mean - gain * found.mean
+        for gain in [_gain(expected, found), None] if deviation else [None]:
+            scaled = found.mean if gain is None else gain * found.mean
+            shift = expected.mean - scaled
             changes = wrapper.quantize_config.rescaled(wrapper, gain, shift)
             if changes is not None:
                 for variable, value in changes:
                     wrapper.originals.assign(variable, value)
                 calls.rescale(wrapper, gain, shift)
-                return ops.cast(gain * ops.cast(y, "float32") + shift, y.dtype)
+                y = ops.cast(y, "float32")
+                return (y if gain is None else gain * y) + shift
         return y
 
-    with CallHook(fix):
-        model(tree.pack_sequence_as(model.input, arrays), training=False)
+    with RealScope(), CallHook(fix):
+        runner(arrays)
     return left
 
 

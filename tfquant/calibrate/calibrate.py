@@ -5,16 +5,19 @@ import math
 
 import keras
 import numpy as np
-from keras import ops, tree
+from keras import ops
 from rich.progress import Progress
 
-from tfquant.calibrate.choose import check_method, correct_biases
+from tfquant.calibrate.choose import METHODS, check_method, correct_biases, methods_of
+from tfquant.calibrate.judge import Judge
 from tfquant.calibrate.ranges import choose_ranges
 from tfquant.calibrate.real import RealCalls
+from tfquant.calibrate.rows import split
 from tfquant.data.batches import batches
+from tfquant.graph.runner import Runner
 from tfquant.quantizers import RecordingScope, Watch
 from tfquant.rewrite.validate import check_is_model
-from tfquant.wrappers import Quantize, QuantizeWrapper
+from tfquant.wrappers import CallHook, Quantize, QuantizeWrapper
 
 # Rows kept at the model's inputs, so that a converted file can be compared on real data.
 SAMPLE_ROWS = 256
@@ -72,34 +75,42 @@ def calibrate(
     with _undone_by_errors(model, wrappers):
         for wrapper in wrappers:
             wrapper.originals.restore()
-        rows, values_per_row = _see(model, data, watch, batch_size, steps, progress)
+        runner, calls = Runner(model), RealCalls()
+        source = batches(data, model.inputs, batch_size, steps)
+        with CallHook(calls):
+            samples, values_per_row = _see(runner, source, watch, progress)
         watch.set_params()
-        calls = RealCalls()
-        choose_ranges(model, watch, rows, values_per_row, calls)
-        correction = correct_biases(model, wrappers, rows, wanted, values_per_row, calls)
-    model.calibration_samples, model.correction = rows, correction
+        choices, methods = watch.choices(), methods_of(wanted, wrappers)
+        rows = split(samples, model.inputs[0].shape[0], values_per_row, wanted not in METHODS)
+        judge = Judge(model, rows, calls, "mean_deviation" in methods)
+        plain = choose_ranges(choices, judge, values_per_row)
+        correction = correct_biases(model, wrappers, runner, judge, methods, wanted, plain)
+    model.calibration_samples, model.correction = samples, correction
     _forget_traces(model)
     return model
 
 
-def _see(model, data, watch, batch_size, steps, progress):
+def _see(runner, source, watch, progress):
     """Shows the model's activations to `watch`.
 
     Returns:
         `(rows, values_per_row)`: the first rows of the data, and how much is computed for one.
     """
-    rows = []
-    source = batches(data, model.inputs, batch_size, steps)
+    rows, sizes = [], []
+
+    def see(quantizer, x):
+        sizes.append(math.prod(x.shape[1:]))
+        watch.see(quantizer, x)
+
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("Calibrating", total=source.total)
         for arrays in source:
-            with RecordingScope() as scope:
-                model(tree.pack_sequence_as(model.input, arrays), training=False)
-            values_per_row = sum(math.prod(x.shape[1:]) for _, x in scope.records)
-            watch.see(scope)
+            sizes.clear()
+            with RecordingScope(see=see):
+                runner(arrays)
             _keep(rows, arrays)
             bar.advance(task)
-    return [np.concatenate(parts) for parts in zip(*rows, strict=True)], values_per_row
+    return [np.concatenate(parts) for parts in zip(*rows, strict=True)], sum(sizes)
 
 
 @contextlib.contextmanager

@@ -3,24 +3,14 @@
 import dataclasses
 import logging
 
-import numpy as np
-
-from tfquant.calibrate.bias_correction import correct, float_moments
-from tfquant.calibrate.judge import Judge
+from tfquant.calibrate.bias_correction import correct
+from tfquant.configs.linear import LinearConfig
 from tfquant.numerics import QuantSpec
-from tfquant.registry import LinearConfig
 
 _logger = logging.getLogger("tfquant")
 
 # Methods by name, and whether each corrects deviations.
 METHODS = {"mean": False, "mean_deviation": True}
-
-# Rows that corrections are found on, and activations computed for it: fewer rows of a large model.
-FIT_ROWS = 128
-FIT_VALUES = 1.5e8
-
-# One row in three is kept out of a correction, to judge it.
-JUDGED = 3
 
 # Outputs of a lower ratio, in dB, are hardly those of the float model.
 FEW_DECIBELS = 6.0
@@ -33,8 +23,8 @@ class Correction:
     Attributes:
         method: `"none"`, `"mean"` or `"mean_deviation"`.
         sqnr: Signal to noise ratio of the model's outputs in dB, by method, on rows that no
-            correction was found on; empty where nothing was compared.
-        rows: Number of those rows.
+            correction was found on.
+        rows: Number of those rows; 0 where there is a single row, or batch of a fixed size.
     """
 
     method: str = "none"
@@ -44,7 +34,7 @@ class Correction:
     def __str__(self) -> str:
         in_words = lambda method: method.replace("_", " and ")  # noqa: E731
         ratios = ", ".join(f"{in_words(name)} {ratio:.1f}" for name, ratio in self.sqnr.items())
-        compared = f" (outputs in dB on {self.rows} rows kept out: {ratios})" if ratios else ""
+        compared = f" (outputs in dB on {self.rows} rows kept out: {ratios})" if self.rows else ""
         return in_words(self.method) + compared
 
 
@@ -63,33 +53,40 @@ def check_method(wanted) -> str:
     return names[wanted]
 
 
-def correct_biases(model, wrappers, arrays, wanted: str, values_per_row: int, calls):
+def methods_of(wanted: str, wrappers) -> list[str]:
+    """Returns the methods to try for a wish, from `check_method`.
+
+    Only weights of less than 8 bits need their deviations mended.
+    """
+    if wanted in METHODS:
+        return [wanted]
+    if wanted == "none":
+        return []
+    return list(METHODS) if _narrow(wrappers) else ["mean"]
+
+
+def correct_biases(model, wrappers, runner, judge, methods, wanted: str, plain) -> Correction:
     """Corrects the biases of a calibrated model, and warns where its outputs are lost.
 
     Args:
         model: Model without corrections, its grids set.
         wrappers: Its `QuantizeWrapper`s.
-        arrays: Inputs, a list, of all rows that may be used.
+        runner: `Runner` of it.
+        judge: `Judge` of it.
+        methods: From `methods_of`.
         wanted: From `check_method`. `"auto"` takes what serves the outputs best on rows that it
-            was not found on: nothing, means, or means and deviations, which only weights of less
-            than 8 bits need. A single row cannot be kept out, so that it corrects nothing.
-        values_per_row: Activations that the model computes for a row.
-        calls: `RealCalls` of the model.
+            was not found on: nothing, means, or means and deviations. A single row cannot be kept
+            out, so that it corrects nothing.
+        plain: `Sqnr` of the model as it is; `None` if nobody knows.
 
     Returns:
         `Correction`.
     """
-    room = max(1, min(FIT_ROWS, int(FIT_VALUES / max(values_per_row, 1))))
-    methods = [wanted] if wanted in METHODS else []
-    if wanted == "auto":
-        methods = list(METHODS) if _narrow(wrappers) else ["mean"]
-    rows, others = _split(model, arrays, room, keep_out=wanted == "auto")
-    if others is None:
-        for method in methods if wanted != "auto" else []:
-            _warn_of(correct(model, rows, float_moments(model, rows), METHODS[method], calls))
-        return Correction(wanted if wanted in METHODS else "none")
-    judge = Judge(model, others, len(rows[0]), calls)
-    correction = _best(model, wrappers, rows, judge, methods, len(others[0]))
+    if wanted == "auto" and not judge.rows.kept_out:
+        methods = []
+    forced = wanted != "auto" and bool(methods)
+    sqnr = {} if forced else {"none": (plain or judge.sqnr()).kept_out}
+    correction = _best(wrappers, runner, judge, methods, sqnr)
     ratio = correction.sqnr[correction.method]
     if ratio < FEW_DECIBELS:
         _logger.warning(
@@ -104,39 +101,23 @@ def correct_biases(model, wrappers, arrays, wanted: str, values_per_row: int, ca
     return correction
 
 
-def _best(model, wrappers, rows, judge, methods, judged) -> Correction:
-    """Tries `methods` and leaves the best one in place."""
-    best, sqnr, left = "none", {"none": judge.sqnr()}, []
+def _best(wrappers, runner, judge, methods, sqnr) -> Correction:
+    """Tries `methods` and leaves the best one in place, `sqnr` being known already."""
+    best, left = next(iter(sqnr), None), []
     state = [wrapper.originals.snapshot() for wrapper in wrappers]
-    moments = float_moments(model, rows) if methods else {}
-    calls = judge.calls
+    calls, (fitted,) = judge.calls, judge.rows.batches(0, judge.rows.fitted)
     for method in methods:
         for wrapper in wrappers:
             wrapper.originals.restore()
         judge.calls = calls.copy()
-        left = correct(model, rows, moments, METHODS[method], judge.calls)
-        sqnr[method] = judge.sqnr()
-        if sqnr[method] > sqnr[best]:
+        left = correct(runner, fitted, judge.moments, METHODS[method], judge.calls)
+        sqnr[method] = judge.sqnr().kept_out
+        if len(sqnr) == 1 or sqnr[method] > sqnr[best]:
             best, state = method, [wrapper.originals.snapshot() for wrapper in wrappers]
     for undo in state:
         undo()
     _warn_of(left)
-    return Correction(best, sqnr, judged)
-
-
-def _split(model, arrays, room, keep_out):
-    """Returns rows to find a correction on, and others to judge it by, or `None` without any."""
-    count, size = len(arrays[0]), model.inputs[0].shape[0]
-    if size is not None:  # Rows come by batches of a fixed size.
-        chosen, rest = np.arange(size), np.arange(size, min(count, max(2 * size, room)))
-        rest = rest[: len(rest) // size * size]
-    else:
-        wanted = room + room // (JUDGED - 1) if keep_out else room
-        places = np.unique(np.linspace(0, count - 1, min(count, max(wanted, 2))).astype(int))
-        kept = np.arange(len(places)) % JUDGED == 1
-        chosen, rest = (places[~kept], places[kept]) if keep_out else (places, places[:0])
-    take = lambda index: [array[index] for array in arrays]  # noqa: E731
-    return take(chosen), take(rest) if len(rest) and keep_out else None
+    return Correction(best, sqnr, judge.rows.kept_out)
 
 
 def _narrow(wrappers) -> bool:

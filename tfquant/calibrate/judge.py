@@ -1,13 +1,17 @@
 """`Judge`: how far a quantized model's outputs are from the float model's."""
 
 import math
+from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import activations, layers, ops, tree
 
+from tfquant.calibrate.bias_correction import noting
 from tfquant.calibrate.real import RealCalls
-from tfquant.quantizers import RecordingScope
+from tfquant.calibrate.rows import Rows
+from tfquant.graph.runner import Runner
+from tfquant.quantizers import RealScope, RecordingScope
 from tfquant.wrappers import CallHook, QuantizeWrapper
 
 # Beyond it, outputs agree as far as float32 goes.
@@ -17,6 +21,18 @@ LARGEST_SQNR = 120.0
 SQUASHING = (activations.softmax, activations.log_softmax, activations.sigmoid)
 
 
+class Sqnr(NamedTuple):
+    """Signal to noise ratio of a model's outputs in dB.
+
+    Attributes:
+        computed: On all rows that were computed.
+        kept_out: On those that no correction is found on; on all where none is kept out.
+    """
+
+    computed: float
+    kept_out: float
+
+
 class Judge:
     """Compares a model with the float model that it was made from, by what both put out.
 
@@ -24,42 +40,50 @@ class Judge:
     are compared in front of the softmax or sigmoid that ends a model.
 
     Args:
-        model: Quantized model, as it was before any correction.
-        arrays: Inputs, a list, of rows that nothing else was found from.
-        batch_size: Rows to compute at once.
-        calls: `RealCalls` of the quantized model.
+        model: Quantized model, its grids set, without any correction.
+        rows: `Rows`.
+        calls: `RealCalls` of the model.
+        deviation: Whether corrections will ask for deviations.
 
     Attributes:
-        calls: What computes linear layers; corrections may put another in its place.
+        rows: `Rows`.
+        calls: `RealCalls`, what computes linear layers; corrections may put another in its place.
+        moments: Dict from the `id` of a wrapper to the `Moments` of the float model, on the rows to
+            fit.
     """
 
-    def __init__(self, model, arrays, batch_size: int, calls: RealCalls):
+    def __init__(self, model, rows: Rows, calls: RealCalls, deviation: bool):
         heads = [_before_squashing(model, x) for x in tree.flatten(model.output)]
-        self._model = keras.Model(model.input, heads)
-        self._arrays, self._batch_size = arrays, batch_size
-        self.calls = RealCalls()
+        self._run = Runner(keras.Model(model.input, heads))
+        self.rows, self.calls, self.moments = rows, calls, {}
+        share = rows.fitted / len(rows) if rows.batch_size is None else 1
+        note = noting(self.moments, share, deviation)
         with RecordingScope(quantize_weights=False):
-            self._expected = self._outputs()
-        self.calls = calls
+            self._expected = self._outputs(0, note)
 
-    def sqnr(self) -> float:
+    def sqnr(self, every: bool = False) -> "Sqnr":
         """Returns the signal to noise ratio of the outputs in dB, their mean over several.
 
             10 log10(sum (y - mean of y over rows)^2 / sum (y - received)^2)
 
         What is the same for all rows is no signal: a network that went constant has 0 dB.
-        """
-        found = [_sqnr(*pair) for pair in zip(self._expected, self._outputs(), strict=True)]
-        return sum(found) / len(found)
 
-    def _outputs(self):
-        count, parts = len(self._arrays[0]), []
-        with CallHook(self.calls):
-            for start in range(0, count, self._batch_size):
-                rows = [array[start : start + self._batch_size] for array in self._arrays]
-                rows = tree.pack_sequence_as(self._model.input, rows)
-                outputs = self._model(rows, training=False)
-                parts.append([ops.convert_to_numpy(x) for x in tree.flatten(outputs)])
+        Args:
+            every: Whether to compute the rows to fit as well.
+        """
+        start = 0 if every or not self.rows.kept_out else self.rows.fitted
+        with RealScope():
+            received = self._outputs(start, self.calls)
+        expected = [x[start:] for x in self._expected]
+        behind = self.rows.fitted - start if self.rows.kept_out else 0
+        return Sqnr(_mean_sqnr(expected, received, 0), _mean_sqnr(expected, received, behind))
+
+    def _outputs(self, start, hook):
+        """Returns the outputs for the rows from `start` on."""
+        parts = []
+        with CallHook(hook):
+            for arrays in self.rows.batches(start):
+                parts.append([ops.convert_to_numpy(x) for x in self._run(arrays)])
         return [np.concatenate(x) for x in zip(*parts, strict=True)]
 
 
@@ -73,6 +97,13 @@ def _before_squashing(model, output):
             if squashes and layer.output is output:
                 return tree.flatten(layer.input)[0]
     return output
+
+
+def _mean_sqnr(expected, received, start) -> float:
+    """Returns the mean ratio of several outputs, on the rows from `start` on."""
+    pairs = zip(expected, received, strict=True)
+    found = [_sqnr(*(y[start:] for y in pair)) for pair in pairs]
+    return sum(found) / len(found)
 
 
 def _sqnr(expected, received) -> float:

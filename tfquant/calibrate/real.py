@@ -1,6 +1,6 @@
 """`RealCalls`: linear layers in real arithmetic, their kernels quantized and folded once."""
 
-from tfquant.registry import LinearConfig
+from tfquant.configs.linear import LinearConfig
 
 
 class RealCalls:
@@ -24,15 +24,18 @@ class RealCalls:
         config = wrapper.quantize_config
         if not isinstance(config, LinearConfig) or config.dynamic:
             return None
-        if wrapper.batch_norm is None:
+        if not wrapper.weight_quantizers:
             return config.real_call(wrapper, args, kwargs)
         if id(wrapper) not in self._held:
             self._held[id(wrapper)] = config.real_weights(wrapper)
         return config.real_call(wrapper, args, kwargs, self._held[id(wrapper)])
 
     def rescale(self, wrapper, gain, shift) -> None:
-        """Makes a layer's output `gain * y + shift`."""
-        if id(wrapper) in self._held:
-            kernel, bias = self._held[id(wrapper)]
-            gain_of_kernel = wrapper.quantize_config.by_channel(wrapper, gain)
-            self._held[id(wrapper)] = kernel * gain_of_kernel, bias * gain + shift
+        """Makes a layer's output `gain * y + shift`; a gain of `None` is 1."""
+        if id(wrapper) not in self._held:
+            return
+        kernel, bias = self._held[id(wrapper)]
+        if gain is not None:
+            kernel = kernel * wrapper.quantize_config.by_channel(wrapper, gain)
+            bias = bias * gain
+        self._held[id(wrapper)] = kernel, bias + shift

@@ -1,1 +1,1 @@
-"""Batches of the user's data, whatever their form."""
+"""Batches of the user's data, whatever their form; files that appear when they are complete."""

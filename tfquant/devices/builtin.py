@@ -12,7 +12,6 @@ import numpy as np
 from keras import ops, tree
 
 from tfquant.numerics.fixed_point import (
-    int64,
     multiply_half_away,
     power_of_two,
     quantize_multiplier,
@@ -117,7 +116,7 @@ def mean(inputs, output, sums, count):
     significand, exponent = quantize_multiplier(s / so)
     count = ops.cast(count, "int64")
     shift = ops.cast(ops.floor(ops.log2(ops.cast(count, "float64") + 0.5)), "int64")
-    shift = ops.minimum(ops.minimum(shift, int64(32)), exponent + 31)
+    shift = ops.minimum(ops.minimum(shift, 32), exponent + 31)
     factor = ops.floor_divide(significand * power_of_two(shift), count)
     return multiply_half_away(sums, factor, exponent - shift)
 

@@ -92,6 +92,15 @@ class Device:
         """Whether the device has arithmetic of its own for an operator."""
         return name in self.operators and num_bits in self.operators[name].steps
 
+    def moves(self, name: str) -> bool:
+        """Whether the output of an operator lies on the grid of its inputs."""
+        return name in self.operators and self.operators[name].grid == INPUTS
+
+    def bounds(self, name: str) -> tuple[float, float] | None:
+        """Returns what the device spreads over all integers of an operator's output, or `None`."""
+        grid = self.operators[name].grid if name in self.operators else None
+        return grid if isinstance(grid, tuple) else None
+
     def compute(self, name: str, inputs, output, **settings):
         """Computes an operator on integers.
 

@@ -11,15 +11,16 @@ Sources: LiteRT, `LUTPopulate`, `LUTLookup`, `reference_integer_ops::Logistic`, 
 import math
 
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from tfquant.numerics.fixed_point import (
-    int64,
     multiply_half_away,
     power_of_two,
     quantize_multiplier,
     requantize_half_away,
     round_half_away,
+    rounding_shift,
 )
 
 # Intervals of a table of 16 bits, each of 128 integers.
@@ -33,6 +34,7 @@ _RAISED = (
 )
 _SIGMOIDS = np.rint(65536.0 / (1.0 + np.exp(-np.arange(256) / 24.0)))
 _SIGMOIDS[list(_RAISED)] += 1.0
+_SIGMOIDS = _SIGMOIDS.astype(np.int64)
 
 
 def in_float32(function):
@@ -127,10 +129,10 @@ def _multiply_add(a, b, c, fused):
 
 def interpolated(table, q):
     """Looks integers of 16 bits up in a table of 513 entries; both float, as the result."""
-    place = ops.floor(q * 2.0**-7)
-    index = ops.cast(place, "int32") + INTERVALS // 2
-    left, right = ops.take(table, index), ops.take(table, index + 1)
-    return left + ops.floor(((right - left) * (q - place * 128.0) + 64.0) * 2.0**-7)
+    place = tf.floor(q * 2.0**-7)
+    index = tf.cast(place, tf.int32) + INTERVALS // 2
+    left, right = tf.gather(table, index), tf.gather(table, index + 1)
+    return left + tf.floor(((right - left) * (q - place * 128.0) + 64.0) * 2.0**-7)
 
 
 def logistic_16(inputs, output):
@@ -142,43 +144,46 @@ def logistic_16(inputs, output):
     """
     del output
     x, negative = _in_chords(inputs)
-    place = ops.floor_divide(x, int64(512))
-    value = ops.where(place >= 255, int64(0x7FFF << 10), _chord(place, x - place * 512, 512))
-    value = ops.where(negative, int64((1 << 25) + (1 << 9) - 1) - value, value + int64(1 << 9))
-    return ops.cast(ops.floor_divide(value, int64(1 << 10)), "float32")
+    place = tf.bitwise.right_shift(x, 9)
+    value = _or_end(_chord(place, x - place * 512, 512), place, 0x7FFF << 10)
+    value = tf.where(negative, (1 << 25) + (1 << 9) - 1 - value, value + (1 << 9))
+    return tf.cast(tf.bitwise.right_shift(value, 10), tf.float32)
 
 
 def tanh_16(inputs, output):
     """The hyperbolic tangent of 16 bits: `2 * sigmoid(2 * x) - 1` on the chords of the sigmoid."""
     del output
     x, negative = _in_chords(inputs)
-    place = ops.floor_divide(x, int64(256))
-    value = ops.where(place >= 255, int64(0xFFFF << 8), _chord(place, x - place * 256, 256))
-    half, rounding = int64(1 << 23), int64(1 << 7)
-    value = ops.where(negative, half + rounding - 1 - value, value - half + rounding)
-    return ops.cast(ops.floor_divide(value, int64(1 << 8)), "float32")
+    place = tf.bitwise.right_shift(x, 8)
+    value = _or_end(_chord(place, x - place * 256, 256), place, 0xFFFF << 8)
+    half, rounding = 1 << 23, 1 << 7
+    value = tf.where(negative, half + rounding - 1 - value, value - half + rounding)
+    return tf.cast(tf.bitwise.right_shift(value, 8), tf.float32)
 
 
 def _in_chords(inputs):
     """Returns `|x|` in units of 1 / (3 * 4096), rounded halves upward, and where `x < 0`."""
     (grid,) = inputs
-    multiplier = ops.cast(grid.params.scale, "float64") * (4096.0 * 3.0)
-    # The largest factor of 15 bits, its fraction cut off.
-    shift = ops.ceil(ops.log2(32767.0 / 2.0 / multiplier))
-    shift = ops.where(multiplier * 2.0**shift <= 32767.0 / 2.0, shift + 1.0, shift)
-    shift = ops.clip(shift, 0.0, 31.0)
-    factor = ops.cast(ops.floor(multiplier * 2.0**shift), "int64")
-    divisor = power_of_two(shift)
-    x = ops.cast(grid.steps, "int64") * factor + ops.floor_divide(divisor, int64(2))
-    x = ops.floor_divide(x, divisor)
-    return ops.abs(x), x < 0
+    multiplier = tf.cast(grid.params.scale, tf.float64) * (4096.0 * 3.0)
+    # The smallest shift that makes it more than half of 15 bits; then its fraction is cut off.
+    _, exponent = quantize_multiplier(multiplier)
+    shift = tf.minimum(tf.maximum(15 - exponent, 1), 32)
+    enough = multiplier * tf.cast(power_of_two(shift - 1), tf.float64) > 32767.0 / 2.0
+    shift = tf.minimum(shift - tf.cast(enough, tf.int64), 31)
+    factor = tf.cast(multiplier * tf.cast(power_of_two(shift), tf.float64), tf.int64)
+    x = rounding_shift(tf.cast(grid.steps, tf.int64) * factor, shift)
+    return tf.abs(x), x < 0
 
 
 def _chord(place, rest, width):
-    place = ops.cast(ops.minimum(place, int64(254)), "int32")
-    table = ops.convert_to_tensor(_SIGMOIDS, "int64")
-    left, right = ops.take(table, place), ops.take(table, place + 1)
+    place = tf.minimum(place, 254)
+    left, right = tf.gather(_SIGMOIDS, place), tf.gather(_SIGMOIDS, place + 1)
     return left * width + rest * (right - left)
+
+
+def _or_end(value, place, end):
+    """Returns what the function tends to where the chords have come to their end."""
+    return tf.where(place >= 255, tf.constant(end, tf.int64), value)
 
 
 def softmax_16(inputs, output, beta=1.0):

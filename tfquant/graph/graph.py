@@ -77,8 +77,7 @@ class Node:
 
     def read_instead(self, replaced: dict) -> None:
         """Has the call read other tensors, those that `replaced` gives for its own."""
-        value = lambda x: replaced.get(x, x) if isinstance(x, keras.KerasTensor) else x  # noqa: E731
-        self.args, self.kwargs = tree.map_structure(value, (self.args, self.kwargs))
+        self.args, self.kwargs = put_in_place((self.args, self.kwargs), replaced)
 
     def filled(self):
         """Returns `clone` with the weights of `layer`."""
@@ -149,12 +148,11 @@ class Graph:
             Structure of what takes the place of the graph's outputs.
         """
         values = dict(zip(tree.flatten(self.inputs), inputs, strict=True))
-        value = lambda x: values.get(x, x) if isinstance(x, keras.KerasTensor) else x  # noqa: E731
         for node in self.nodes:
-            args, kwargs = tree.map_structure(value, (node.args, node.kwargs))
+            args, kwargs = put_in_place((node.args, node.kwargs), values)
             outputs = tree.flatten(call(node, args, kwargs))
             values.update(zip(tree.flatten(node.outputs), outputs, strict=True))
-        return tree.map_structure(value, self.outputs)
+        return put_in_place(self.outputs, values)
 
     def new_inputs(self):
         """Returns a structure of new inputs like the graph's."""
@@ -416,12 +414,12 @@ class _Masks:
             given.append(keras.Input(batch_shape=mask.shape, dtype=mask.dtype))
         masks = tree.flatten(self.layer.compute_mask(given[0], *(given[1:] or [None])))
         made = [m for m in masks if m is not None and all(m is not g for g in given)]
-        known = {id(given[-1]): mask}
+        known = {given[-1]: mask}
         if made:
             graph = self.tracer.trace(keras.Model(given, made), origin=self.origin)
             values = _replay(graph, [x, mask][: len(given)], self.nodes)
-            known.update(zip(map(id, made), tree.flatten(values), strict=True))
-        return [None if m is None else known[id(m)] for m in masks]
+            known.update(zip(made, tree.flatten(values), strict=True))
+        return [None if m is None else known[m] for m in masks]
 
 
 class UniqueNames:
@@ -480,6 +478,13 @@ def _replay(graph, inputs, nodes):
 def tensors(structure) -> list:
     """Returns the KerasTensors in `structure`."""
     return [x for x in tree.flatten(structure) if isinstance(x, keras.KerasTensor)]
+
+
+def put_in_place(structure, others: dict):
+    """Returns `structure` with `others[x]` in the place of each KerasTensor `x` that is a key."""
+    return tree.map_structure(
+        lambda x: others.get(x, x) if isinstance(x, keras.KerasTensor) else x, structure
+    )
 
 
 def real(xs) -> list:

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import layers, tree
 
-from tfquant.graph.graph import clone_graph, tensors
+from tfquant.graph.graph import clone_graph, put_in_place, tensors
 from tfquant.graph.walk import is_readable
 from tfquant.layers.parts import Constant, Whole
 
@@ -74,7 +74,7 @@ def read(layer, args: tuple, kwargs: dict, mark=lambda constant: constant):
 
 
 def _read(layer, args, kwargs, mark):
-    given = list({id(x): x for x in tensors((args, kwargs))}.values())
+    given = list(dict.fromkeys(tensors((args, kwargs))))
     try:
         outputs = layer.call(*args, **kwargs)
         if _all_symbolic(outputs):
@@ -150,30 +150,28 @@ class _Recording:
     """One run.
 
     Attributes:
-        values: Dict from the id of a symbolic tensor to the tensor or variable it stands for.
+        values: Dict from a symbolic tensor to the tensor or variable it stands for.
         calls: Operations, their arguments and outputs.
         outputs: Structure of what the `call` returned.
         size: Its `_Size`.
-        tensors: Symbolic tensors, kept so that no other takes over an id.
     """
 
     values: dict
     calls: list
     outputs: object
     size: _Size
-    tensors: list
 
 
 def _record(layer, args, kwargs, given, size):
-    inputs = {id(x): keras.Input(batch_shape=size.shape(x.shape), dtype=x.dtype) for x in given}
-    args, kwargs = tree.map_structure(lambda x: inputs.get(id(x), x), (args, kwargs))
+    inputs = {x: keras.Input(batch_shape=size.shape(x.shape), dtype=x.dtype) for x in given}
+    args, kwargs = put_in_place((args, kwargs), inputs)
     with _symbolic_variables(layer) as variables:
         outputs = layer.call(*args, **kwargs)
     found, calls = tensors(outputs), []
     sources = [*inputs.values(), *(symbol for _, symbol in variables)]
     stands_for = [*given, *(variable for variable, _ in variables)]
     if not found:
-        return _Recording({}, [], outputs, size, [])
+        return _Recording({}, [], outputs, size)
 
     def call(operation, *args, **kwargs):
         results = operation(*args, **kwargs)
@@ -181,11 +179,9 @@ def _record(layer, args, kwargs, given, size):
         return results
 
     copy = clone_graph(keras.Model(sources, found), lambda operation: operation, call)
-    renamed = dict(zip(map(id, found), tree.flatten(copy.output), strict=True))
-    outputs = tree.map_structure(lambda x: renamed.get(id(x), x), outputs)
-    copies = tree.flatten(copy.input)
-    values = dict(zip(map(id, copies), stands_for, strict=True))
-    return _Recording(values, calls, outputs, size, copies)
+    renamed = dict(zip(found, tree.flatten(copy.output), strict=True))
+    values = dict(zip(tree.flatten(copy.input), stands_for, strict=True))
+    return _Recording(values, calls, put_in_place(outputs, renamed), size)
 
 
 @contextlib.contextmanager
@@ -289,8 +285,7 @@ class _Replay:
         return tree.pack_sequence_as(found[0], merged)
 
     def _look_up(self, run, structure):
-        values = self.values[run]
-        return tree.map_structure(lambda x: values.get(id(x), x), structure)
+        return put_in_place(structure, self.values[run])
 
     def _call(self, calls):
         operations = [operation for operation, *_ in calls]
@@ -305,7 +300,7 @@ class _Replay:
             results = self._compute(operations, arguments)
         for values, (*_, symbolic), result in zip(self.values, calls, results, strict=True):
             pairs = zip(tree.flatten(symbolic), tree.flatten(result), strict=True)
-            values.update((id(x), y) for x, y in pairs)
+            values.update(pairs)
 
     def _compute(self, operations, arguments):
         """Computes what depends on no input, in each run."""

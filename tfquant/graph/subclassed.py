@@ -174,11 +174,11 @@ class _Readers:
     """
 
     def __init__(self, model):
-        self.of, self.kept = {}, []
+        self.of = {}
         self.inputs = tree.flatten(clone_graph(model, lambda layer: layer, self._call).input)
 
     def _call(self, layer, *args, **kwargs):
-        given = list({id(x): x for x in tensors((args, kwargs))}.values())
+        given = list(dict.fromkeys(tensors((args, kwargs))))
         outputs = None
         if isinstance(layer, keras.Model) or is_composite(layer):
             try:
@@ -198,12 +198,11 @@ class _Readers:
         return outputs
 
     def _note(self, tensor, layer, arguments, outputs):
-        self.of.setdefault(id(tensor), []).append((layer, arguments, outputs))
-        self.kept.append(tensor)  # It is known by its id.
+        self.of.setdefault(tensor, []).append((layer, arguments, outputs))
 
     def dtype(self, tensor):
         """Returns the dtype, other than of real numbers, that `tensor` is read with, or `None`."""
-        for layer, arguments, outputs in self.of.get(id(tensor), ()):
+        for layer, arguments, outputs in self.of.get(tensor, ()):
             if type(layer) in _LOOKUPS:
                 return _LOOKUPS[type(layer)]
             name = type(layer).__name__

@@ -31,6 +31,23 @@ def all_layers(model) -> list:
     return [layer for _, layer in walk(model)]
 
 
+def models(model) -> Iterator[keras.Model]:
+    """Yields `model` and the models in it."""
+    yield model
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from models(layer)
+
+
+def leaves(model) -> Iterator[keras.layers.Layer]:
+    """Yields the layers of `model` and of the models in it, inputs among them, models not."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from leaves(layer)
+        else:
+            yield layer
+
+
 def is_readable(layer) -> bool:
     """Whether `layer` is a model whose calls can be read: functional or sequential."""
     return bool(

@@ -56,9 +56,9 @@ def _own_types(layer):
     found, waiting, seen = {}, [layer], set()
     while waiting:
         one = waiting.pop()
-        if id(one) in seen:
+        if one in seen:
             continue
-        seen.add(id(one))
+        seen.add(one)
         if type(one).__module__.partition(".")[0] not in ("keras", "tfquant"):
             found[type(one).__name__] = type(one)
         inside = keras.tree.flatten([x for x in vars(one).values() if _may_hold_layers(x)])

@@ -133,14 +133,21 @@ def commands(out, objects, *, tensorflow=None, root=None, copts=(), machine=None
     root = pathlib.Path(root or source_root())
     lists = source_lists(root)
     machine = machine or platform.machine()
-    by_machine = {"x86_64": "X86_64_SOURCES", "AMD64": "X86_64_SOURCES"}
-    by_machine |= {"aarch64": "AARCH64_SOURCES", "arm64": "AARCH64_SOURCES"}
+    by_machine = {"x86_64": "X86_64_PATHS", "AMD64": "X86_64_PATHS"}
+    by_machine |= {"aarch64": "AARCH64_PATHS", "arm64": "AARCH64_PATHS"}
     jobs = [(name, []) for name in lists["CORE_SOURCES"]]
-    jobs += list(lists.get(by_machine.get(machine), {}).items())
+    paths = lists.get(by_machine.get(machine), {})
+    jobs += [(path_source(name), options.split()) for name, options in paths.items()]
     if tensorflow:
         include = ["-isystem", str(pathlib.Path(tensorflow) / "include")]
         jobs += [(n, lists["TENSORFLOW_COPTS"] + include) for n in lists["TENSORFLOW_SOURCES"]]
-    base = [compiler() or "c++", *lists["COPTS"], "-fPIC", cuda_folder_option(root)]
+    base = [
+        compiler() or "c++",
+        *lists["COPTS"],
+        "-fPIC",
+        cuda_folder_option(root),
+        *path_options(lists),
+    ]
     compilations, names = [], []
     for source, options in jobs:
         name = str(pathlib.Path(objects) / (source.replace("/", "_") + ".o"))
@@ -150,6 +157,19 @@ def commands(out, objects, *, tensorflow=None, root=None, copts=(), machine=None
     if tensorflow:
         link += [f"-L{tensorflow}", "-l:libtensorflow_framework.so.2"]
     return compilations, link
+
+
+def path_source(name):
+    """File of a path of `X86_64_PATHS` or `AARCH64_PATHS`."""
+    return f"core/{name}/kernels.cc"
+
+
+def path_options(lists):
+    """What tells path.cc the names of the paths, in their order."""
+    return [
+        f"-DTFQUANT_{key}=" + "".join(f"TFQUANT_PATH({name})" for name in lists[key])
+        for key in ("X86_64_PATHS", "AARCH64_PATHS")
+    ]
 
 
 def cuda_folder_option(root):

@@ -133,7 +133,7 @@ def open_c_library(file):
 
 
 def path_names(library):
-    """Names of all paths of an opened library, plainest first; the list is `core/path.cc`."""
+    """Names of all paths of an opened library, plainest first; the list is `sources.bzl`."""
     names = []
     while (name := library.tfquant_path_name(len(names))) is not None:
         names.append(name.decode())

@@ -4,11 +4,14 @@ Some kernels multiply the accumulator by a float32 and round to nearest even; ot
 fixed-point number, with one rounding or two. Each function here computes one way exactly;
 accumulators are floats that hold integers. Which kernel takes which way, `tfquant.devices` says.
 
+Written in TensorFlow's own operations: a call of Keras's costs several times as much, and one step
+of an LSTM scales dozens of small tensors.
+
 Sources: XNNPACK, `xnn_init_qs8_qc8w_conv_minmax_fp32_*`; LiteRT,
 `MultiplyByQuantizedMultiplier`; ruy, `Kernel8bitNeon`; gemmlowp, `doc/quantization.md`.
 """
 
-from keras import ops
+import tensorflow as tf
 
 # Bits of the significand of a quantized multiplier.
 _SIGNIFICAND_BITS = 31
@@ -32,9 +35,9 @@ def accumulate(multiply, steps, num_bits, zero_point=0):
     """
     if num_bits <= 8:
         return multiply(steps, zero_point)
-    high = ops.floor(steps * 2.0**-8)
+    high = tf.floor(steps * 2.0**-8)
     high_sum, low_sum = (
-        ops.cast(multiply(half, z), "float64")
+        tf.cast(multiply(half, z), tf.float64)
         for half, z in ((high, 0), (steps - high * 2.0**8, -128))
     )
     return high_sum * 2.0**8 + low_sum
@@ -52,7 +55,7 @@ def requantize(accumulator, multiplier, rounding: str):
     Returns:
         Float32 tensor of output steps, which `"float32"` leaves to be rounded.
     """
-    return ops.cast(ROUNDINGS[rounding](accumulator, multiplier), "float32")
+    return tf.cast(ROUNDINGS[rounding](accumulator, multiplier), tf.float32)
 
 
 def multiplier_dtype(rounding: str) -> str:
@@ -83,18 +86,16 @@ def quantize_multiplier(multiplier):
         `(significand, exponent)`: int64 in `[2**30, 2**31)` and int64. A multiplier so small that
         the device shifts everything out gets significand 0.
     """
-    exponent = ops.floor(ops.log2(multiplier)) + 1
-    fraction = multiplier * 2.0 ** (-exponent)
-    # log2 may be off by one at powers of two.
-    exponent = ops.where(fraction >= 1.0, exponent + 1, exponent)
-    exponent = ops.where(fraction < 0.5, exponent - 1, exponent)
-    fraction = multiplier * 2.0 ** (-exponent)
-    significand = round_half_away(fraction * 2.0**_SIGNIFICAND_BITS)
-    overflow = significand == 2.0**_SIGNIFICAND_BITS
-    significand = ops.where(overflow, significand / 2, significand)
-    exponent = ops.where(overflow, exponent + 1, exponent)
-    significand = ops.where(exponent < -_SIGNIFICAND_BITS, ops.zeros_like(significand), significand)
-    return ops.cast(significand, "int64"), ops.cast(exponent, "int64")
+    # A float64 is 1.f * 2**(e - 1023), its bits e and f of 11 and 52: exact, and a few operations.
+    bits = tf.bitcast(tf.convert_to_tensor(multiplier, tf.float64), tf.int64)
+    exponent = tf.bitwise.right_shift(bits, 52) - 1022
+    fraction = tf.bitwise.bitwise_or(tf.bitwise.bitwise_and(bits, 2**52 - 1), 2**52)
+    significand = tf.bitwise.right_shift(fraction + 2**21, 22)
+    overflow = tf.bitwise.right_shift(significand, _SIGNIFICAND_BITS)
+    exponent += overflow
+    significand = tf.bitwise.right_shift(significand, overflow)
+    significand *= tf.cast(exponent >= -_SIGNIFICAND_BITS, tf.int64)
+    return significand, exponent
 
 
 def requantize_fixed_point(accumulator, multiplier):
@@ -114,7 +115,7 @@ def requantize_fixed_point(accumulator, multiplier):
         Float64 tensor of integers.
     """
     high, right = _high_product(accumulator, multiplier)
-    return ops.cast(rounding_shift(high, right), "float64")
+    return tf.cast(rounding_shift(high, right), tf.float64)
 
 
 def requantize_one_rounding(accumulator, multiplier):
@@ -132,10 +133,8 @@ def requantize_one_rounding(accumulator, multiplier):
         Float64 tensor of integers.
     """
     significand, exponent = quantize_multiplier(multiplier)
-    product = ops.cast(accumulator, "int64") * significand
-    return ops.cast(
-        rounding_shift(product, ops.minimum(int64(31) - exponent, int64(62))), "float64"
-    )
+    product = tf.cast(accumulator, tf.int64) * significand
+    return tf.cast(rounding_shift(product, tf.minimum(31 - exponent, 62)), tf.float64)
 
 
 def requantize_half_away(steps, multiplier):
@@ -156,7 +155,7 @@ def requantize_half_away(steps, multiplier):
 def multiply_half_away(steps, significand, exponent):
     """`requantize_half_away` by a multiplier `significand * 2**(exponent - 31)`, int64."""
     high, right = _high_product_of(steps, significand, exponent)
-    return ops.cast(ops.sign(high) * rounding_shift(ops.abs(high), right), "float64")
+    return tf.cast(tf.sign(high) * rounding_shift(tf.abs(high), right), tf.float64)
 
 
 def requantize_fixed_point_64(accumulator, multiplier):
@@ -173,18 +172,14 @@ def requantize_fixed_point_64(accumulator, multiplier):
         Float64 tensor of integers.
     """
     significand, exponent = quantize_multiplier(multiplier)
-    reduced = ops.where(
-        significand < int64(0x7FFF0000),
-        ops.floor_divide(significand + int64(2**15), int64(2**16)),
-        ops.full_like(significand, 0x7FFF),
-    )
-    product = ops.cast(accumulator, "int64") * reduced
-    return ops.cast(rounding_shift(product, int64(15) - exponent), "float64")
+    reduced = tf.minimum(tf.bitwise.right_shift(significand + 2**15, 16), 2**15 - 1)
+    product = tf.cast(accumulator, tf.int64) * reduced
+    return tf.cast(rounding_shift(product, tf.minimum(15 - exponent, 62)), tf.float64)
 
 
 def requantize_real(accumulator, multiplier):
     """Scales in float64, halves away from zero, as LiteRT's 16-bit FULLY_CONNECTED with a bias."""
-    return round_half_away(ops.cast(accumulator, "float64") * multiplier)
+    return round_half_away(tf.cast(accumulator, tf.float64) * multiplier)
 
 
 # The ways to round, by the names that a device gives them.
@@ -198,25 +193,20 @@ ROUNDINGS = {
 }
 
 
-def int64(value):
-    """Returns an integer as a tensor of 64 bits."""
-    return ops.convert_to_tensor(value, "int64")
-
-
 def power_of_two(exponent):
-    """Returns `2**exponent`, int64, of exponents of 0 to 62."""
-    return ops.cast(2.0 ** ops.cast(exponent, "float64"), "int64")
+    """Returns `2**exponent`, int64, of int64 exponents of 0 to 62."""
+    return tf.bitwise.left_shift(tf.ones_like(exponent), exponent)
 
 
 def rounding_shift(x, bits):
-    """Returns `x / 2**bits` to nearest, halves upward; int64."""
-    divisor = power_of_two(bits)
-    return ops.floor_divide(x + ops.floor_divide(divisor, int64(2)), divisor)
+    """Returns `x / 2**bits` to nearest, halves upward; both int64."""
+    half = tf.bitwise.right_shift(power_of_two(bits), 1)
+    return tf.bitwise.right_shift(x + half, bits)
 
 
 def round_half_away(x):
     """Rounds to nearest, halves away from zero."""
-    return ops.sign(x) * ops.floor(ops.abs(x) + 0.5)
+    return tf.sign(x) * tf.floor(tf.abs(x) + 0.5)
 
 
 def _high_product(accumulator, multiplier):
@@ -225,6 +215,7 @@ def _high_product(accumulator, multiplier):
 
 def _high_product_of(accumulator, significand, exponent):
     """Returns the upper half of the product with the significand, and the shift that remains."""
-    left = ops.maximum(exponent, int64(0))
-    product = ops.cast(accumulator, "int64") * power_of_two(left) * significand
-    return rounding_shift(product, int64(31)), ops.maximum(-exponent, int64(0))
+    left = power_of_two(tf.maximum(exponent, 0))
+    product = tf.cast(accumulator, tf.int64) * left * significand
+    high = tf.bitwise.right_shift(product + 2**30, 31)
+    return high, tf.minimum(tf.maximum(-exponent, 0), 62)

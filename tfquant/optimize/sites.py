@@ -6,11 +6,11 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
+from tfquant.configs.linear import LinearConfig
 from tfquant.numerics import QuantSpec, group_scale
 from tfquant.optimize.moments import Moments
 from tfquant.optimize.streams import Streams
 from tfquant.quantizers import AbsMax, LearnedStep
-from tfquant.registry import LinearConfig
 from tfquant.wrappers import QuantizeWrapper
 
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)

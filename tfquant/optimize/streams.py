@@ -1,6 +1,5 @@
 """`Streams`: what every tensor of a model is, in the float model and in the quantized one."""
 
-import contextlib
 import dataclasses
 
 import keras
@@ -119,12 +118,15 @@ class Streams:
 
     def run_float(self, node) -> None:
         """Computes a call in the float model; its weights must be what they were."""
-        layer = node.layer
-        whole = contextlib.nullcontext()
-        if isinstance(layer, QuantizeWrapper):
-            whole = layer.originals.in_place()
-        with whole, RecordingScope(quantize_weights=False):
-            self._run(node, quantized=False)
+        put_back = lambda: None  # noqa: E731
+        if isinstance(node.layer, QuantizeWrapper):
+            put_back = node.layer.originals.snapshot()
+            node.layer.originals.restore()
+        try:
+            with RecordingScope(quantize_weights=False):
+                self._run(node, quantized=False)
+        finally:
+            put_back()
 
     def run_quantized(self, node) -> None:
         """Computes a call in the quantized model, linear layers in real arithmetic."""

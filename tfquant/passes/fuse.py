@@ -2,10 +2,10 @@
 
 from keras import activations, layers, tree
 
+from tfquant.configs.linear import LinearConfig
 from tfquant.graph.graph import Graph, Node
 from tfquant.quantizers import WeightQuantizer
 from tfquant.registry.keras_layers import LINEAR, clamp_of
-from tfquant.registry.linear import LinearConfig
 
 # Kernels that apply a clamp to their output themselves.
 CLAMPING = (*LINEAR, layers.Add, layers.Subtract, layers.Multiply)

@@ -4,16 +4,16 @@ import keras
 import numpy as np
 from keras import activations, layers, tree
 
-from tfquant.graph.graph import Graph, Node
-from tfquant.layers.parts import ChannelAffine, Constant, Select
-from tfquant.registry.elementwise import OutputConfig, SameGridConfig, SumConfig
-from tfquant.registry.parts import (
+from tfquant.configs.elementwise import OutputConfig, SameGridConfig, SumConfig
+from tfquant.configs.parts import (
     ConstantConfig,
     GivenMaskConfig,
     MaskedScoresConfig,
     MatMulConfig,
     ScoresConfig,
 )
+from tfquant.graph.graph import Graph, Node
+from tfquant.layers.parts import ChannelAffine, Constant, Select
 from tfquant.unfold.attention import HIDDEN, LARGE
 
 # Layers and operations that hand on what they read, one number for one.

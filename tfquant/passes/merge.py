@@ -1,8 +1,6 @@
 """Clamps that read one tensor, made one."""
 
-from keras import tree
-
-from tfquant.graph.graph import Graph
+from tfquant.graph.graph import Graph, put_in_place
 from tfquant.registry.keras_layers import clamp_of
 
 
@@ -28,6 +26,6 @@ def merge_clamps(graph: Graph) -> None:
         if clamp:
             first[key] = node
         kept.append(node)
-    graph.outputs = tree.map_structure(lambda x: merged.get(x, x), graph.outputs)
+    graph.outputs = put_in_place(graph.outputs, merged)
     graph.nodes[:] = kept
     graph.forget_order()

@@ -1,7 +1,7 @@
 """Objects that hold the state of a grid and map real values onto it."""
 
 from tfquant.quantizers.abs_max import AbsMax
-from tfquant.quantizers.base import Quantizer, RecordingScope
+from tfquant.quantizers.base import Quantizer, RealScope, RecordingScope
 from tfquant.quantizers.dorefa import DoReFa
 from tfquant.quantizers.dynamic import Dynamic
 from tfquant.quantizers.families import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
@@ -34,6 +34,7 @@ __all__ = [
     "MaskInput",
     "MovingAverage",
     "Quantizer",
+    "RealScope",
     "RecordingScope",
     "SoftmaxInput",
     "Static",

@@ -3,9 +3,11 @@
 import keras
 from keras import ops
 
+from tfquant.quantizers.families import WEIGHT_QUANTIZERS, family
 from tfquant.quantizers.weight import WeightQuantizer, positive
 
 
+@family(WEIGHT_QUANTIZERS, "abs_max")
 @keras.saving.register_keras_serializable(package="tfquant")
 class AbsMax(WeightQuantizer):
     """Symmetric grid whose range is the largest magnitude of the values, times `clip`.

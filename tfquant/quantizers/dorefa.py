@@ -3,9 +3,11 @@
 import keras
 from keras import ops
 
+from tfquant.quantizers.families import WEIGHT_QUANTIZERS, family
 from tfquant.quantizers.weight import WeightQuantizer, positive
 
 
+@family(WEIGHT_QUANTIZERS, "dorefa")
 @keras.saving.register_keras_serializable(package="tfquant")
 class DoReFa(WeightQuantizer):
     """Rounds `tanh(w)` on a grid that ends at its largest magnitude.

@@ -1,27 +1,32 @@
-"""The kinds of grids that training knows, by name, and how one takes another's place."""
+"""The kinds of grids that training knows, by name, and how one takes another's place.
 
-from tfquant.quantizers.abs_max import AbsMax
-from tfquant.quantizers.dorefa import DoReFa
-from tfquant.quantizers.learned_clip import LearnedClip
-from tfquant.quantizers.learned_step import LearnedStep, LearnedStepActivation
-from tfquant.quantizers.learned_threshold import LearnedThreshold, LearnedThresholdActivation
-from tfquant.quantizers.moving_average import MovingAverage
-from tfquant.quantizers.static import Static
+A file of a family enters it with `@family(WEIGHT_QUANTIZERS, "name")` above its class.
+"""
 
-WEIGHT_QUANTIZERS = {
-    "abs_max": AbsMax,
-    "learned_step": LearnedStep,
-    "learned_threshold": LearnedThreshold,
-    "dorefa": DoReFa,
-}
+# Classes by name, which the files of the families fill as they are imported.
+WEIGHT_QUANTIZERS: dict[str, type] = {}
+ACTIVATION_QUANTIZERS: dict[str, type] = {}
 
-ACTIVATION_QUANTIZERS = {
-    "moving_average": MovingAverage,
-    "static": Static,
-    "learned_step": LearnedStepActivation,
-    "learned_threshold": LearnedThresholdActivation,
-    "learned_clip": LearnedClip,
-}
+# What the registry's configs make, and what others take the place of.
+PLAIN_WEIGHTS, PLAIN_ACTIVATIONS = "abs_max", "static"
+
+
+def family(table: dict, name: str):
+    """Returns a decorator that enters a class into a table under a name.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+    if name in table:
+        raise ValueError(
+            f"A family is registered once. Received: {name!r}, which is {table[name].__name__}."
+        )
+
+    def enter(kind):
+        table[name] = kind
+        return kind
+
+    return enter
 
 
 def check(table: dict, argument: str, name: str) -> str:
@@ -38,8 +43,8 @@ def check(table: dict, argument: str, name: str) -> str:
 
 def weight_quantizer(name: str, quantizer):
     """Returns the quantizer of family `name` in the place of an `AbsMax`; others stay."""
-    family = WEIGHT_QUANTIZERS[name]
-    return family(quantizer.spec) if type(quantizer) is AbsMax is not family else quantizer
+    kind, plain = WEIGHT_QUANTIZERS[name], WEIGHT_QUANTIZERS[PLAIN_WEIGHTS]
+    return kind(quantizer.spec) if type(quantizer) is plain is not kind else quantizer
 
 
 def activation_quantizer(name: str, quantizer, group: str | None = None):
@@ -47,9 +52,10 @@ def activation_quantizer(name: str, quantizer, group: str | None = None):
 
     What must agree with others, at a concatenation, keeps its calibrated grid: `Static`.
     """
-    if type(quantizer) is not Static:
+    plain = ACTIVATION_QUANTIZERS[PLAIN_ACTIVATIONS]
+    if type(quantizer) is not plain:
         return quantizer
     if group is not None:
-        return Static(quantizer.spec, group=group)
-    family = ACTIVATION_QUANTIZERS[name]
-    return family(quantizer.spec) if family is not Static else quantizer
+        return plain(quantizer.spec, group=group)
+    kind = ACTIVATION_QUANTIZERS[name]
+    return kind(quantizer.spec) if kind is not plain else quantizer

@@ -5,9 +5,11 @@ from keras import ops
 
 from tfquant.numerics import QuantParams
 from tfquant.numerics.learned import fake_quantize_clip, range_params, relative
+from tfquant.quantizers.families import ACTIVATION_QUANTIZERS, family
 from tfquant.quantizers.static import Static
 
 
+@family(ACTIVATION_QUANTIZERS, "learned_clip")
 @keras.saving.register_keras_serializable(package="tfquant")
 class LearnedClip(Static):
     """An activation whose clip is trained (PACT); see `numerics.learned.fake_quantize_clip`.

@@ -7,6 +7,7 @@ from keras import ops
 
 from tfquant.numerics import QuantParams
 from tfquant.numerics.learned import fake_quantize_step, learned_params, relative
+from tfquant.quantizers.families import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, family
 from tfquant.quantizers.static import Static
 from tfquant.quantizers.weight import WeightQuantizer
 
@@ -14,6 +15,7 @@ from tfquant.quantizers.weight import WeightQuantizer
 SMALLEST_STEP = 2.0**-7
 
 
+@family(WEIGHT_QUANTIZERS, "learned_step")
 @keras.saving.register_keras_serializable(package="tfquant")
 class LearnedStep(WeightQuantizer):
     """A weight whose steps are trained (LSQ); see `numerics.learned.fake_quantize_step`.
@@ -66,6 +68,7 @@ class LearnedStep(WeightQuantizer):
         return fake_quantize_step(x, self.params().scale, None, self.spec, gradient_scale)
 
 
+@family(ACTIVATION_QUANTIZERS, "learned_step")
 @keras.saving.register_keras_serializable(package="tfquant")
 class LearnedStepActivation(Static):
     """An activation whose step and (asymmetric grids) offset are trained (LSQ, LSQ+).

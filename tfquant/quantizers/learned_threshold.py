@@ -8,6 +8,7 @@ from keras import ops
 
 from tfquant.numerics import QuantParams
 from tfquant.numerics.learned import fake_quantize_step, power_of_two
+from tfquant.quantizers.families import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, family
 from tfquant.quantizers.static import Static
 from tfquant.quantizers.weight import WeightQuantizer
 
@@ -24,6 +25,7 @@ class _Threshold:
         return {**super().get_config(), "power_of_two": self.power_of_two}
 
 
+@family(WEIGHT_QUANTIZERS, "learned_threshold")
 @keras.saving.register_keras_serializable(package="tfquant")
 class LearnedThreshold(_Threshold, WeightQuantizer):
     """A weight whose range is trained through its logarithm (TQT).
@@ -69,6 +71,7 @@ class LearnedThreshold(_Threshold, WeightQuantizer):
         return fake_quantize_step(x, self.params().scale, None, self.spec)
 
 
+@family(ACTIVATION_QUANTIZERS, "learned_threshold")
 @keras.saving.register_keras_serializable(package="tfquant")
 class LearnedThresholdActivation(_Threshold, Static):
     """An activation whose range is trained through its logarithm (TQT).

@@ -6,10 +6,12 @@ from keras import ops
 
 from tfquant.numerics import QuantParams
 from tfquant.numerics.learned import range_params
-from tfquant.quantizers.observers.min_max import grid_has_room
+from tfquant.observers.min_max import grid_has_room
+from tfquant.quantizers.families import ACTIVATION_QUANTIZERS, family
 from tfquant.quantizers.static import Static
 
 
+@family(ACTIVATION_QUANTIZERS, "moving_average")
 @keras.saving.register_keras_serializable(package="tfquant")
 class MovingAverage(Static):
     """Grid of an activation that follows the extremes of the batches it is trained on.

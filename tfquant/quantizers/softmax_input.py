@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from tfquant.quantizers.base import RecordingScope
+from tfquant.quantizers.base import RealScope, RecordingScope
 from tfquant.quantizers.static import Static
 
 # `exp(-9)` is a sixteenth of half a step of an 8-bit softmax.
@@ -28,7 +28,7 @@ class SoftmaxInput(Static):
     def call(self, x, training=None):
         """Returns `x` rounded to the grid; shows observers what is in reach of its row's top."""
         scope = RecordingScope.current()
-        if scope is None:
+        if scope is None or isinstance(scope, RealScope):
             return super().call(x, training=training)
         top = ops.max(x, axis=-1, keepdims=True)
         seen = ops.maximum(x, top - SOFTMAX_REACH)
@@ -46,7 +46,7 @@ class MaskInput(Static):
     def call(self, x, training=None):
         """Returns `x` rounded to the grid; shows observers no more than hides a score."""
         scope = RecordingScope.current()
-        if scope is None:
+        if scope is None or isinstance(scope, RealScope):
             return super().call(x, training=training)
         scope.record(self, ops.clip(x, 2 * HIDDEN_ROW, -2 * HIDDEN_ROW))
         return x

@@ -6,8 +6,10 @@ import tensorflow as tf
 
 from tfquant.numerics import QuantParams, fake_quantize
 from tfquant.quantizers.base import Quantizer
+from tfquant.quantizers.families import ACTIVATION_QUANTIZERS, family
 
 
+@family(ACTIVATION_QUANTIZERS, "static")
 @keras.saving.register_keras_serializable(package="tfquant")
 class Static(Quantizer):
     """Per-tensor grid of an activation, held in two variables.

@@ -2,9 +2,8 @@
 
 from keras import ops
 
+from tfquant import observers
 from tfquant.numerics import choose_params
-from tfquant.quantizers import observers
-from tfquant.quantizers.base import RecordingScope
 from tfquant.quantizers.static import Static
 
 # The range of 16-bit values that were always zero. In steps of 1 LiteRT's addition of 16-bit
@@ -29,16 +28,15 @@ class Watch:
         self._observer = observer
         self._watched = {}
 
-    def see(self, scope: RecordingScope) -> None:
-        """Takes in what a model computed inside `scope`."""
-        for quantizer, x in scope.records:
-            if not isinstance(quantizer, Static):
-                continue
-            key = quantizer.group or id(quantizer)
-            observer, members = self._watched.setdefault(key, (observers.get(self._observer), []))
-            observer.update(observer.unpack(ops.convert_to_numpy(observer.summarize(x))))
-            if not any(quantizer is member for member in members):
-                members.append(quantizer)
+    def see(self, quantizer, x) -> None:
+        """Takes in what a model computed; see `RecordingScope`."""
+        if not isinstance(quantizer, Static):
+            return
+        key = quantizer.group or id(quantizer)
+        observer, members = self._watched.setdefault(key, (observers.get(self._observer), []))
+        observer.update(observer.unpack(ops.convert_to_numpy(observer.summarize(x))))
+        if not any(quantizer is member for member in members):
+            members.append(quantizer)
 
     def set_params(self) -> None:
         """Sets the grid of every quantizer that was seen."""
@@ -46,11 +44,15 @@ class Watch:
             _set_params(observer, members)
 
     def choices(self) -> list["Choice"]:
-        """Returns the tensors of which `Auto` knows several ranges, the most different first."""
+        """Returns the tensors of which `Auto` knows several ranges, the most different first.
+
+        Nothing more can be seen behind it: what was observed is given up, for its memory.
+        """
         found = []
         for observer, members in self._watched.values():
             if isinstance(observer, observers.Auto):
-                ranges = observer.ranges(members[0].spec)
+                ranges, *_ = [observer.ranges(member.spec) for member in members]
+                observer.forget()
                 if len(ranges) > 1:
                     found.append(Choice(observer, members, ranges))
         return sorted(found, key=lambda choice: -choice.spread)

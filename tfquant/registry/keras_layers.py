@@ -5,10 +5,7 @@ import dataclasses
 from keras import activations, layers
 
 from tfquant import devices
-from tfquant.devices import fixed_grid
-from tfquant.layers.parts import Remask, Unmask
-from tfquant.numerics import PerAxis
-from tfquant.registry.elementwise import (
+from tfquant.configs.elementwise import (
     AdaptiveAverageConfig,
     AverageConfig,
     LeakyReluConfig,
@@ -24,8 +21,11 @@ from tfquant.registry.elementwise import (
     UnitNormConfig,
     VectorConfig,
 )
-from tfquant.registry.linear import LinearConfig, ReversibleEmbeddingConfig
-from tfquant.registry.weights import WeightsConfig
+from tfquant.configs.linear import GROUP_AXIS, LinearConfig, ReversibleEmbeddingConfig
+from tfquant.configs.weights import WeightsConfig
+from tfquant.devices import fixed_grid
+from tfquant.layers.parts import Remask, Unmask
+from tfquant.numerics import PerAxis, PerGroup
 
 # Layers with a kernel: its name, the axes of its output channels, the device's operator.
 LINEAR = {
@@ -41,6 +41,9 @@ LINEAR = {
 # Layers whose weights may have a scale for each group of inputs: those with packed kernels. Where
 # activations are quantized at run time, the device says which.
 GROUPED = (layers.Dense, layers.Conv1D, layers.Conv2D)
+
+# Narrower integers have no DEQUANTIZE with a scale for each channel.
+DEQUANTIZED_BITS = 8
 
 # Layers whose output lies on the grid of their inputs.
 SAME_GRID = (
@@ -161,6 +164,35 @@ def operator_config(operator, scheme, kind=OutputConfig, **settings):
     return kind(wide, operator=operator, fixed=fixed, **settings)
 
 
+def linear_config(scheme, kernel, channel_axis, operator, minimum_bits=0, grouped=False):
+    """Returns the config of a layer that multiplies by a kernel.
+
+    Args:
+        scheme: `Scheme`.
+        kernel: Name of the kernel.
+        channel_axis: Axis or axes of the kernel that number the output channels.
+        operator: Name of the device's operator.
+        minimum_bits: Narrowest weights that the device computes with.
+        grouped: Whether the layer takes the groups of the scheme.
+    """
+    granularity = PerAxis(channel_axis)
+    if grouped and scheme.group_size:
+        granularity = PerGroup(GROUP_AXIS, scheme.group_size)
+    return LinearConfig(
+        kernel,
+        channel_axis,
+        weights=scheme.weights(granularity, minimum_bits) or "float16",
+        activations=scheme.activations if scheme.static else None,
+        dynamic=scheme.dynamic,
+        operator=operator,
+    )
+
+
+def weights_config(scheme):
+    """Returns the config of a layer of any type: weights in integers, arithmetic in float."""
+    return WeightsConfig(scheme.weights(PerAxis(-1), DEQUANTIZED_BITS) or "float16")
+
+
 def register_all(registry) -> None:
     """Fills `registry` with the tables of this file."""
     for layer_type, row in LINEAR.items():
@@ -205,7 +237,7 @@ def _linear(layer, scheme, kernel, axis, operator):
     # As of depthwise ones: LiteRT has a slow reference kernel for fewer bits.
     minimum_bits = 8 if groups else row.weight_bits
     grouped = type(layer) in GROUPED and not groups and (row.grouped or not scheme.dynamic)
-    return LinearConfig.for_scheme(scheme, kernel, axis, operator, minimum_bits, grouped)
+    return linear_config(scheme, kernel, axis, operator, minimum_bits, grouped)
 
 
 def _relu(layer, scheme):
@@ -216,14 +248,14 @@ def _relu(layer, scheme):
 
 def _embedding(layer, scheme):
     if not scheme.static:
-        return WeightsConfig.for_scheme(scheme)
+        return weights_config(scheme)
     # Quantizing what a lookup returns is quantizing the table.
     return TableConfig(scheme.activations)
 
 
 def _reversible_embedding(layer, scheme):
     if not scheme.static:
-        return WeightsConfig.for_scheme(scheme)
+        return weights_config(scheme)
     if layer.logit_soft_cap is not None:
         return None
     return ReversibleEmbeddingConfig(scheme.weights(PerAxis(0), 8), scheme.activations)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from rich.text import Text
 
+from tfquant.graph.walk import leaves
 from tfquant.lowbit.layers import PackedEmbedding, PackedLayer
 from tfquant.numerics import PerGroup, PerTensor
 from tfquant.quantizers import Float16
@@ -120,15 +121,7 @@ def summarize(model) -> ModelSummary:
             f"A Keras model is expected. Received: {type(model).__module__}.{type(model).__name__}."
         )
     correction = str(getattr(model, "correction", "") or "")
-    return ModelSummary(model.name, [_summary(layer) for layer in _leaves(model)], correction)
-
-
-def _leaves(model):
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _leaves(layer)
-        else:
-            yield layer
+    return ModelSummary(model.name, [_summary(layer) for layer in leaves(model)], correction)
 
 
 def _summary(layer) -> LayerSummary:

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops, tree
 
+from tfquant.graph.walk import models
 from tfquant.quantizers import RecordingScope, Static, WeightQuantizer
 from tfquant.report.model import summarize
 from tfquant.wrappers import Quantize, QuantizeWrapper
@@ -89,8 +90,8 @@ class QuantizationTensorBoard(keras.callbacks.Callback):
             rounded = np.asarray(ops.cast(quantizer.call(variable.value), "float32"))
             scale = np.asarray(quantizer.params(variable.value).scale)
             integers = np.rint(rounded / scale)
-            before = self._integers.get(id(variable))
-            self._integers[id(variable)] = integers
+            before = self._integers.get(tag)
+            self._integers[tag] = integers
             tf.summary.scalar(f"{tag}/bits", quantizer.spec.num_bits if quantizer.active else 32)
             tf.summary.scalar(f"{tag}/scale", scale.mean())
             tf.summary.scalar(f"{tag}/sqnr_db", sqnr_db(w, rounded))
@@ -111,7 +112,7 @@ class QuantizationTensorBoard(keras.callbacks.Callback):
             self._quantized(tree.pack_sequence_as(self._quantized.input, rows), training=False)
         names = _names_of_activations(self._quantized)
         for quantizer, x in scope.records:
-            name = names.get(id(quantizer))
+            name = names.get(quantizer)
             if name is None or not (isinstance(quantizer, Static) and quantizer.calibrated):
                 continue
             params = quantizer.params()
@@ -140,14 +141,9 @@ def sqnr_db(x, rounded) -> float:
 
 def _quantized_model(model):
     """Returns the model with quantized layers: `model`, or one inside it, such as a student."""
-    if any(isinstance(layer, (Quantize, QuantizeWrapper)) for layer in model.layers):
-        return model
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            try:
-                return _quantized_model(layer)
-            except ValueError:
-                continue
+    for inner in models(model):
+        if any(isinstance(layer, (Quantize, QuantizeWrapper)) for layer in inner.layers):
+            return inner
     raise ValueError(
         "QuantizationTensorBoard expects a model from tfq.quantize_model. "
         f"Received: '{model.name}', which has no quantized layers."
@@ -155,15 +151,15 @@ def _quantized_model(model):
 
 
 def _names_of_activations(model):
-    """Returns a name for each activation quantizer, by its identity."""
+    """Returns a name for each activation quantizer."""
     names = {}
     for layer in model.layers:
         if isinstance(layer, Quantize):
-            names[id(layer.quantizer)] = layer.name
+            names[layer.quantizer] = layer.name
         elif isinstance(layer, QuantizeWrapper):
             for site, quantizers in enumerate(layer.output_quantizers):
                 for output, quantizer in enumerate(quantizers):
                     suffix = f"/call_{site}" if site else ""
                     suffix += f"/output_{output}" if output else ""
-                    names[id(quantizer)] = layer.layer.name + suffix
+                    names[quantizer] = layer.layer.name + suffix
     return names

@@ -71,12 +71,7 @@ def quantize_model(
     model = readable(model)
     check_model(model)
     recipe = skip_recipe(recipe, model, skip)
-    rows, recipe = recipe.meet(model)
-    model, rows = with_float32_weights(model, rows)
-    graph = choose(model, rows, registry or KERAS_LAYERS, unknown_layers, devices.get(device).name)
-    run_passes(graph)
-    place_grids(graph)
-    return build(graph, recipe)
+    return _quantized(model, recipe, registry, unknown_layers, device)
 
 
 @policy(TO_FLOAT32_WEIGHTS)
@@ -111,7 +106,11 @@ def quantize_apply(
     """
     recipe = Recipe.of(scheme).with_families(weight_quantizer, activation_quantizer)
     check_model(model)
-    recipe = marked_recipe(recipe, model)
+    return _quantized(model, marked_recipe(recipe, model), registry, unknown_layers, device)
+
+
+def _quantized(model, recipe, registry, unknown_layers, device):
+    """Walks a model through the rewrite, in the order of the rooms."""
     rows, recipe = recipe.meet(model)
     model, rows = with_float32_weights(model, rows)
     graph = choose(model, rows, registry or KERAS_LAYERS, unknown_layers, devices.get(device).name)

@@ -7,15 +7,15 @@ import keras
 from keras import layers, tree
 
 from tfquant import devices
+from tfquant.configs.elementwise import VectorConfig
+from tfquant.configs.linear import LinearConfig
+from tfquant.configs.weights import WeightsConfig, matrices
 from tfquant.graph.graph import Graph, Node, real, trace
 from tfquant.graph.read import is_composite
 from tfquant.layers.parts import Constant
-from tfquant.registry.elementwise import VectorConfig
-from tfquant.registry.keras_layers import CLAMPS, FLOAT, LINEAR
-from tfquant.registry.linear import LinearConfig
-from tfquant.registry.weights import WeightsConfig, matrices
+from tfquant.registry.keras_layers import CLAMPS, FLOAT, LINEAR, weights_config
+from tfquant.registry.operations import operation_config
 from tfquant.unfold.decompose import decompose
-from tfquant.unfold.operations import operation_config
 from tfquant.unfold.unfold import becomes_others, unfold
 from tfquant.wrappers import QuantizeAnnotate
 from tfquant.wrappers.annotate import inner
@@ -183,7 +183,7 @@ def _config_of_kind(node, registry, unknown_layers):
     if isinstance(layer, keras.layers.Layer):
         config = registry.get_quantize_config(layer, scheme)
         if config is None and unknown_layers == "weights" and _is_unknown(layer, registry):
-            return WeightsConfig.for_scheme(scheme)
+            return weights_config(scheme)
         return config
     # What an operation computes from values on grids is rounded to a grid in its turn.
     if scheme.static and len(real([*node.inputs, *outputs])) == len(node.inputs + outputs):

@@ -6,12 +6,12 @@ import dataclasses
 import keras
 from keras import tree
 
-from tfquant.graph.graph import Graph, Node, UniqueNames, real
+from tfquant.configs.elementwise import OutputConfig, SameGridConfig
+from tfquant.configs.parts import ConstantConfig
+from tfquant.graph.graph import Graph, Node, UniqueNames, put_in_place, real
 from tfquant.numerics import QuantSpec
 from tfquant.quantizers import Static
 from tfquant.quantizers.families import activation_quantizer
-from tfquant.registry.elementwise import OutputConfig, SameGridConfig
-from tfquant.registry.parts import ConstantConfig
 from tfquant.wrappers import Quantize
 
 
@@ -177,7 +177,7 @@ class _Placement:
                 replaced[x] = self._quantize(x, self.groups.names.get(x), spec, scheme)
         for node in self.graph.nodes:
             node.read_instead(replaced)
-        self.graph.outputs = tree.map_structure(lambda x: replaced.get(x, x), self.graph.outputs)
+        self.graph.outputs = put_in_place(self.graph.outputs, replaced)
 
     def _argument(self, node, x):
         """Returns what `node` is to read in the place of `x`."""

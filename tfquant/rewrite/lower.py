@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import tree
 
+from tfquant.configs.elementwise import SameGridConfig
+from tfquant.configs.linear import LinearConfig
 from tfquant.devices import Device
 from tfquant.graph.graph import UniqueNames, clone_graph, real, tensors
 from tfquant.layers.copy import copy_layer, transfer_weights
@@ -14,9 +16,7 @@ from tfquant.layers.parts import Constant
 from tfquant.layers.plain import Barrier
 from tfquant.numerics import QuantParams
 from tfquant.quantizers import Grid, Quantizer, grid_of, on_grid
-from tfquant.registry.elementwise import SameGridConfig
 from tfquant.registry.keras_layers import LINEAR, clamp_of
-from tfquant.registry.linear import LinearConfig
 from tfquant.rewrite.validate import check_finite, check_is_model
 from tfquant.wrappers import (
     LoweredKernel,
@@ -79,9 +79,7 @@ class LoweredUnit:
     @property
     def inputs(self) -> list:
         """KerasTensors among the arguments."""
-        return [
-            x for x in tree.flatten((self.args, self.kwargs)) if isinstance(x, keras.KerasTensor)
-        ]
+        return tensors((self.args, self.kwargs))
 
 
 @dataclasses.dataclass(eq=False)

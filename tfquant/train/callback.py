@@ -2,6 +2,7 @@
 
 import keras
 
+from tfquant.graph.walk import leaves, models
 from tfquant.quantizers import WeightQuantizer
 from tfquant.wrappers import Quantize, QuantizeWrapper
 
@@ -23,7 +24,7 @@ class QuantizationCallback(keras.callbacks.Callback):
 
     def layers(self) -> list:
         """Returns the `QuantizeWrapper` and `Quantize` layers."""
-        return list(_quantized_layers(self.model))
+        return [x for x in leaves(self.model) if isinstance(x, (Quantize, QuantizeWrapper))]
 
     def wrappers(self) -> list:
         """Returns the `QuantizeWrapper` layers."""
@@ -51,26 +52,12 @@ class QuantizationCallback(keras.callbacks.Callback):
     def trace_again(self) -> None:
         """Lets the change of a Python attribute reach the compiled functions."""
         self.model.make_train_function(force=True)
-        for model in _models(self.model):
-            model.test_function = model.predict_function = None
+        for inner in models(self.model):
+            inner.test_function = inner.predict_function = None
 
     def say(self, message: str) -> None:
         """Prints one line above the progress bar."""
         print(f"{type(self).__name__}: {message}", flush=True)
-
-
-def _models(model):
-    yield model
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _models(layer)
-
-
-def _quantized_layers(model):
-    for inner in _models(model):
-        for layer in inner.layers:
-            if isinstance(layer, (Quantize, QuantizeWrapper)):
-                yield layer
 
 
 def calibration_samples(model):
@@ -79,7 +66,7 @@ def calibration_samples(model):
     Raises:
         ValueError: If it was not calibrated.
     """
-    for inner in _models(model):
+    for inner in models(model):
         samples = getattr(inner, "calibration_samples", None)
         if samples is not None:
             return inner, samples

@@ -33,7 +33,7 @@ class DampenOscillation(QuantizationCallback):
         """Lets every quantized weight add its loss."""
         super().on_train_begin(logs)
         self._value = keras.Variable(0.0, dtype="float32", trainable=False, name="dampening")
-        for wrapper in {id(w): w for w, *_ in self.weights()}.values():
+        for wrapper in {wrapper for wrapper, *_ in self.weights()}:
             wrapper.dampening = lambda: self._value.value
         self.trace_again()
 

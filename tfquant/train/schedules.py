@@ -77,9 +77,8 @@ class FloatWarmup(QuantizationCallback):
         watch = Watch(self.observer)
         for first in range(0, len(samples[0]), BATCH_SIZE):
             rows = [array[first : first + BATCH_SIZE] for array in samples]
-            with RecordingScope() as scope:
+            with RecordingScope(see=watch.see):
                 model(tree.pack_sequence_as(model.input, rows), training=False)
-            watch.see(scope)
         watch.set_params()
 
 
@@ -154,7 +153,39 @@ class PrecisionSchedule(QuantizationCallback):
             self.trace_again()
 
 
-class FreezeRanges(QuantizationCallback):
+class _Freeze(QuantizationCallback):
+    """Has something stand still from some epoch on. Abstract.
+
+    Args:
+        epoch: The epoch.
+    """
+
+    what = flag = log = ""
+
+    def __init__(self, epoch: int):
+        super().__init__()
+        self.epoch = _epoch("epoch", epoch)
+
+    def moving(self) -> list:
+        """Returns the objects whose `flag` says whether they stand still."""
+        raise NotImplementedError
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Freezes, when it is time."""
+        moving = [x for x in self.moving() if not getattr(x, self.flag)]
+        if epoch >= self.epoch and moving:
+            for x in moving:
+                setattr(x, self.flag, True)
+            self.say(f"{len(moving)} {self.what} stand still from here on")
+            self.trace_again()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Says in the logs whether they stand still."""
+        if logs is not None:
+            logs[self.log] = float(epoch >= self.epoch)
+
+
+class FreezeRanges(_Freeze):
     """Stops the moving averages of activation ranges, so that the last epochs train on still grids.
 
     Args:
@@ -164,27 +195,14 @@ class FreezeRanges(QuantizationCallback):
         ValueError: If `epoch` is no integer of 0 or more.
     """
 
-    def __init__(self, epoch: int):
-        super().__init__()
-        self.epoch = _epoch("epoch", epoch)
+    what, flag, log = "ranges", "frozen", "ranges_frozen"
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Freezes, when it is time."""
-        moving = [q for q in self.activation_quantizers() if isinstance(q, MovingAverage)]
-        moving = [quantizer for quantizer in moving if not quantizer.frozen]
-        if epoch >= self.epoch and moving:
-            for quantizer in moving:
-                quantizer.frozen = True
-            self.say(f"{len(moving)} ranges stand still from here on")
-            self.trace_again()
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Says in the logs whether ranges stand still."""
-        if logs is not None:
-            logs["ranges_frozen"] = float(epoch >= self.epoch)
+    def moving(self) -> list:
+        """Returns the quantizers that take averages."""
+        return [q for q in self.activation_quantizers() if isinstance(q, MovingAverage)]
 
 
-class FreezeBatchNorm(QuantizationCallback):
+class FreezeBatchNorm(_Freeze):
     """Normalizes by the moving statistics from some epoch on, as inference does.
 
     Scale and offset of the batch norms are trained on (Krishnamoorthi 2018, arXiv:1806.08342,
@@ -197,24 +215,11 @@ class FreezeBatchNorm(QuantizationCallback):
         ValueError: If `epoch` is no integer of 0 or more.
     """
 
-    def __init__(self, epoch: int):
-        super().__init__()
-        self.epoch = _epoch("epoch", epoch)
+    what, flag, log = "batch norms", "batch_norm_frozen", "batch_norm_frozen"
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Freezes, when it is time."""
-        moving = [w for w in self.wrappers() if w.batch_norm is not None]
-        moving = [wrapper for wrapper in moving if not wrapper.batch_norm_frozen]
-        if epoch >= self.epoch and moving:
-            for wrapper in moving:
-                wrapper.batch_norm_frozen = True
-            self.say(f"{len(moving)} batch norms stand still from here on")
-            self.trace_again()
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Says in the logs whether statistics stand still."""
-        if logs is not None:
-            logs["batch_norm_frozen"] = float(epoch >= self.epoch)
+    def moving(self) -> list:
+        """Returns the layers with a batch norm."""
+        return [wrapper for wrapper in self.wrappers() if wrapper.batch_norm is not None]
 
 
 def _epoch(name, value, least=0):

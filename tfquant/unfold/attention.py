@@ -1,15 +1,16 @@
-"""Attention and einsum layers, unfolded into dense layers, products of tensors and softmax."""
+"""Attention, unfolded into dense layers, products of tensors and softmax."""
 
 import math
 
 import keras
 import numpy as np
-from keras import activations, layers
+from keras import layers
 
+from tfquant.configs.elementwise import OutputConfig, SameGridConfig
+from tfquant.configs.parts import ConstantConfig, MaskedScoresConfig, MatMulConfig, ScoresConfig
 from tfquant.layers.parts import Affine, CausalMask, Constant, MatMul, RepeatHeads
-from tfquant.registry.elementwise import OutputConfig, SameGridConfig
-from tfquant.registry.parts import ConstantConfig, MaskedScoresConfig, MatMulConfig, ScoresConfig
-from tfquant.unfold.affine import channel_affine
+from tfquant.pieces.affine import channel_affine
+from tfquant.pieces.parts import Parts
 from tfquant.wrappers import QuantizeAnnotate
 
 # Added to scores that a mask hides. Large against scores, and small enough for the 8-bit grid of a
@@ -78,24 +79,8 @@ def unfold_attention(layer, scheme):
     return call
 
 
-class _Parts:
-    """Makes the layers that attention consists of, each marked.
-
-    Args:
-        layer: What is unfolded; its name is their prefix.
-        scheme: `Scheme`.
-    """
-
-    def __init__(self, layer, scheme):
-        self.layer, self.scheme = layer, scheme
-        self.made = {}
-
-    def make(self, name, make, *args, config=None, **kwargs):
-        """Returns the part `name`, made at its first use."""
-        if name not in self.made:
-            part = make(*args, name=f"{self.layer.name}_{name}", **kwargs)
-            self.made[name] = QuantizeAnnotate(part, config if self.scheme.static else None)
-        return self.made[name]
+class _Scores(Parts):
+    """The parts of anything that attends: scores, and the masks that are added to them."""
 
     def repeat(self, name, x, heads):
         """Repeats the heads of keys and values for each head of their group of queries."""
@@ -122,7 +107,7 @@ class _Parts:
         return x
 
 
-class _Layer(_Parts):
+class _Layer(_Scores):
     """Makes the layers that an attention layer consists of.
 
     Args:
@@ -131,7 +116,8 @@ class _Layer(_Parts):
     """
 
     def __init__(self, layer, scheme):
-        super().__init__(layer, scheme)
+        super().__init__(layer.name, scheme, layer.trainable)
+        self.rate = getattr(layer, "dropout", 0)
         # The projections by name, `(kernel, bias or None)`; paths end with ".../query/kernel".
         self.weights = {}
         for variable in layer.weights:
@@ -148,7 +134,7 @@ class _Layer(_Parts):
             scale = 1.0 / math.sqrt(kernel.shape[-1])
             kernel, bias = kernel * scale, None if bias is None else bias * scale
         _, heads, size = kernel.shape
-        y = self._dense(name, x, kernel.reshape(len(kernel), -1), bias)
+        y = self._project(name, kernel.reshape(len(kernel), -1), bias, x)
         y = self.make(f"{name}_heads", layers.Reshape, (x.shape[1] or -1, heads, size))(y)
         return self.make(f"{name}_order", layers.Permute, order)(y)
 
@@ -168,20 +154,10 @@ class _Layer(_Parts):
         heads, size, dim = kernel.shape
         x = self.make("mix_order", layers.Permute, (2, 1, 3))(x)
         x = self.make("mix_joined", layers.Reshape, (x.shape[1] or -1, heads * size))(x)
-        return self._dense(name, x, kernel.reshape(-1, dim), bias)
+        return self._project(name, kernel.reshape(-1, dim), bias, x)
 
-    def _dense(self, name, x, kernel, bias):
-        if name not in self.made:
-            dense = self.make(
-                name,
-                layers.Dense,
-                kernel.shape[1],
-                use_bias=bias is not None,
-                trainable=self.layer.trainable,
-            ).layer
-            dense.build(x.shape)
-            dense.set_weights([kernel] if bias is None else [kernel, bias.reshape(-1)])
-        return self.made[name](x)
+    def _project(self, name, kernel, bias, x):
+        return self.dense(name, kernel, None if bias is None else bias.reshape(-1), x)
 
     def mask(self, name, mask, shape=None):
         """Returns a mask as it is added to the scores."""
@@ -199,8 +175,7 @@ class _Layer(_Parts):
 
     def drop(self, x):
         """Applies dropout, where the layer does."""
-        rate = getattr(self.layer, "dropout", 0)
-        return self.make("dropout", layers.Dropout, rate)(x) if rate else x
+        return self.make("dropout", layers.Dropout, self.rate)(x) if self.rate else x
 
 
 def unfold_dot_product_attention(operation, scheme):
@@ -209,7 +184,7 @@ def unfold_dot_product_attention(operation, scheme):
     def call(query, key, value, bias=None, mask=None, scale=None):
         if operation.attn_logits_soft_cap is not None or bias is not None or not scheme.static:
             return None
-        parts = _Parts(operation, scheme)
+        parts = _Scores(operation.name, scheme)
         order = lambda name, x, axes: parts.make(f"{name}_order", layers.Permute, axes)(x)  # noqa: E731
         heads = query.shape[2]
         scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -233,7 +208,7 @@ def unfold_softmax(layer, scheme):
     def call(x, mask=None):
         if mask is None or not scheme.static or axes not in ((-1,), (len(x.shape) - 1,)):
             return None
-        parts = _Parts(layer, scheme)
+        parts = _Scores(layer.name, scheme)
         config = MaskedScoresConfig(scheme.activations)
         x = parts.make("masked", layers.Add, config=config)([x, _added(parts, mask, x)])
         return QuantizeAnnotate(layers.Softmax(name=layer.name))(x)
@@ -247,126 +222,5 @@ def _added(parts, mask, like):
         return parts.hidden("added", mask)
     values = np.where(keras.ops.convert_to_numpy(mask), 0.0, HIDDEN).astype(np.float32)
     config = ConstantConfig(parts.scheme.activations)
-    layer = QuantizeAnnotate(Constant.of(values[:1], False, f"{parts.layer.name}_mask"), config)
+    layer = QuantizeAnnotate(Constant.of(values[:1], False, f"{parts.name}_mask"), config)
     return layer(like)
-
-
-def contract(equation, a, b, name, scheme):
-    """Sums products of two KerasTensors as a product of matrices.
-
-    Axes that are summed over, and those of one input alone, become one axis each.
-
-    Args:
-        equation: As of `keras.ops.einsum`; all axes of the inputs are summed over or kept.
-        a: KerasTensor `(batch, ...)`.
-        b: Likewise.
-        name: Prefix of the layers' names.
-        scheme: `Scheme`.
-
-    Returns:
-        KerasTensor, or `None` where no product of matrices computes it.
-    """
-    in_a, in_b, out = _axes(equation)
-    if "..." in out or not scheme.static or not in_a[0] == in_b[0] == out[0]:
-        return None
-    if any(len(set(axes)) < len(axes) for axes in (in_a, in_b)):
-        return None
-    sizes = {**dict(zip(in_b, b.shape, strict=True)), **dict(zip(in_a, a.shape, strict=True))}
-    both = [axis for axis in out if axis in in_a and axis in in_b]
-    summed = [axis for axis in in_a if axis in in_b and axis not in out]
-    rows = [axis for axis in out if axis not in in_b]
-    columns = [axis for axis in out if axis not in in_a]
-    if {*in_a, *in_b} != {*both, *summed, *rows, *columns} or not summed:
-        return None
-    if any(sizes[axis] is None for axis in (*both[1:], *summed, *rows, *columns)):
-        groups = [both[1:], summed, rows, columns]
-        if any(len(g) > 1 for g in groups[1:]) or sum(len(g) == 0 for g in groups[1:]):
-            return None
-    mark = lambda layer, config=None: QuantizeAnnotate(layer, config)  # noqa: E731
-    count = lambda axes: math.prod(sizes[axis] for axis in axes)  # noqa: E731
-
-    def order(x, axes, wanted, side):
-        if axes == wanted:
-            return x
-        axes = [axes.index(axis) for axis in wanted]
-        return mark(layers.Permute(axes[1:], name=f"{name}_{side}"))(x)
-
-    def matrices(x, axes, left, right, side):
-        x = order(x, axes, [*both, *left, *right], side)
-        if len(left) == len(right) == 1 and len(both) < 4:
-            return x
-        shared = [count(both[1:])] if len(both) > 3 else [sizes[axis] for axis in both[1:]]
-        shape = (*shared, count(left), count(right))
-        return mark(layers.Reshape(shape, name=f"{name}_{side}_matrices"))(x)
-
-    a = matrices(a, in_a, rows, summed, "left")
-    b = matrices(b, in_b, summed, columns, "right")
-    y = mark(MatMul(name=name), MatMulConfig(scheme.activations))(a, b)
-    kept = [*both, *rows, *columns]
-    if len(y.shape) != len(kept) or not len(rows) == len(columns) == 1:
-        shape = tuple(sizes[axis] for axis in kept[1:])
-        y = mark(layers.Reshape(shape, name=f"{name}_axes"))(y)
-    return order(y, kept, out, "order")
-
-
-def unfold_einsum(layer, scheme):
-    """Unfolds an `EinsumDense` that multiplies by a matrix; see `tfquant.unfold.unfold`.
-
-    The summed axes must be the last of the input and the first of the kernel, and the kernel's
-    others the last of the output, in the same order: `abc,cde->abde`, `abcd,cde->abe`. What the
-    rest computes stays whole.
-    """
-    inputs, kernel_axes, outputs = _axes(layer.equation)
-    summed = [a for a in kernel_axes if a in inputs]
-    made = [a for a in kernel_axes if a not in inputs]
-    kept = inputs[: len(inputs) - len(summed)]
-    if (
-        inputs[len(kept) :] != summed
-        or kernel_axes != summed + made
-        or outputs != kept + made
-        or "..." in summed
-        or (layer.bias is not None and tuple(layer.bias.shape) != layer.kernel.shape[len(summed) :])
-    ):
-        return None
-    kernel = layer.kernel.numpy()
-    sizes = kernel.shape[: len(summed)], kernel.shape[len(summed) :]
-    rows, columns = (int(np.prod(size)) for size in sizes)
-    dense = layers.Dense(
-        columns,
-        use_bias=layer.bias is not None,
-        trainable=layer.trainable,
-        name=f"{layer.name}_dense",
-    )
-    dense.build((None, rows))
-    bias = [] if layer.bias is None else [layer.bias.numpy().reshape(-1)]
-    dense.set_weights([kernel.reshape(rows, columns), *bias])
-    dense = QuantizeAnnotate(dense)
-    function = layer.activation or activations.linear
-    activation = QuantizeAnnotate(layers.Activation(function, name=f"{layer.name}_activation"))
-
-    def reshape(x, shape, name):
-        if shape.count(None) > 1:
-            return None
-        shape = [-1 if n is None else n for n in shape]
-        return QuantizeAnnotate(layers.Reshape(shape, name=f"{layer.name}_{name}"))(x)
-
-    def call(x, training=None):
-        del training
-        free = list(x.shape[1 : len(x.shape) - len(summed)])
-        if len(summed) > 1:
-            x = reshape(x, [*free, rows], "joined")
-        y = None if x is None else dense(x)
-        if y is not None and len(made) != 1:
-            y = reshape(y, [*free, *sizes[1]], "axes")
-        if y is None or function is activations.linear:
-            return y
-        return activation(y)
-
-    return call
-
-
-def _axes(equation):
-    """Returns the axes of input, kernel and output of an equation, `...` as one of them."""
-    inputs, outputs = equation.replace(" ", "").split("->")
-    terms = [*inputs.split(","), outputs]
-    return [["...", *t[3:]] if t.startswith("...") else list(t) for t in terms]

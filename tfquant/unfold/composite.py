@@ -4,8 +4,8 @@ import logging
 
 import keras
 
+from tfquant.configs.elementwise import OutputConfig
 from tfquant.graph.read import OPEN, read
-from tfquant.registry.elementwise import OutputConfig
 from tfquant.wrappers import QuantizeAnnotate
 
 _logger = logging.getLogger("tfquant")

@@ -1,6 +1,5 @@
 """Layers that the device computes as several kernels, taken apart before they are quantized."""
 
-import numpy as np
 from keras import activations, layers
 
 from tfquant.layers.copy import copy_layer
@@ -27,34 +26,6 @@ def decompose(layer):
     if type(layer) in (layers.SeparableConv1D, layers.SeparableConv2D):
         return _separable(layer)
     return None
-
-
-def standalone_batch_norm(layer, shape):
-    """Returns layers that compute a batch norm of no linear layer as a convolution of ones.
-
-    The device has no batch norm. As a depthwise convolution of size one it has a scale for each
-    channel and a 32-bit bias; as a product and a sum of 8-bit constants it would lose most of its
-    precision.
-
-    Args:
-        layer: `keras.layers.BatchNormalization` over the last axis.
-        shape: Shape of its input, of rank 2 to 5.
-
-    Returns:
-        `(before, convolution, after)`: layers to call before and behind the convolution (or
-        `None`), and the convolution, whose kernel of ones is built and not trainable.
-    """
-    channels = int(layer.moving_mean.shape[0])
-    convolution = layers.DepthwiseConv2D(
-        1, use_bias=False, trainable=False, name=f"{layer.name}_ones"
-    )
-    convolution.build((None, None, None, channels))
-    convolution.set_weights([np.ones((1, 1, channels, 1), np.float32)])
-    if len(shape) == 4:
-        return None, convolution, None
-    before = layers.Reshape((-1, 1, channels), name=f"{layer.name}_expand")
-    shape = (-1, channels) if len(shape) == 3 else [-1 if n is None else n for n in shape[1:]]
-    return before, convolution, layers.Reshape(shape, name=f"{layer.name}_squeeze")
 
 
 def _activation(layer):

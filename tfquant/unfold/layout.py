@@ -7,6 +7,7 @@ on its own: `max` and the mean over a box are those over its faces and then alon
 from keras import layers
 
 from tfquant.layers.copy import copy_layer, transfer_weights
+from tfquant.pieces.parts import Parts
 from tfquant.registry.keras_layers import LINEAR
 from tfquant.wrappers import QuantizeAnnotate
 
@@ -56,46 +57,32 @@ def is_channels_first(layer) -> bool:
 
 def unfold_channels_first(layer, scheme):
     """Computes channels last, between two permutations; see `tfquant.unfold.unfold`."""
-    del scheme
-
-    def call(x, training=None, mask=None):
-        del training
-        if mask is not None:
-            return None
-        rank = len(x.shape)
-        first = QuantizeAnnotate(
-            layers.Permute((*range(2, rank), 1), name=f"{layer.name}_channels_last")
-        )
-        copy = copy_layer(layer, data_format="channels_last")
-        y = QuantizeAnnotate(copy)(first(x))
-        transfer_weights(layer, copy)
-        if len(y.shape) != rank:
-            return y
-        return QuantizeAnnotate(
-            layers.Permute((rank - 1, *range(1, rank - 1)), name=f"{layer.name}_channels_first")
-        )(y)
-
-    return call
+    return _between_permutes(layer, scheme, data_format="channels_last")
 
 
 def unfold_batch_norm(layer, scheme):
     """Normalizes the channels of axis 1 as the last; see `tfquant.unfold.unfold`."""
     if layer.axis != 1 or not scheme.static:
         return None
+    return _between_permutes(layer, scheme, axis=-1)
+
+
+def _between_permutes(layer, scheme, **settings):
+    """Computes a layer of other settings, whose channels are the last."""
 
     def call(x, training=None, mask=None):
         del training
-        rank = len(x.shape)
+        rank, parts = len(x.shape), Parts(layer.name, scheme)
         if rank < 3 or mask is not None:
             return None
-        to_last, to_first = (*range(2, rank), 1), (rank - 1, *range(1, rank - 1))
-        permute = lambda axes, name: QuantizeAnnotate(  # noqa: E731
-            layers.Permute(axes, name=f"{layer.name}_{name}")
-        )
-        copy = copy_layer(layer, axis=-1)
-        y = QuantizeAnnotate(copy)(permute(to_last, "channels_last")(x))
+        copy = copy_layer(layer, **settings)
+        to_last = parts.make("channels_last", layers.Permute, (*range(2, rank), 1))
+        y = QuantizeAnnotate(copy)(to_last(x))
         transfer_weights(layer, copy)
-        return permute(to_first, "channels_first")(y)
+        if len(y.shape) != rank:
+            return y
+        to_first = (rank - 1, *range(1, rank - 1))
+        return parts.make("channels_first", layers.Permute, to_first)(y)
 
     return call
 
@@ -105,22 +92,18 @@ def unfold_pooling_3d(layer, scheme):
 
     (d, h, w, c) -> (h, w, d * c) -> (h', w', d * c) -> (h' * w', d, c) -> (h' * w', d', c)
     """
-    del scheme
     pool = POOLING_3D[type(layer)]
 
-    def mark(make, *args, name, **kwargs):
-        return QuantizeAnnotate(make(*args, name=f"{layer.name}_{name}", **kwargs))
-
-    def stage(sizes, height, width, name):
+    def stage(parts, sizes, height, width, name):
         """Returns the pooling of two axes; `None` leaves an axis as it is."""
         if hasattr(layer, "output_size"):
             sizes = [
                 n if size is None else size for size, n in zip(sizes, (height, width), strict=True)
             ]
-            return mark(pool, sizes, name=name)
+            return parts.make(name, pool, sizes)
         strides = [1 if i is None else layer.strides[i] for i in sizes]
         window = [1 if i is None else layer.pool_size[i] for i in sizes]
-        return mark(pool, window, strides=strides, padding=layer.padding, name=name)
+        return parts.make(name, pool, window, strides=strides, padding=layer.padding)
 
     def call(x):
         _, depth, height, width, channels = x.shape
@@ -128,14 +111,15 @@ def unfold_pooling_3d(layer, scheme):
             return None
         out = getattr(layer, "output_size", None)
         picked = (lambda i: out[i]) if out is not None else (lambda i: i)
-        y = mark(layers.Permute, (2, 3, 1, 4), name="depth_last")(x)
-        y = mark(layers.Reshape, (height, width, depth * channels), name="joined")(y)
-        y = stage((picked(1), picked(2)), height, width, "faces")(y)
+        parts = Parts(layer.name, scheme)
+        y = parts.make("depth_last", layers.Permute, (2, 3, 1, 4))(x)
+        y = parts.make("joined", layers.Reshape, (height, width, depth * channels))(y)
+        y = stage(parts, (picked(1), picked(2)), height, width, "faces")(y)
         height, width = y.shape[1:3]
-        y = mark(layers.Reshape, (height * width, depth, channels), name="columns")(y)
-        y = stage((None, picked(0)), height * width, depth, "edges")(y)
+        y = parts.make("columns", layers.Reshape, (height * width, depth, channels))(y)
+        y = stage(parts, (None, picked(0)), height * width, depth, "edges")(y)
         depth = y.shape[2]
-        y = mark(layers.Reshape, (height, width, depth, channels), name="parted")(y)
-        return mark(layers.Permute, (3, 1, 2, 4), name="depth_first")(y)
+        y = parts.make("parted", layers.Reshape, (height, width, depth, channels))(y)
+        return parts.make("depth_first", layers.Permute, (3, 1, 2, 4))(y)
 
     return call

@@ -7,21 +7,16 @@ import math
 
 import keras
 import numpy as np
-from keras import activations, layers
+from keras import layers
 
+from tfquant.configs.elementwise import OutputConfig, SameGridConfig
+from tfquant.configs.parts import ConstantConfig, MatMulConfig
 from tfquant.graph.graph import real
 from tfquant.layers.copy import copy_layer
 from tfquant.layers.parts import Constant, MatMul, Select
-from tfquant.registry.elementwise import (
-    OutputConfig,
-    ReduceConfig,
-    ReduceProductConfig,
-    SameGridConfig,
-)
-from tfquant.registry.keras_layers import activation_config, operator_config
-from tfquant.registry.parts import ConstantConfig, MatMulConfig
-from tfquant.unfold.affine import channel_affine, constants, hard_sigmoid
-from tfquant.unfold.attention import LARGE, contract, unfold_dot_product_attention
+from tfquant.pieces.affine import channel_affine, constants, hard_sigmoid
+from tfquant.pieces.products import contract
+from tfquant.unfold.attention import LARGE, unfold_dot_product_attention
 from tfquant.wrappers import QuantizeAnnotate
 
 
@@ -415,55 +410,6 @@ def _divide(operation, scheme):
         return channel_affine(x, 1.0 / constants(divisor), 0.0, False, operation.name)
 
     return call
-
-
-# Operations whose output lies on the grid of their inputs.
-MOVING = frozenset(
-    {
-        "Flip",
-        "GetItem",
-        "Max",
-        "Min",
-        "Repeat",
-        "Reshape",
-        "Roll",
-        "Split",
-        "Stack",
-        "Take",
-        "Tile",
-        "Unstack",
-    }
-)
-
-
-# Functions with a grid of their own. Where they run along another axis the converter moves it.
-VECTOR_FUNCTIONS = {"LogSoftmax": activations.log_softmax, "Softmax": activations.softmax}
-
-
-# The device's operators of functions of one tensor, and of sums over some axes.
-FUNCTIONS = {"Abs": "ABS", "Absolute": "ABS", "Exp": "EXP", "Log": "LOG", "Rsqrt": "RSQRT"}
-REDUCTIONS = {"Mean": "MEAN", "Prod": "REDUCE_PROD", "Sum": "SUM"}
-
-
-def operation_config(operation, scheme, outputs: int):
-    """Returns the config of an operation of real tensors that no layer stands for.
-
-    Args:
-        operation: `keras.Operation`.
-        scheme: `Scheme`.
-        outputs: Number of its outputs.
-    """
-    name = type(operation).__name__
-    if name in VECTOR_FUNCTIONS:
-        return activation_config(VECTOR_FUNCTIONS[name], scheme)
-    if name in MOVING or (name == "Pad" and operation.mode == "constant"):
-        return SameGridConfig()
-    if name in REDUCTIONS:
-        kind = ReduceProductConfig if name == "Prod" else ReduceConfig
-        return operator_config(REDUCTIONS[name], scheme, kind)
-    if name in FUNCTIONS:
-        return operator_config(FUNCTIONS[name], scheme)
-    return OutputConfig(scheme.activations, outputs)
 
 
 OPERATIONS = {

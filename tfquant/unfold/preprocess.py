@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from tfquant.layers.parts import CountTokens
-from tfquant.unfold.affine import channel_affine, constants
+from tfquant.pieces.affine import channel_affine, constants
 from tfquant.wrappers import QuantizeAnnotate
 
 # Columns of a table whose deviations are this far apart lose more than half of their bits on the

@@ -3,15 +3,17 @@
 import keras
 from keras import activations, layers
 
-from tfquant.graph.graph import real, tensors
+from tfquant.configs.elementwise import SameGridConfig
+from tfquant.configs.parts import MatMulConfig
+from tfquant.graph.graph import put_in_place, real, tensors
 from tfquant.graph.read import is_composite
 from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.layers.parts import MaskedProduct, MatMul, Unmask
-from tfquant.registry.elementwise import SameGridConfig
-from tfquant.registry.parts import MatMulConfig
-from tfquant.unfold.affine import channel_affine, hard_sigmoid
-from tfquant.unfold.attention import unfold_attention, unfold_einsum, unfold_softmax
+from tfquant.pieces.affine import channel_affine, hard_sigmoid
+from tfquant.pieces.parts import Parts
+from tfquant.unfold.attention import unfold_attention, unfold_softmax
 from tfquant.unfold.composite import is_worthwhile, unfold_composite
+from tfquant.unfold.einsum import unfold_einsum
 from tfquant.unfold.layout import (
     POOLING_3D,
     is_channels_first,
@@ -25,7 +27,7 @@ from tfquant.unfold.preprocess import (
     unfold_normalization,
     unfold_rescaling,
 )
-from tfquant.unfold.recurrent import unfold_bidirectional, unfold_recurrent, unfold_time_distributed
+from tfquant.unroll.recurrent import unfold_bidirectional, unfold_recurrent, unfold_time_distributed
 from tfquant.wrappers import QuantizeAnnotate
 
 
@@ -66,31 +68,24 @@ def unfold_dot(layer, scheme):
     axes = (layer.axes,) * 2 if isinstance(layer.axes, int) else tuple(layer.axes)
 
     def call(inputs):
-        a, b = inputs
+        (a, b), parts = inputs, Parts(layer.name, scheme)
         if 0 in axes or len(real(inputs)) < 2:
             return None
         if layer.normalize:
             sides = zip(inputs, axes, ("left", "right"), strict=True)
             if any(axis % len(x.shape) != len(x.shape) - 1 for x, axis, _ in sides):
                 return None
-            a, b = (
-                QuantizeAnnotate(layers.UnitNormalization(name=f"{layer.name}_{side}_unit"))(x)
-                for x, side in ((a, "left"), (b, "right"))
-            )
+            a = parts.make("left_unit", layers.UnitNormalization)(a)
+            b = parts.make("right_unit", layers.UnitNormalization)(b)
         if len(a.shape) == len(b.shape) == 2:
-            reshape = lambda x, shape, name: QuantizeAnnotate(  # noqa: E731
-                layers.Reshape(shape, name=f"{layer.name}_{name}")
-            )(x)
-            row, column = reshape(a, (1, a.shape[1]), "row"), reshape(b, (b.shape[1], 1), "column")
+            row = parts.make("row", layers.Reshape, (1, a.shape[1]))(a)
+            column = parts.make("column", layers.Reshape, (b.shape[1], 1))(b)
             y = QuantizeAnnotate(MatMul(name=layer.name), config)(row, column)
-            return reshape(y, (1,), "sum")
+            return parts.make("sum", layers.Reshape, (1,))(y)
         if len(a.shape) != 3 or len(b.shape) != 3:
             return None
-        transpose = lambda x, side: QuantizeAnnotate(  # noqa: E731
-            layers.Permute((2, 1), name=f"{layer.name}_{side}")
-        )(x)
-        a = transpose(a, "left") if axes[0] % 3 == 1 else a
-        b = transpose(b, "right") if axes[1] % 3 == 2 else b
+        a = parts.make("left", layers.Permute, (2, 1))(a) if axes[0] % 3 == 1 else a
+        b = parts.make("right", layers.Permute, (2, 1))(b) if axes[1] % 3 == 2 else b
         return QuantizeAnnotate(MatMul(name=layer.name), config)(a, b)
 
     return call
@@ -110,11 +105,9 @@ def unfold_unit_normalization(layer, scheme):
             return None
         others = [axis for axis in range(1, rank) if axis not in places]
         back = [1 + [*others, *places].index(axis) for axis in range(1, rank)]
-        to_last, to_first = (
-            QuantizeAnnotate(layers.Permute(dims, name=f"{layer.name}_{name}"))
-            for dims, name in (([*others, *places], "axis_last"), (back, "axis_back"))
-        )
-        return to_first(norm(to_last(x)))
+        parts = Parts(layer.name, scheme)
+        y = norm(parts.make("axis_last", layers.Permute, [*others, *places])(x))
+        return parts.make("axis_back", layers.Permute, back)(y)
 
     return call if scheme.static else None
 
@@ -136,19 +129,18 @@ def unfold_elu(layer, scheme):
     """
     if layer.alpha == 1 or not scheme.static:
         return None
-    mark = lambda make, name, *args: QuantizeAnnotate(  # noqa: E731
-        make(*args, name=f"{layer.name}_{name}")
-    )
 
     def call(x):
-        scaled = channel_affine(
-            mark(layers.ELU, "unit")(x), layer.alpha, 0.0, False, f"{layer.name}_scaled"
+        parts = Parts(layer.name, scheme)
+        scaled, rest = (
+            channel_affine(parts.make(name, make)(x), factor, 0.0, False, f"{layer.name}_{end}")
+            for name, make, factor, end in (
+                ("unit", layers.ELU, layer.alpha, "scaled"),
+                ("relu", layers.ReLU, 1 - layer.alpha, "rest"),
+            )
         )
         if scaled is None:
             return None
-        rest = channel_affine(
-            mark(layers.ReLU, "relu")(x), 1 - layer.alpha, 0.0, False, f"{layer.name}_rest"
-        )
         return QuantizeAnnotate(layers.Add(name=layer.name))([scaled, rest])
 
     return call
@@ -257,17 +249,16 @@ def unfold(layer, scheme):
 
     def build(args, kwargs):
         inputs = {
-            id(x): keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in tensors((args, kwargs))
+            x: keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in tensors((args, kwargs))
         }
         masked = any(kwargs.get(name) is not None for name in _TRAVELLING_MASKS)
         config = SameGridConfig() if scheme.static else None
         unmask = QuantizeAnnotate(Unmask(name=f"{layer.name}_unmask"), config)
 
-        def value(x):
-            x = inputs.get(id(x), x)
-            return unmask(x) if masked and _is_sequence(x) else x
-
-        args, kwargs = keras.tree.map_structure(value, (args, kwargs))
+        args, kwargs = put_in_place((args, kwargs), inputs)
+        if masked:
+            unmasked = lambda x: unmask(x) if _is_sequence(x) else x  # noqa: E731
+            args, kwargs = keras.tree.map_structure(unmasked, (args, kwargs))
         outputs = call(*args, **kwargs)
         model = None if outputs is None else keras.Model(list(inputs.values()), outputs)
         whole = model is None or (is_composite(layer) and not is_worthwhile(model))

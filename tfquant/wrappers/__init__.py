@@ -6,6 +6,7 @@ from tfquant.wrappers.config import QuantizeConfig
 from tfquant.wrappers.dynamic_kernel import DynamicKernel
 from tfquant.wrappers.hook import CallHook
 from tfquant.wrappers.integer_kernel import IntegerKernel, KernelSite
+from tfquant.wrappers.known import KnownIntegers
 from tfquant.wrappers.lowering import LoweredKernel, Lowering
 from tfquant.wrappers.operation import OperationLayer
 from tfquant.wrappers.quantize import Quantize
@@ -18,6 +19,7 @@ __all__ = [
     "DynamicKernel",
     "IntegerKernel",
     "KernelSite",
+    "KnownIntegers",
     "LoweredKernel",
     "Lowering",
     "OperationLayer",

@@ -100,10 +100,8 @@ class QuantizeConfig(abc.ABC):
         outputs = clamp_layer(outputs, wrapper.call_sites[call_site].clamp)
         transfer_weights(wrapper.layer, layer)
         kernels = []
-        of = {id(variable): quantizer for variable, quantizer in wrapper.weight_quantizers}
         for new, old in zip(layer.weights, wrapper.layer.weights, strict=True):
-            quantizer = of.get(id(old))
-            if quantizer is not None:
+            for quantizer in (q for variable, q in wrapper.weight_quantizers if variable is old):
                 new.assign(quantizer.call(old.value))
                 kernels.append(lowered_kernel(quantizer, old.value, new))
         return Lowering(outputs, tuple(kernels))

@@ -1,6 +1,5 @@
 """`Originals`: what calibration changed in a layer, and how it takes it back."""
 
-import contextlib
 import hashlib
 
 import numpy as np
@@ -30,7 +29,7 @@ class Originals:
 
     def assign(self, variable, value) -> None:
         """Gives `variable`, one of the owner's, a value, and keeps what it had at first."""
-        index = [id(v) for v in self._owner.variables].index(id(variable))
+        index = next(i for i, v in enumerate(self._owner.variables) if v is variable)
         before = self._kept[index][0] if index in self._kept else ops.convert_to_numpy(variable)
         variable.assign(ops.cast(value, variable.dtype))
         self._kept[index] = before, _digest(variable)
@@ -41,19 +40,6 @@ class Originals:
             for index, (before, _) in self._kept.items():
                 self._owner.variables[index].assign(before)
         self._kept = {}
-
-    @contextlib.contextmanager
-    def in_place(self):
-        """Inside it, the variables have what they had at first."""
-        variables = [] if self._trained() else [self._owner.variables[i] for i in self._kept]
-        after = [ops.convert_to_numpy(variable) for variable in variables]
-        try:
-            for variable, (before, _) in zip(variables, self._kept.values(), strict=False):
-                variable.assign(before)
-            yield
-        finally:
-            for variable, value in zip(variables, after, strict=True):
-                variable.assign(value)
 
     def snapshot(self):
         """Returns a function that puts everything back to what it is now."""

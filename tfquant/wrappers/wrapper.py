@@ -311,9 +311,9 @@ class QuantizeWrapper(keras.layers.Layer):
             kwargs["training"] = training
         if not weights:
             return self.layer(*args, **kwargs)
-        swapped = {id(variable) for variable, _ in weights}
+        is_swapped = lambda variable: any(variable is v for v, _ in weights)  # noqa: E731
         # A scope does not ask the one around it.
-        others = [(v, v.value) for v in self.layer.trainable_variables if id(v) not in swapped]
+        others = [(v, v.value) for v in self.layer.trainable_variables if not is_swapped(v)]
         with keras.StatelessScope(
             state_mapping=[*weights, *others], collect_losses=True, initialize_variables=False
         ) as scope:
@@ -321,7 +321,7 @@ class QuantizeWrapper(keras.layers.Layer):
         # What the layer assigned or added inside the scope was only captured.
         for variable in self.layer.non_trainable_variables:
             value = scope.get_current_value(variable)
-            if value is not None and id(variable) not in swapped:
+            if value is not None and not is_swapped(variable):
                 variable.assign(value)
         for loss in scope.losses:
             self.add_loss(loss)

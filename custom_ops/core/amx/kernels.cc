@@ -13,7 +13,7 @@
 
 namespace tfquant {
 
-const Kernels& Avx512Kernels();
+extern const Path avx512_path;
 
 namespace {
 
@@ -404,7 +404,7 @@ void PrepareParts(const PrepareArgs& a) {
 }
 
 Kernels Make() {
-  Kernels t = Avx512Kernels();
+  Kernels t = avx512_path.kernels();
   t.matrix_begin = Begin;
   t.matrix_end = End;
   t.matrix[kNoScales][0] = ChannelTile<1, false>;
@@ -431,10 +431,16 @@ Kernels Make() {
 
 }  // namespace
 
-const Kernels& AmxKernels() {
-  static const Kernels table = Make();
-  return table;
-}
+// Tiles, of bfloat16 and of int8.
+extern const Path amx_path;
+const Path amx_path = {
+    "amx",
+    []() -> const Kernels& {
+      static const Kernels table = Make();
+      return table;
+    },
+    {&avx512_path, {{7, 0, 3, 22}, {7, 0, 3, 24}, {7, 0, 3, 25}}, 0, true},
+};
 
 }  // namespace tfquant
 #endif

@@ -296,7 +296,13 @@ struct Avx2 : Pairs<Avx2> {
 
 }  // namespace
 
-const Kernels& Avx2Kernels() { return PanelKernels<Avx2>::kTable; }
+// AVX2, FMA, AVX and F16C; ymm registers.
+extern const Path avx2_path;
+const Path avx2_path = {
+    "avx2",
+    []() -> const Kernels& { return PanelKernels<Avx2>::kTable; },
+    {nullptr, {{7, 0, 1, 5}, {1, 0, 2, 12}, {1, 0, 2, 28}, {1, 0, 2, 29}}, 0x6},
+};
 
 }  // namespace tfquant
 #endif

@@ -394,7 +394,17 @@ struct Avx512 : GenericIsa<Avx512> {
 
 }  // namespace
 
-const Kernels& Avx512Kernels() { return PanelKernels<Avx512>::kTable; }
+extern const Path avx2_path;
+
+// F, DQ, BW, VL, VNNI and BITALG; zmm and mask registers.
+extern const Path avx512_path;
+const Path avx512_path = {
+    "avx512",
+    []() -> const Kernels& { return PanelKernels<Avx512>::kTable; },
+    {&avx2_path,
+     {{7, 0, 1, 16}, {7, 0, 1, 17}, {7, 0, 1, 30}, {7, 0, 1, 31}, {7, 0, 2, 11}, {7, 0, 2, 12}},
+     0xe6},
+};
 
 }  // namespace tfquant
 #endif

@@ -68,14 +68,7 @@ struct GenericTiles {
 
     float* const out = static_cast<float*>(args.sum);
     Real total[kRows][kPanels];
-#pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 4
-      for (int p = 0; p < kPanels; ++p) {
-        total[m][p] =
-            args.first ? Isa::SplatReal(0) : Isa::LoadReal(out + (m * kPanels + p) * kPanelColumns);
-      }
-    }
+    LoadTotals(args.first, out, total);
     const int32_t* offset_sum = args.offset_sum;
     const float* x_scale = args.x_scale;
     const int64_t groups = args.blocks / args.blocks_per_group;
@@ -115,13 +108,7 @@ struct GenericTiles {
       }
       if (kScales == kBothScales) x_scale += kRows;
     }
-#pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 4
-      for (int p = 0; p < kPanels; ++p) {
-        Isa::StoreReal(out + (m * kPanels + p) * kPanelColumns, total[m][p]);
-      }
-    }
+    StoreTotals(total, out);
   }
 
   // Float activations on packed weights: the group's products are summed, then scaled.
@@ -136,14 +123,7 @@ struct GenericTiles {
     float* const out = static_cast<float*>(args.sum);
 
     Real total[kRows][kPanels];
-#pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 4
-      for (int p = 0; p < kPanels; ++p) {
-        total[m][p] =
-            args.first ? Isa::SplatReal(0) : Isa::LoadReal(out + (m * kPanels + p) * kPanelColumns);
-      }
-    }
+    LoadTotals(args.first, out, total);
     const int64_t groups = args.blocks / args.blocks_per_group;
     for (int64_t g = 0; g < groups; ++g) {
       Real part[kRows][kPanels];
@@ -182,13 +162,7 @@ struct GenericTiles {
         }
       }
     }
-#pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 4
-      for (int p = 0; p < kPanels; ++p) {
-        Isa::StoreReal(out + (m * kPanels + p) * kPanelColumns, total[m][p]);
-      }
-    }
+    StoreTotals(total, out);
   }
 
   // Float activations on staged weights: `weights` are floats [k][16], already scaled.
@@ -201,14 +175,7 @@ struct GenericTiles {
     const float* x = static_cast<const float*>(args.x);
     float* const out = static_cast<float*>(args.sum);
     Real total[kRows][kPanels];
-#pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 4
-      for (int p = 0; p < kPanels; ++p) {
-        total[m][p] =
-            args.first ? Isa::SplatReal(0) : Isa::LoadReal(out + (m * kPanels + p) * kPanelColumns);
-      }
-    }
+    LoadTotals(args.first, out, total);
     const int64_t depth = args.blocks * kBlockDepth;
     for (int64_t k = 0; k < depth; ++k, x += kRows) {
       Real value[kPanels];
@@ -221,6 +188,26 @@ struct GenericTiles {
         for (int p = 0; p < kPanels; ++p) total[m][p] = Isa::Fma(value[p], one, total[m][p]);
       }
     }
+    StoreTotals(total, out);
+  }
+
+  // What the tiles of the depth before this one left, zero for the first.
+  template <class Real, int kRows, int kPanels>
+  __attribute__((always_inline)) static void LoadTotals(bool first, const float* out,
+                                                        Real (&total)[kRows][kPanels]) {
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) {
+        total[m][p] =
+            first ? Isa::SplatReal(0) : Isa::LoadReal(out + (m * kPanels + p) * kPanelColumns);
+      }
+    }
+  }
+
+  template <class Real, int kRows, int kPanels>
+  __attribute__((always_inline)) static void StoreTotals(const Real (&total)[kRows][kPanels],
+                                                         float* out) {
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4

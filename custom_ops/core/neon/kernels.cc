@@ -160,7 +160,13 @@ struct Neon : GenericIsa<Neon> {
 
 }  // namespace
 
-const Kernels& NeonKernels() { return PanelKernels<Neon>::kTable; }
+// And its dot product extension, HWCAP_ASIMDDP.
+extern const Path neon_path;
+const Path neon_path = {
+    "neon",
+    []() -> const Kernels& { return PanelKernels<Neon>::kTable; },
+    {nullptr, {}, 0, false, 1ul << 20},
+};
 
 }  // namespace tfquant
 #endif

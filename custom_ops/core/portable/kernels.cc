@@ -133,6 +133,11 @@ struct Portable : GenericIsa<Portable> {
 
 }  // namespace
 
-const Kernels& PortableKernels() { return PanelKernels<Portable>::kTable; }
+extern const Path portable_path;
+const Path portable_path = {
+    "portable",
+    []() -> const Kernels& { return PanelKernels<Portable>::kTable; },
+    {},
+};
 
 }  // namespace tfquant

@@ -9,7 +9,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 import tfquant as tfq
-from tfquant.convert.tflite.flatbuffer import File
+from tfquant.litert.flatbuffer import File
 
 # Schemes that the TFLite converter has too.
 RIVALS = {"w8a8": "int8", "w8a16": "int16", "w8a8_dynamic": "dynamic"}

@@ -1,0 +1,1 @@
+"""How layers are quantized: which weights and outputs, and how the device computes them."""

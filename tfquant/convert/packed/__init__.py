@@ -1,5 +1,0 @@
-"""From quantized models to Keras models on packed weights."""
-
-from tfquant.convert.packed.convert import to_packed
-
-__all__ = ["to_packed"]

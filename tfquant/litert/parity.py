@@ -1,0 +1,55 @@
+"""Expected against received: in steps of the file's grid, or as real values."""
+
+import numpy as np
+
+from tfquant.litert.flatbuffer import File
+from tfquant.report import Parity
+
+
+def parity(file: File, index: int, expected: np.ndarray, received: np.ndarray) -> Parity:
+    """Compares real values with what a tensor of a file holds.
+
+    Expected values are counted in steps of the file's grid, and not clipped to it: a grid that is
+    too narrow for them makes a difference.
+
+    Args:
+        file: The file.
+        index: The tensor.
+        expected: Real values.
+        received: Values of the tensor, of the same size.
+    """
+    expected = expected.reshape(received.shape)
+    if np.issubdtype(received.dtype, np.integer):
+        steps = np.abs(in_steps(file, index, expected) - received.astype(np.float64))
+        return Parity(steps.size, int((steps > 0).sum()), float(steps.max(initial=0)))
+    expected = expected.astype(np.float64)
+    apart = np.abs(expected - received)
+    scale = max(float(np.abs(expected).max(initial=0.0)), 1e-12)
+    return Parity(
+        apart.size, int((apart > 0).sum()), float(apart.max(initial=0.0)) / scale, in_steps=False
+    )
+
+
+def in_steps(file: File, index: int, values: np.ndarray) -> np.ndarray:
+    """Returns the integers nearest to real values on the grid of a tensor, as if it had no end."""
+    scale = file.scale(index)
+    if not scale.size:
+        return values.astype(np.float64)
+    return np.rint(values / scale[0]).astype(np.float64) + file.zero_point(index)[0]
+
+
+def equal_predictions(outputs) -> float | None:
+    """Returns the share of rows whose largest value is the same one in all outputs.
+
+    Args:
+        outputs: Pairs of arrays, expected and received.
+
+    Returns:
+        `None` where no output is a vector of scores.
+    """
+    equal = [
+        expected.argmax(-1) == received.argmax(-1)
+        for expected, received in outputs
+        if expected.ndim == 2 and expected.shape[1] > 1
+    ]
+    return float(np.mean(np.all(equal, axis=0))) if equal else None

@@ -1,0 +1,1 @@
+"""What several layers unfold into: a few marked layers each."""

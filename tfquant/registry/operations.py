@@ -1,0 +1,43 @@
+"""Operations of `keras.ops` that no layer stands for: what the device computes them with."""
+
+from keras import activations
+
+from tfquant.configs.elementwise import (
+    OutputConfig,
+    ReduceConfig,
+    ReduceProductConfig,
+    SameGridConfig,
+)
+from tfquant.registry.keras_layers import activation_config, operator_config
+
+# Operations whose output lies on the grid of their inputs.
+MOVING = frozenset({"Flip", "GetItem", "Max", "Min", "Repeat", "Reshape", "Roll", "Split", "Stack"})
+MOVING |= {"Take", "Tile", "Unstack"}
+
+# Functions with a grid of their own. Where they run along another axis the converter moves it.
+VECTOR_FUNCTIONS = {"LogSoftmax": activations.log_softmax, "Softmax": activations.softmax}
+
+# The device's operators of functions of one tensor, and of sums over some axes.
+FUNCTIONS = {"Abs": "ABS", "Absolute": "ABS", "Exp": "EXP", "Log": "LOG", "Rsqrt": "RSQRT"}
+REDUCTIONS = {"Mean": "MEAN", "Prod": "REDUCE_PROD", "Sum": "SUM"}
+
+
+def operation_config(operation, scheme, outputs: int):
+    """Returns the config of an operation of real tensors that no layer stands for.
+
+    Args:
+        operation: `keras.Operation`.
+        scheme: `Scheme`.
+        outputs: Number of its outputs.
+    """
+    name = type(operation).__name__
+    if name in VECTOR_FUNCTIONS:
+        return activation_config(VECTOR_FUNCTIONS[name], scheme)
+    if name in MOVING or (name == "Pad" and operation.mode == "constant"):
+        return SameGridConfig()
+    if name in REDUCTIONS:
+        kind = ReduceProductConfig if name == "Prod" else ReduceConfig
+        return operator_config(REDUCTIONS[name], scheme, kind)
+    if name in FUNCTIONS:
+        return operator_config(FUNCTIONS[name], scheme)
+    return OutputConfig(scheme.activations, outputs)

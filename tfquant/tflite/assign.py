@@ -1,0 +1,246 @@
+"""Parameters for every tensor of the file."""
+
+import dataclasses
+
+import numpy as np
+
+from tfquant.devices import fixed_grid
+from tfquant.litert import rules
+from tfquant.litert.flatbuffer import kernel_inputs
+from tfquant.rewrite.lower import Lowered, LoweredUnit, Point
+from tfquant.skeleton.float_file import FloatFile
+from tfquant.tflite.stored import (
+    TensorParams,
+    compared,
+    constant,
+    kernel_constants,
+    weight,
+)
+from tfquant.wrappers import Quantize
+
+# Why operators are float under a scheme of float activations.
+AS_THE_SCHEME_SAYS = "the scheme keeps activations float"
+
+# What ai-edge-quantizer calls the reader of a model's output.
+GRAPH = -1
+
+
+@dataclasses.dataclass
+class Assignment:
+    """Parameters of tensors, and what could not be computed in integers.
+
+    Attributes:
+        computed: Dict from index of a computed tensor to `TensorParams`.
+        stored: Dict from `(operator index, tensor index)` to `TensorParams` of a stored tensor.
+        requantized: Dict from `(operator index, tensor index)` to the `TensorParams` that the
+            operator (or `GRAPH`, the reader of outputs) reads a computed tensor with, where they
+            are not the tensor's own.
+        integer: Indices of operators that run in integers.
+        float_reasons: Dict from index of an operator that stays float to why.
+        units: Dict from index of an operator with a kernel to its `LoweredUnit`.
+    """
+
+    computed: dict[int, TensorParams]
+    stored: dict[tuple[int, int], TensorParams]
+    requantized: dict[tuple[int, int], TensorParams]
+    integer: set[int]
+    float_reasons: dict[int, str]
+    units: dict[int, LoweredUnit]
+
+
+def assign(
+    float_file: FloatFile,
+    anchors: dict[int, list[Point]],
+    rounded_again: dict[int, list[Point]],
+    lowered: Lowered,
+) -> Assignment:
+    """Gives every tensor of the float file its parameters.
+
+    Anchored tensors have those of their points. From there grids spread through operators that
+    keep them; an operator whose inputs and outputs all have a grid runs in integers.
+
+    Args:
+        float_file: The float file.
+        anchors: From `anchor`.
+        rounded_again: From `anchor`.
+        lowered: From `tfquant.rewrite.lower`.
+
+    Returns:
+        `Assignment`.
+    """
+    file, device = float_file.file, lowered.device
+    unit_of = {x: unit for unit in lowered.units for x in unit.outputs}
+    computed = {
+        index: _from_grid(points[0].grid) for index, points in anchors.items() if points[0].grid
+    }
+    _spread(file, computed, device)
+    result = Assignment(computed, {}, {}, set(), {}, {})
+    for op in file.ops:
+        stored = {i: w for i in op.inputs if (w := float_file.weights.get((op.index, i)))}
+        kernel = stored.get(kernel_inputs(op)[1]) if op.name in rules.KERNELS else None
+        if kernel is not None:
+            result.units[op.index] = kernel.unit
+        reason = _why_float(file, op, computed, kernel, device)
+        # Keras's Conv1D reshapes what it reads: a model's input has the grid on both sides.
+        given = device.moves(op.name) and op.inputs[0] in file.inputs
+        moves = given and _shares_grid(op, computed)
+        if reason is None and not moves and _is_of_float_layer(op, anchors, unit_of):
+            reason = "the layer is not quantized"
+        if reason is None:
+            result.integer.add(op.index)
+            readers = [unit_of.get(p.tensor) for i in op.outputs for p in anchors.get(i, ())]
+            _read_again(op.index, op.inputs, readers, rounded_again, result)
+            _requantize(op, result, device)
+            found = _constants(file, op, kernel, stored, result, device)
+        else:
+            result.float_reasons[op.index] = reason
+            found = {i: weight(w, dequantize=not w.read_as_integers) for i, w in stored.items()}
+        result.stored.update({(op.index, i): params for i, params in found.items()})
+    ends = set(lowered.model.outputs)
+    for index in file.outputs:
+        again = [p for p in rounded_again.get(index, ()) if p.tensor in ends]
+        if again:
+            result.requantized[GRAPH, index] = _from_grid(again[0].grid)
+    return result
+
+
+def _shares_grid(op, computed):
+    """Whether an operator reads integers of the grid that it writes."""
+    grids = [computed.get(i) for i in (*op.inputs[:1], *op.outputs[:1])]
+    if None in grids:
+        return False
+    return len({(g.num_bits, float(g.scale[0]), int(g.zero_point[0])) for g in grids}) == 1
+
+
+def _is_of_float_layer(op, anchors, unit_of):
+    """Whether a layer that is not quantized computes what is only rounded behind it."""
+    units = [unit_of.get(point.tensor) for point in anchors.get(op.outputs[0], ())]
+    return bool(units) and all(
+        unit is not None and isinstance(unit.layer, Quantize) and unit.outputs[0] is unit.inputs[0]
+        for unit in units
+    )
+
+
+def _read_again(reader, inputs, units, rounded_again, result):
+    """Has an operator read its inputs on the grids on which its units do."""
+    wanted = {x for unit in units if unit is not None for x in unit.inputs}
+    for index in inputs:
+        for point in rounded_again.get(index, ()):
+            if point.tensor in wanted:
+                result.requantized[reader, index] = _from_grid(point.grid)
+
+
+def _requantize(op, result, device):
+    """Has the inputs of an operator that keeps grids brought to the grid of its output."""
+    if not device.moves(op.name) or op.outputs[0] not in result.computed:
+        return
+    wanted = result.computed[op.outputs[0]]
+    for index in op.inputs:
+        params = result.requantized.get((op.index, index), result.computed.get(index))
+        if params is not None and (
+            params.num_bits != wanted.num_bits
+            or params.scale[0] != wanted.scale[0]
+            or params.zero_point[0] != wanted.zero_point[0]
+        ):
+            result.requantized[op.index, index] = wanted
+
+
+def _from_grid(grid) -> TensorParams:
+    return TensorParams(
+        grid.spec.stored_bits,
+        np.asarray([grid.params.scale], np.float32).reshape(1),
+        np.asarray([grid.params.zero_point], np.int64),
+    )
+
+
+def _spread(file, computed, device):
+    """Gives tensors without a point the grid that the operators around them dictate.
+
+    In front of a clamp that is the grid behind it, whose ends do most of the clamping.
+    """
+    for op in reversed(file.ops):
+        if _is_clamp(file, op) and op.outputs[0] in computed:
+            computed.setdefault(_data(file, op), computed[op.outputs[0]])
+    changed = True
+    while changed:
+        changed = False
+        for op in file.ops:
+            data = [i for i in op.inputs if file.is_float_data(i)]
+            known = [i for i in data if i in computed]
+            if device.moves(op.name):
+                # A float input keeps the operator float: it has no grid to be brought to.
+                ends = known if len(known) == len(data) else []
+                ends = [*ends, *(i for i in op.outputs if i in computed)]
+                for index in [*data, *op.outputs] if ends else []:
+                    if index not in computed and file.type(index) == "FLOAT32":
+                        computed[index] = computed[ends[0]]
+                        changed = True
+            elif device.bounds(op.name) and known and op.outputs[0] not in computed:
+                num_bits = computed[known[0]].num_bits
+                if not device.why_not(op.name, num_bits):
+                    computed[op.outputs[0]] = _fixed(device.bounds(op.name), num_bits)
+                    changed = True
+
+
+def _is_clamp(file, op):
+    """Whether an operator bounds one tensor by numbers."""
+    if op.name in rules.CLAMPS:
+        return True
+    return op.name in ("MAXIMUM", "MINIMUM") and len([*filter(file.is_float_data, op.inputs)]) == 1
+
+
+def _data(file, op):
+    return next(i for i in op.inputs if file.is_float_data(i))
+
+
+def _fixed(bounds, num_bits):
+    scale, zero_point = fixed_grid(bounds, num_bits)
+    return TensorParams(num_bits, np.array([scale], np.float32), np.array([zero_point]))
+
+
+def _why_float(file, op, computed, kernel, device):
+    """Returns why an operator cannot run in integers, or `None` if it can."""
+    data = [i for i in (*op.inputs, *op.outputs) if file.is_float_data(i)]
+    if not data:
+        return None
+    if not computed:
+        return AS_THE_SCHEME_SAYS
+    if op.name not in device.operators:
+        return f"{device.name} has no integer kernel that tfquant knows for it"
+    missing = [file.name(i) for i in data if i not in computed]
+    if missing:
+        return f"the range of {_short(missing[0])} is not known"
+    if op.name in rules.COMPARISONS and compared(file, op, computed) is None:
+        return "LiteRT compares integers of one grid only, and with constants within it"
+    widths = device.operators[op.name].num_bits
+    if any(computed[i].num_bits not in widths for i in data):
+        return "tfquant knows a kernel of 8 bits for it only"
+    if op.name in rules.KERNELS and (kernel is None or kernel.kernel.spec is None):
+        return "its weights are not quantized"
+    return None
+
+
+def _short(name):
+    return name.split(";")[0]
+
+
+def _constants(file, op, kernel, stored, result, device):
+    """Returns what the constants of an operator in integers become, by tensor index."""
+    constants = [i for i in op.inputs if file.type(i) == "FLOAT32" and file.is_constant(i)]
+    if kernel is not None:
+        x = kernel_inputs(op)[0]
+        return kernel_constants(
+            file, op, kernel, result.requantized.get((op.index, x), result.computed[x])
+        )
+    if op.name in rules.COMPARISONS and constants:
+        return compared(file, op, result.computed)
+    num_bits = next((result.computed[i].num_bits for i in op.outputs if i in result.computed), 8)
+    found = {}
+    for index in constants:
+        params = weight(stored[index]) if index in stored else None
+        if params is None or params.scale is None or len(params.scale) > 1:
+            values = stored[index].values() if index in stored else file.constant(index)
+            output = result.computed.get(op.outputs[0]) if device.moves(op.name) else None
+            params = constant(values, num_bits, output)
+        found[index] = params
+    return found

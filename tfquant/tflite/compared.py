@@ -1,0 +1,75 @@
+"""Whether a file does what its model does, and where it does not."""
+
+import dataclasses
+
+from tfquant.report import LayerReport, Parity
+
+# Few rows are compared op by op. Of the others an operator may round a tie the other way, which is
+# several steps behind a recurrent layer; a wrong tensor or grid is more of both.
+SHARE, STEPS = 0.5, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """What came of a comparison.
+
+    Attributes:
+        layers: One `LayerReport` for each unit.
+        end_to_end: `Parity` of the outputs, `None` if they were not compared.
+        why_not: Why they were not, where they should have been.
+        parted: Where the file and the model part; empty if they do not.
+    """
+
+    layers: list[LayerReport]
+    end_to_end: Parity | None = None
+    why_not: str = ""
+    parted: str = ""
+
+
+def compare_all(begin, units, described, all_integer: bool) -> Compared:
+    """Compares a file with its model, op by op and end to end.
+
+    A fault in here costs nobody a file: it says nothing about the file.
+
+    Args:
+        begin: Function that returns a `Verifier`.
+        units: The `LoweredUnit`s.
+        described: What is known of each of them already, `LayerReport`s.
+        all_integer: Whether no operator of the file computes in float.
+    """
+    try:
+        verifier = begin()
+        layers = [
+            dataclasses.replace(
+                layer, output_sqnr=verifier.output_sqnr(unit), parity=verifier.unit(unit)
+            )
+            for layer, unit in zip(described, units, strict=True)
+        ]
+        end_to_end = verifier.end_to_end()
+        parted = _parted(verifier, layers, end_to_end, all_integer)
+    except Exception as error:
+        why_not = f"{type(error).__name__}: {error}"
+        return Compared(described, why_not=why_not)
+    return Compared(layers, end_to_end, parted=parted)
+
+
+def _parted(verifier, layers, end_to_end, all_integer):
+    """Returns where file and model part: at an exact operator, or though all are right."""
+    if not end_to_end.differing or not end_to_end.in_steps:
+        return ""
+    name = verifier.parting([layer.parity for layer in layers])
+    if name is not None:
+        return f"layer '{name}'"
+    for layer in layers:
+        if layer.arithmetic == "exact" and layer.parity is not None and _is_wrong(layer.parity):
+            return f"layer '{layer.name}'"
+    exact = all_integer and all(
+        layer.arithmetic == "exact" and (layer.parity is None or not layer.parity.differing)
+        for layer in layers
+    )
+    return "the outputs" if exact and _is_wrong(end_to_end) else ""
+
+
+def _is_wrong(parity):
+    """Whether values are apart by more than rounding."""
+    return parity.in_steps and parity.share_differing > SHARE and parity.largest > STEPS

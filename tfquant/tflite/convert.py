@@ -1,0 +1,267 @@
+"""`to_tflite`: a quantized Keras model to a verified `.tflite` file."""
+
+import logging
+import os
+from functools import partial
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import tree
+from rich.progress import Progress, SpinnerColumn, TextColumn
+
+from tfquant.data.batches import batches
+from tfquant.data.files import check_file, replacing
+from tfquant.litert.interpreter import first_refused
+from tfquant.litert.interpreter import run as run_here
+from tfquant.passes.front import split_front
+from tfquant.passes.precision import TO_FLOAT32, in_float32, policy
+from tfquant.report import ConversionReport
+from tfquant.rewrite.lower import lower
+from tfquant.rewrite.validate import check_is_model
+from tfquant.skeleton.anchor import anchor, layer_names
+from tfquant.skeleton.float_file import convert_float
+from tfquant.tflite.assign import assign
+from tfquant.tflite.compared import Compared, compare_all
+from tfquant.tflite.describe import elsewhere, float_operators, layer_reports
+from tfquant.tflite.signature import input_names, output_names
+from tfquant.tflite.verify import Verifier, point_tensors, saturated_biases
+from tfquant.tflite.write import write
+from tfquant.wrappers import KnownIntegers, Quantize
+
+_logger = logging.getLogger("tfquant")
+
+RANDOM_ROWS = 16
+SAMPLE_ROWS = 512
+
+
+@policy(TO_FLOAT32)
+def to_tflite(
+    model,
+    path,
+    *,
+    input_type: str | None = None,
+    output_type: str | None = None,
+    batch_size: int | None = 1,
+    samples=None,
+    verify: bool = True,
+    strict: bool = True,
+    run=None,
+    progress: bool = True,
+) -> ConversionReport:
+    """Converts a calibrated model to a `.tflite` file, runs both, and compares them.
+
+    Args:
+        model: Model from `quantize_model` or `quantize_apply`, calibrated if its scheme quantizes
+            activations.
+        path: The file to write. It appears when it is complete.
+        input_type: Type of the file's inputs: `"int8"`, `"uint8"` (with 8-bit activations),
+            `"int16"` (with 16-bit ones) or `"float32"`. The default is the width of the
+            activations, or `"float32"` where they are float.
+        output_type: Type of its outputs; the default is `input_type`.
+        batch_size: Fixed batch dimension, `None` for a free one. With a fixed one, which is faster,
+            free lengths of sequences become those of the samples.
+        samples: Inputs for the comparison, in any form that `calibrate` takes. The default is what
+            `calibrate` saw; a model loaded from a file has forgotten it, and random inputs within
+            the calibrated range are used.
+        verify: Whether to compare. What cannot be compared is written, and the report says so.
+        strict: Whether it is an error that the file computes something else than the model though
+            each operator does what it should: a fault of tfquant's, or of a layer of your own.
+        run: Function that runs a file on the device that the model simulates, where that is
+            elsewhere: of the file's bytes and a list of arrays of integers, one for each input with
+            the rows first; it returns such a list of outputs. The default is LiteRT on this
+            machine; where it cannot stand for the device nothing is compared, as the report says.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        `ConversionReport`; print it.
+
+    Raises:
+        TypeError: If `model` is not a Keras model.
+        ValueError: If the model is not quantized or not calibrated, has weights in groups that
+            LiteRT does not multiply, a type does not fit, or the samples do not.
+        RuntimeError: If LiteRT does not run the file (every file runs once before it gets its
+            name), or `strict` finds that it computes something else.
+        OSError: If `path` cannot be written.
+    """
+    path = os.fspath(path)
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(
+            f"`batch_size` must be a positive integer or None. Received: {batch_size!r}."
+        )
+    check_file(path)
+    check_is_model(model)
+    whole = in_float32(model)
+    front, model = split_front(whole)
+    columns = SpinnerColumn(), TextColumn("{task.description}")
+    with KnownIntegers(), Progress(*columns, transient=True, disable=not progress) as bar:
+        task = bar.add_task("Converting the float model")
+        lowered = lower(model)
+        _check_groups(lowered)
+        input_type, output_type = _io_types(lowered, input_type, output_type)
+        rows, origin = _sample_rows(whole, samples)
+        if front is not None:
+            rows = [np.asarray(x) for x in tree.flatten(front(_as_tensors(rows)))]
+        float_file = convert_float(lowered, batch_size, rows)
+        anchors, rounded_again, lost = anchor(float_file, lowered)
+        bar.update(task, description="Writing integers")
+        assignment = assign(float_file, anchors, rounded_again, lowered)
+        float_bytes, float_file = float_file.num_bytes, float_file.file
+        file = write(float_file, assignment, input_type, output_type)
+        file.sign(input_names(lowered), output_names(lowered))
+        content = file.to_bytes()
+        _check_runs(file, content, layer_names(float_file, anchors))
+        described = layer_reports(lowered.units, float_file, anchors, assignment)
+        compared = Compared(described)
+        if run is None and lowered.device.runs_here():
+            run = partial(run_here, resolver=lowered.device.resolver)
+        if verify and run is not None:
+            bar.update(task, description="Comparing Keras with LiteRT")
+            tensors = point_tensors(file, float_file, anchors)
+            begin = partial(Verifier, model, lowered, file, content, tensors, rows, run)
+            integer = not assignment.float_reasons
+            compared = compare_all(begin, lowered.units, described, integer)
+            _check_agrees(compared, strict)
+        report = ConversionReport(
+            path=path,
+            float_bytes=float_bytes,
+            quantized_bytes=len(content),
+            layers=compared.layers,
+            float_operators=float_operators(float_file, assignment, lowered),
+            saturated_biases=saturated_biases(file, assignment),
+            end_to_end=compared.end_to_end,
+            not_compared=compared.why_not,
+            samples=origin,
+            front_layers=_front_layers(front),
+            lost_layers=lost,
+            device=lowered.device.name,
+            elsewhere=elsewhere(lowered, float_file, anchors, assignment),
+        )
+    if lost:
+        _logger.warning(
+            "What these layers compute was not found in the file, so that their ranges are not in "
+            "it, and what reads them may compute in float: %s. Please report the model.",
+            ", ".join(f"'{name}'" for name in lost),
+        )
+    if compared.why_not:
+        _logger.warning("The file could not be compared with the model: %s", compared.why_not)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+    return report
+
+
+def _check_runs(file, content, names):
+    """Raises if LiteRT does not load the file or does not run it."""
+    found = first_refused(file, content)
+    if found is not None:
+        op, error = found
+        places = [file.name(i).split(";")[0] for i in op.outputs]
+        layers = [f"layer '{names[place]}'" for place in places if place in names]
+        raise RuntimeError(
+            f"LiteRT does not run {op.name} of {(layers or places)[0]}, and nothing was written. "
+            f"Please report the model. LiteRT says: {error}"
+        ) from error
+
+
+def _check_agrees(compared, strict):
+    """Raises if the file does something else than the model, and nobody wants it all the same."""
+    if compared.parted and strict:
+        parity = compared.end_to_end
+        raise RuntimeError(
+            f"The file must compute what the model computes. They part at {compared.parted}: end "
+            f"to end {parity.differing:,} of {parity.values:,} values differ, by at most "
+            f"{parity.largest:g} steps, and no operator says why. Nothing was written; "
+            "strict=False writes it all the same. Please report the model."
+        )
+
+
+def _check_groups(lowered):
+    """Raises if groups of weights share a scale where LiteRT's kernels do not have it.
+
+    LiteRT 2.3 multiplies such weights in 4 bits, by inputs that it quantizes when it runs. It takes
+    files with others and computes something else: DEQUANTIZE reads scales as zeros.
+    """
+    found = {}
+    for unit in lowered.units:
+        for kernel in unit.kernels:
+            if kernel.group_size and not (unit.dynamic and kernel.spec.num_bits <= 4):
+                found.setdefault((kernel.spec.num_bits, kernel.group_size), []).append(unit.name)
+    for (num_bits, group_size), names in found.items():
+        raise ValueError(
+            "LiteRT multiplies weights in groups where they have 4 bits and activations are "
+            "quantized at run time: scheme 'w4a8_g32'. Received: layers "
+            f"{names} of {num_bits}-bit weights in groups of {group_size}. Use that scheme, one "
+            "with a scale for each channel such as 'w4', or tfq.to_packed."
+        )
+
+
+def _as_tensors(rows):
+    return [tf.constant(array) for array in rows]
+
+
+def _front_layers(front):
+    """Returns the names and types of the layers that were cut off."""
+    found = [] if front is None else front.layers
+    return {x.name: type(x).__name__ for x in found if not isinstance(x, keras.layers.InputLayer)}
+
+
+def _io_types(lowered, input_type, output_type):
+    types = []
+    for name, value, ends in (
+        ("input_type", input_type, lowered.model.input),
+        ("output_type", output_type, lowered.model.output),
+    ):
+        native = _native_type(lowered, ends)
+        allowed = {"int8": ("int8", "uint8", "float32"), "int16": ("int16", "float32")}
+        allowed = allowed.get(native, ("float32",))
+        if value is None:  # The input's type where it fits: it is the user's wish.
+            value = types[0] if types and types[0] in allowed else native
+        if value not in allowed:
+            raise ValueError(
+                f"`{name}` must be one of {', '.join(allowed)} for a model with "
+                f"{native} activations. Received: {value!r}."
+            )
+        types.append(value)
+    return types
+
+
+def _native_type(lowered, ends):
+    """Returns the type of the widest grid among the inputs or outputs `ends` of a model."""
+    tensors = set(tree.flatten(ends))
+    units = [unit for unit in lowered.units if isinstance(unit.layer, Quantize)]
+    tensors |= {x for unit in units for x in unit.outputs if unit.inputs[0] in tensors}
+    grids = [point.grid for point in lowered.points if point.grid]
+    ends = [point.grid for point in lowered.points if point.grid and point.tensor in tensors]
+    widths = {grid.spec.stored_bits for grid in ends or grids}
+    return f"int{max(widths)}" if widths else "float32"
+
+
+def _sample_rows(model, samples):
+    """Returns one array for each input, and where they come from."""
+    if samples is not None:
+        parts = list(batches(samples, model.inputs, SAMPLE_ROWS, steps=1))
+        return parts[0], "your samples"
+    kept = getattr(model, "calibration_samples", None)
+    if kept:
+        return [np.asarray(array) for array in kept], "calibration inputs"
+    generator = np.random.default_rng(0)
+    rows = []
+    for x in model.inputs:
+        shape = (RANDOM_ROWS, *(n or 8 for n in x.shape[1:]))
+        low, high = _input_range(model, x)
+        if x.dtype == "string":
+            rows.append(np.full(shape, "", object))
+        elif keras.backend.is_float_dtype(x.dtype):
+            rows.append(generator.uniform(low, high, shape).astype("float32"))
+        else:
+            rows.append(generator.integers(0, 2, shape).astype(x.dtype))
+    return rows, "random inputs"
+
+
+def _input_range(model, x):
+    for layer in model.layers:
+        if isinstance(layer, Quantize) and layer.name == f"quantize_{x.name}":
+            params, spec = layer.quantizer.params(), layer.quantizer.spec
+            bounds = np.array([spec.qmin, spec.qmax]) - float(params.zero_point)
+            return bounds * float(params.scale)
+    return -1.0, 1.0

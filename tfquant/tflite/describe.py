@@ -1,0 +1,129 @@
+"""What the report says of each layer and of each float operator."""
+
+import keras
+
+from tfquant import devices
+from tfquant.configs.linear import LinearConfig, unit_product
+from tfquant.litert.flatbuffer import File
+from tfquant.numerics import QuantSpec
+from tfquant.quantizers import grid_of
+from tfquant.report import FloatOperator, LayerReport
+from tfquant.skeleton.anchor import MOVES
+from tfquant.tflite.assign import AS_THE_SCHEME_SAYS, Assignment
+from tfquant.tflite.verify import sqnr
+from tfquant.wrappers import Quantize
+
+
+def layer_reports(units, file: File, anchors, assignment: Assignment) -> list[LayerReport]:
+    """Describes units, but for what a comparison tells of them.
+
+    Args:
+        units: `LoweredUnit`s.
+        file: The float file.
+        anchors: From `anchor`.
+        assignment: From `assign`.
+    """
+    grids = _grids(anchors)
+    operators = [_operator(unit, file, anchors, assignment) for unit in units]
+    return [_layer_report(unit, op, grids) for unit, op in zip(units, operators, strict=True)]
+
+
+def _grids(anchors):
+    """Returns the grid of each anchored KerasTensor."""
+    return {p.tensor: p.grid for points in anchors.values() for p in points}
+
+
+def _layer_report(unit, op, grids):
+    grid = grids.get(unit.outputs[0])
+    fields = {}
+    if unit.kernels:
+        kernel = unit.kernels[0]
+        fields = {"weight_bits": 16, "weight_sqnr": _weight_sqnr(unit)}
+        if kernel.spec is not None:
+            fields |= {
+                "weight_bits": kernel.spec.num_bits,
+                "granularity": _granularity(kernel),
+                "scale": (float(kernel.scale.min()), float(kernel.scale.max())),
+            }
+    name = op.name if op else ("QUANTIZE" if isinstance(unit.layer, Quantize) else "-")
+    return LayerReport(
+        name=unit.name,
+        operator=name,
+        activation_bits=grid.spec.num_bits if grid else None,
+        arithmetic=unit.layer.device.arithmetic(name, grid and grid.spec.stored_bits),
+        note=_note(unit),
+        **fields,
+    )
+
+
+def _granularity(kernel):
+    if kernel.group_size:
+        return f"{kernel.scale.size} groups of {kernel.group_size}"
+    return "tensor" if len(kernel.scale) == 1 else f"{len(kernel.scale)} channels"
+
+
+def _note(unit):
+    config = getattr(unit.layer, "quantize_config", None)
+    return config.why_not_grouped(unit.layer.layer) if isinstance(config, LinearConfig) else ""
+
+
+def _operator(unit, file, anchors, assignment):
+    """Returns the operator that computes a unit, `None` if it was computed away.
+
+    A reshape behind it holds the same values; it is the unit's if nothing else is.
+    """
+    for index, of in assignment.units.items():
+        if of is unit:
+            return file.ops[index]
+    own = [i for i, points in anchors.items() if points[0].tensor is unit.outputs[0]]
+    found = [op for op in map(file.producer, own) if op is not None]
+    return min(found, key=lambda op: op.name in MOVES, default=None)
+
+
+def _weight_sqnr(unit):
+    variable, quantizer = unit.layer.weight_quantizers[0]
+    weights = variable.numpy()
+    return sqnr(weights, keras.ops.convert_to_numpy(quantizer.call(variable.value)))
+
+
+def float_operators(file: File, assignment: Assignment, lowered) -> list[FloatOperator]:
+    """Describes the operators that compute in float."""
+    operators = []
+    for index, reason in assignment.float_reasons.items():
+        op = file.ops[index]
+        name = file.name(op.outputs[0]).split(";")[0]
+        for layers, what in (
+            (lowered.float_layers, "is not quantized"),
+            (lowered.weights_only, "has only its weights quantized"),
+        ):
+            for layer, kind in layers.items():
+                if f"/{layer}" in name and reason != AS_THE_SCHEME_SAYS:
+                    reason = f"layer '{layer}' ({kind}) {what}"
+        operators.append(FloatOperator(name, op.name, reason))
+    return operators
+
+
+def elsewhere(lowered, file: File, anchors, assignment: Assignment) -> dict[str, list[str]]:
+    """Returns what other devices compute otherwise: a dict from their names to operators."""
+    found, grids = {}, _grids(anchors)
+    for unit in lowered.units:
+        op, grid = _operator(unit, file, anchors, assignment), grids.get(unit.outputs[0])
+        if op is None or grid is None:
+            continue
+        for other in devices.DEVICES.values():
+            bits = _bits_that_differ(unit, op.name, grid.spec.stored_bits, other)
+            if bits:
+                found.setdefault(other.name, set()).add(f"INT{bits} {op.name}")
+    return {name: sorted(operators) for name, operators in found.items()}
+
+
+def _bits_that_differ(unit, name, num_bits, other):
+    """Returns the width of what another device computes otherwise, 0 where nothing is."""
+    device, config = unit.layer.device, getattr(unit.layer, "quantize_config", None)
+    if not isinstance(config, LinearConfig):
+        return num_bits if device.differs(other, name, num_bits) else 0
+    if grid_of(unit.inputs[0]) is None or not isinstance(config.weights, QuantSpec):
+        return 0
+    product = unit_product(unit)
+    stored = 8 if product.weight_bits > 4 else 4  # Widths of the integers of a file.
+    return stored if device.rounding(product) != other.rounding(product) else 0

@@ -1,0 +1,290 @@
+"""The proof: what Keras computes against what the device computes."""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import tree
+
+from tfquant.graph.runner import Runner
+from tfquant.layers.parts import Constant
+from tfquant.litert.flatbuffer import File
+from tfquant.litert.interpreter import dequantize, quantize, run_inner, to_file_inputs
+from tfquant.litert.parity import equal_predictions, parity
+from tfquant.quantizers import RecordingScope, on_grid
+from tfquant.report import Parity
+from tfquant.rewrite.lower import Lowered, Point
+from tfquant.tflite.assign import Assignment
+from tfquant.wrappers import Quantize, QuantizeWrapper
+
+# Rows fed through every operator, and through the whole file.
+INNER_ROWS = 4
+ROWS = 256
+ROWS_PER_BATCH = 32
+
+# Rows of a large model that run whole, and activations computed for it: fewer rows than of others.
+LEAST_ROWS = 8
+VALUES = 1.2e8
+
+
+def point_tensors(
+    file: File, float_file: File, anchors: dict[int, list[Point]]
+) -> dict[int, tuple[int, Point]]:
+    """Finds each point's tensor in the quantized file.
+
+    Args:
+        file: The quantized file.
+        float_file: The file it was made from; tensors keep their names.
+        anchors: From `anchor`, on the float file.
+
+    Returns:
+        Dict from a point's KerasTensor to `(tensor index, point)`.
+    """
+    by_name = {file.name(i): i for i in file.computed()}
+    found = {}
+    for index, points in anchors.items():
+        grid = points[0].grid
+        for name in (float_file.name(index), float_file.name(index) + "_quantized"):
+            tensor = by_name.get(name)
+            if tensor is None:
+                continue
+            scale = file.scale(tensor)
+            if grid is None or (scale.size and scale[0] == grid.params.scale):
+                for point in points:
+                    # Of a bounded tensor the last is the one behind the bounds.
+                    bounded = grid and grid.spec.num_bits < grid.spec.stored_bits
+                    if bounded or point.tensor not in found:
+                        found[point.tensor] = tensor, point
+    return found
+
+
+class Verifier:
+    """Compares a quantized Keras model with its file.
+
+    Args:
+        model: The quantized Keras model.
+        lowered: What the file was made from.
+        file: The quantized file.
+        content: Its bytes.
+        tensors: From `point_tensors`.
+        rows: Real inputs, one array for each input of the model.
+        run: Function of a file's bytes and of rows that runs it.
+    """
+
+    def __init__(self, model, lowered: Lowered, file: File, content, tensors, rows, run):
+        self.lowered, self.file, self.tensor_of = lowered, file, tensors
+        size = sum(math.prod(n or 1 for n in p.tensor.shape[1:]) for p in lowered.points)
+        count = max(LEAST_ROWS, min(ROWS, int(VALUES / max(size, 1))))
+        self.rows = [array[:count] for array in rows]
+        self.computed_away = {}
+        self._noise, self._parities, self._apart, self._outputs = {}, {}, set(), []
+        inner = [array[:INNER_ROWS] for array in rows]
+        self.device = run_inner(file, to_file_inputs(file, inner), run)
+        runner = Runner(model)
+        self._run_float(runner, inner)
+        self._run_exactly(runner)
+        self._received = run(content, to_file_inputs(file, self.rows))
+
+    def _run_float(self, runner, rows):
+        """Notes the noise of each unit: what it computes without any quantization, and here."""
+        units, seen = iter(self.lowered.units), {}
+
+        def note(layer, *_):
+            if isinstance(layer, (Quantize, QuantizeWrapper)):
+                self._note_noise(next(units), seen)
+            seen.clear()
+
+        with RecordingScope(quantize_weights=False, see=seen.setdefault):
+            runner(rows, note)
+
+    def _note_noise(self, unit, seen):
+        x, quantizer = unit.outputs[0], unit.output_quantizers[0]
+        if x in self.tensor_of and quantizer in seen:
+            index, _ = self.tensor_of[x]
+            received = dequantize(self.file, index, self.device[index])
+            signal = keras.ops.convert_to_numpy(seen[quantizer])
+            self._noise[unit] = sqnr(signal.reshape(-1), received.reshape(-1))
+
+    def _run_exactly(self, runner):
+        """Runs the model, and compares what its units compute in the first rows."""
+        size = min(ROWS_PER_BATCH, len(self.rows[0]))
+        units, parts = iter(self.lowered.units), []
+
+        def note(layer, args, kwargs, outputs):
+            del args, kwargs
+            if isinstance(layer, (Quantize, QuantizeWrapper)):
+                self._note_parity(next(units), tree.flatten(outputs), size)
+
+        for start in range(0, len(self.rows[0]), size):
+            part = [array[start : start + size] for array in self.rows]
+            outputs = runner(part, None if start else note)
+            parts.append([keras.ops.convert_to_numpy(y) for y in outputs])
+        self._outputs = [np.concatenate(found) for found in zip(*parts, strict=True)]
+
+    def _note_parity(self, unit, outputs, rows):
+        """Compares what a unit computed for a batch of `rows` with what the device did.
+
+        Where the device's inputs were others than the model's, it is run on the device's.
+        """
+        comparable = all(x in self.tensor_of for x in unit.outputs)
+        own = [self._compared(x, y, rows) for x, y in zip(unit.outputs, outputs, strict=True)]
+        same_inputs = not any(self._is_apart(x) for x in unit.inputs)
+        self._apart.update(
+            x for x, p in zip(unit.outputs, own, strict=True) if p is None or p.differing
+        )
+        if not comparable or any(self._device_value(x) is None for x in unit.inputs):
+            return
+        if not same_inputs or None in own:
+            outputs = self._run(unit)
+            own = [self._compared(x, y) for x, y in zip(unit.outputs, outputs, strict=True)]
+        self._parities[unit] = sum(own[1:], own[0])
+
+    def _compared(self, x, y, rows: int | None = None) -> Parity | None:
+        """Compares what Keras computed for `x` with the device's; `None` if it cannot be.
+
+        Args:
+            x: KerasTensor of the float model.
+            y: Tensor, computed for a batch of `rows` or, for `None`, for those of the device.
+        """
+        if x not in self.tensor_of:
+            return None
+        index, _ = self.tensor_of[x]
+        received, count = self.device[index], len(y) if y.shape.rank else 1
+        if rows is not None and count % rows == 0:
+            y = y[: count // rows * min(INNER_ROWS, rows)]
+        if math.prod(y.shape) != received.size:
+            return None  # The rows are not on the first axis.
+        return parity(self.file, index, keras.ops.convert_to_numpy(y), received)
+
+    def _is_apart(self, x) -> bool:
+        """Whether the model and the device have computed something else for `x`."""
+        if x in self.tensor_of:
+            return x in self._apart
+        units = (u for u in self.lowered.units if any(y is x for y in u.outputs))
+        unit = next(units, None)
+        return unit is not None and any(y is not x and self._is_apart(y) for y in unit.inputs)
+
+    def end_to_end(self) -> Parity:
+        """Compares the outputs of whole runs."""
+        outputs = list(zip(self.file.outputs, self._outputs, self._received, strict=True))
+        parts = [parity(self.file, index, *pair) for index, *pair in outputs]
+        total = sum(parts[1:], parts[0])
+        pairs = [(quantize(self.file, index, a), b) for index, a, b in outputs]
+        predictions = equal_predictions(pairs)
+        return dataclasses.replace(total, rows=len(self.rows[0]), equal_predictions=predictions)
+
+    def unit(self, unit) -> Parity | None:
+        """Compares one call of a layer, fed the device's own inputs; `None` if it has no tensor."""
+        return self._parities.get(unit)
+
+    def output_sqnr(self, unit) -> float | None:
+        """Returns the unit's signal to quantization noise ratio in dB, device against float."""
+        return self._noise.get(unit)
+
+    def parting(self, parities) -> str | None:
+        """Returns the name of the layer where file and model part, `None` if no layer says so.
+
+        It computes what the device computes when it is fed the device's values, and something else
+        on the model's own, though these agree with the device: its tensors are not those of the
+        file that they are said to be.
+
+        Args:
+            parities: What `unit` returned for each unit.
+        """
+        inputs = zip(self.lowered.model.inputs, self.rows, strict=True)
+        own = {x: tf.constant(array[:INNER_ROWS]) for x, array in inputs}
+        apart = set()
+        for unit, fed in zip(self.lowered.units, parities, strict=True):
+            if fed is None:
+                continue
+            agree = not any(x in apart for x in unit.inputs)
+            outputs = self._run(unit, own)
+            for x, y in zip(unit.outputs, outputs, strict=True):
+                own[x] = y
+                index, _ = self.tensor_of[x]
+                y = keras.ops.convert_to_numpy(y)
+                if not parity(self.file, index, y, self.device[index]).differing:
+                    continue
+                if agree and not fed.differing:
+                    return unit.name
+                apart.add(x)
+        return None
+
+    def _run(self, unit, known=None):
+        """Runs one call of a layer in Keras on known values, or what the device computed."""
+
+        def value(x):
+            if not isinstance(x, keras.KerasTensor):
+                return x
+            return known[x] if known and x in known else self._device_value(x)
+
+        args, kwargs = tree.map_structure(value, (unit.args, unit.kwargs))
+        return tree.flatten(unit.layer(*args, **{**kwargs, "training": False}))
+
+    def _device_value(self, x):
+        """Returns what the device computed for `x`, on its grid; `None` if nothing is known.
+
+        Where the converter drew a layer that keeps the grid (a padding, say) into the next one,
+        it is run in Keras on what the device computed before it.
+        """
+        if x in self.computed_away:
+            return self.computed_away[x]
+        if x not in self.tensor_of:
+            value = self._computed_away(x)
+            self.computed_away[x] = value
+            return value
+        index, point = self.tensor_of[x]
+        values = dequantize(self.file, index, self.device[index])
+        shape = [-1 if n is None else n for n in x.shape[1:]]
+        # Some layers of Keras are wrong about their shapes.
+        if shape.count(-1) < 2 and values[0].size % abs(math.prod(shape)) == 0:
+            values = values.reshape((len(values), *shape))
+        values = tf.constant(values)
+        return on_grid(values, point.grid)
+
+    def _computed_away(self, x):
+        for unit in self.lowered.units:
+            if not any(y is x for y in unit.outputs) or any(y is x for y in unit.inputs):
+                continue
+            if _is_computed_away(unit):
+                if any(self._device_value(y) is None for y in unit.inputs):
+                    return None
+                outputs = self._run(unit)
+                return next(v for y, v in zip(unit.outputs, outputs, strict=True) if y is x)
+        return None
+
+
+def _is_computed_away(unit):
+    """Whether a converter may leave no tensor of what `unit` computes."""
+    if isinstance(unit.layer, Quantize) or not any(unit.output_quantizers):
+        return True
+    return isinstance(unit.layer.layer, Constant)
+
+
+def saturated_biases(file: File, assignment: Assignment) -> int:
+    """Counts biases at the end of their integer range."""
+    count = 0
+    for params in assignment.stored.values():
+        if params.data is not None and params.data.dtype in (np.int32, np.int64):
+            limit = np.iinfo(params.data.dtype).max
+            count += int((np.abs(params.data.astype(np.float64)) >= limit).sum())
+    return count
+
+
+def sqnr(signal, received) -> float | None:
+    """Returns `10 * log10(sum(signal**2) / sum((signal - received)**2))` in dB.
+
+    `None` where the signal is zero; infinite noise-free ratios are given as 200 dB.
+    """
+    power, noise = _squares(signal), _squares(signal - received)
+    if power == 0:
+        return None
+    return 200.0 if noise == 0 else float(10 * np.log10(power / noise))
+
+
+def _squares(x):
+    """Returns the sum of squares, without a copy of all values in float64."""
+    x = x.reshape(-1)
+    return float(np.einsum("i,i->", x, x, dtype=np.float64))

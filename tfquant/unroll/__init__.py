@@ -1,0 +1,1 @@
+"""Recurrent layers, unrolled into the kernels of every time step."""
