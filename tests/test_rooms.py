@@ -29,6 +29,7 @@ ORDER = (
     "rewrite",
     "calibrate",
     "train",
+    "optimize",
     "report",
     "litert",
     "skeleton",

@@ -4,6 +4,7 @@ from tfquant import observers, quantizers
 from tfquant.calibrate import calibrate
 from tfquant.litert import compare, inspect
 from tfquant.numerics import PerAxis, PerGroup, PerTensor, QuantParams, QuantSpec
+from tfquant.optimize import BRECQ, GPTQ, AdaRound, optimize
 from tfquant.packed import to_packed
 from tfquant.registry import SCHEMES, QuantizeRegistry, Recipe, Scheme
 from tfquant.report import ConversionReport, PackingReport, QuantizationTensorBoard, summarize
@@ -27,7 +28,10 @@ from tfquant.train import (
 from tfquant.wrappers import QuantizeConfig, QuantizeWrapper
 
 __all__ = [
+    "BRECQ",
+    "GPTQ",
     "SCHEMES",
+    "AdaRound",
     "ConversionReport",
     "DampenOscillation",
     "FloatWarmup",
@@ -53,6 +57,7 @@ __all__ = [
     "distill",
     "inspect",
     "observers",
+    "optimize",
     "quantize_annotate_layer",
     "quantize_annotate_model",
     "quantize_apply",

@@ -33,6 +33,7 @@ class Node:
         batch_norm: Call of a batch norm that its kernel computes as well, or `None`.
         clamp: `(low, high)` that its kernel clips to in the end, or `None`.
         group: Name of the group of grids that its output agrees with, or `None`.
+        algorithm: Name of the algorithm that chooses its integers, or `None`.
         alias: Name of what it stands for, where that is no call any more; else `None`.
     """
 
@@ -51,6 +52,7 @@ class Node:
     batch_norm: "Node | None" = None
     clamp: tuple | None = None
     group: str | None = None
+    algorithm: str | None = None
     alias: str | None = None
 
     @property

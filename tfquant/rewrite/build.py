@@ -77,6 +77,7 @@ class _Builder:
             weight_quantizer=node.scheme.weight_quantizer,
             activation_quantizer=node.scheme.activation_quantizer,
             device=node.scheme.device,
+            algorithm=node.algorithm,
             name=self.unique(f"quant_{node.alias or layer.name}"),
         )
         for variable, quantizer in wrapper.weight_quantizers:

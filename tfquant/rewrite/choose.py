@@ -42,8 +42,8 @@ def choose(model, rows: dict, registry, unknown_layers: str, device: str) -> Gra
         device: Name of the device whose operators decide what layers become.
 
     Returns:
-        `Graph` of the calls, whole networks unfolded; `marked`, `own`, `scheme` and `config` of its
-        nodes are set.
+        `Graph` of the calls, whole networks unfolded; `marked`, `own`, `scheme`, `algorithm` and
+        `config` of its nodes are set.
     """
     if unknown_layers not in ("weights", "float"):
         raise ValueError(
@@ -57,6 +57,7 @@ def choose(model, rows: dict, registry, unknown_layers: str, device: str) -> Gra
     edges = _edges(graph)
     for node in filter(lambda node: node.marked, graph.nodes):
         row = rows[node.origin]
+        node.algorithm = row.algorithm
         node.scheme = row.scheme.edge if row.edges and node.layer in edges else row.scheme
         if node.config is None:
             node.config = _config(node, registry, unknown_layers)

@@ -59,6 +59,8 @@ class QuantizeWrapper(keras.layers.Layer):
             `"moving_average"`, `"learned_step"`, `"learned_threshold"` or `"learned_clip"`.
         device: Name of the device that inference simulates, a key of `tfquant.devices.DEVICES`;
             `None` for that of the processor at hand.
+        algorithm: Name of the algorithm that `tfq.optimize` chooses the integers of the weights
+            with where it is told none; `None` for the nearest.
 
     Attributes:
         batch_norm_frozen: Whether training normalizes by the moving statistics and leaves them.
@@ -84,6 +86,7 @@ class QuantizeWrapper(keras.layers.Layer):
         weight_quantizer: str = "abs_max",
         activation_quantizer: str = "static",
         device: str | None = None,
+        algorithm: str | None = None,
         **kwargs,
     ):
         kwargs.setdefault("name", f"quant_{layer.name}")
@@ -103,6 +106,7 @@ class QuantizeWrapper(keras.layers.Layer):
         self.weight_quantizer = weight_quantizer
         self.activation_quantizer = activation_quantizer
         self.device = devices.get(device)
+        self.algorithm = algorithm
         self.batch_norm_frozen = False
         self.dampening = None
         self.originals = Originals(self)
@@ -353,6 +357,7 @@ class QuantizeWrapper(keras.layers.Layer):
             "weight_quantizer": self.weight_quantizer,
             "activation_quantizer": self.activation_quantizer,
             "device": self.device.name,
+            "algorithm": self.algorithm,
         }
 
     @classmethod
