@@ -1,5 +1,7 @@
 """Learned rounding: better than the nearest, and never worse than what it began with."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -22,15 +24,22 @@ def dense(rng, inputs=8, outputs=3, rows=256):
 
 
 @pytest.mark.parametrize("kind", [AdaRound, BRECQ])
-def test_learned_rounding_improves_on_the_nearest(kind, rng):
-    model, x = dense(rng)
+def test_learned_rounding_is_nearly_the_best_of_all_roundings(kind, rng):
+    """Up or down for each of eight weights of a channel: all 256 ways are tried here."""
+    model, x = dense(rng, outputs=32)
     q = calibrated(model, x, "w4")
     kernel, centred = model.get_layer("dense").kernel.numpy(), x - x.mean(0)
-    error = lambda k: ((centred @ (k - kernel)) ** 2).sum()  # noqa: E731
     (variable, quantizer), *_ = wrappers(q)["dense"].weight_quantizers
-    nearest = error(keras.ops.convert_to_numpy(quantizer.call(variable.value)))
-    tfq.optimize(q, x, kind(steps=1000, start=None), progress=False)
-    assert error(variable.numpy()) < 0.9 * nearest
+    steps = keras.ops.convert_to_numpy(quantizer.steps(variable.value))
+    error = lambda k: ((centred @ (k - kernel)) ** 2).sum(0)  # noqa: E731
+    ways = np.array(list(itertools.product([0, 1], repeat=len(kernel))))[..., None]
+    candidates = np.clip(np.floor(kernel / steps) + ways, -7, 7) * steps
+    best = np.min([error(k) for k in candidates], axis=0).sum()
+    nearest = error(np.rint(kernel / steps) * steps).sum()
+    tfq.optimize(q, x, kind(start=None), progress=False)
+    learned = error(variable.numpy()).sum()
+    # A relaxation ends in a local minimum here and there.
+    assert learned < best + 0.35 * (nearest - best)
 
 
 def test_what_learning_made_worse_is_not_taken(rng):

@@ -22,7 +22,8 @@ class AdaRound(Algorithm):
         batch_size: Rows of a step.
         rate: Learning rate of Adam.
         rounding_weight: Weight of the loss that ends rounding in whole numbers, relative to the
-            error that learning began with.
+            error that learning began with, after the warm-up.
+        growth: How many times that weight grows until the end.
         beta: Its exponent at first and in the end.
         warm_up: Share of the steps without it.
         drop: Share of a layer's inputs that are the float model's while it is learned (Wei et
@@ -32,8 +33,9 @@ class AdaRound(Algorithm):
 
     steps: int = 1000
     batch_size: int = 32
-    rate: float = 5e-2
-    rounding_weight: float = 1.0
+    rate: float = 0.1
+    rounding_weight: float = 0.1
+    growth: float = 1000.0
     beta: tuple[float, float] = (20.0, 2.0)
     warm_up: float = 0.2
     drop: float = 0.0

@@ -22,6 +22,9 @@ LEAST_REST = 0.05
 # the deviation of a channel, and of 1.
 SHIFT_UNIT, GAIN_UNIT = 0.05, 0.05
 
+# Share of the learning rate in the end: what is undecided by then has still to move.
+LAST_RATE = 0.3
+
 # Rows that nothing is learned from, to see whether learning helped: one in so many.
 JUDGED = 4
 
@@ -34,7 +37,8 @@ class Options:
         steps: Steps of the optimizer for a block.
         batch_size: Rows of a step.
         rate: Learning rate.
-        rounding_weight: Weight of the loss that ends rounding in whole numbers.
+        rounding_weight: Weight of the loss that ends rounding in whole numbers, at first.
+        growth: How many times that weight grows until the end.
         beta: Its exponent at first and in the end.
         warm_up: Share of the steps without it.
         drop: Share of the inputs that are the float model's.
@@ -44,6 +48,7 @@ class Options:
     batch_size: int
     rate: float
     rounding_weight: float
+    growth: float
     beta: tuple[float, float]
     warm_up: float
     drop: float
@@ -186,8 +191,10 @@ def learn(block, options: Options) -> None:
 
         |y - y_float|^2 / |y_start - y_float|^2  +  weight * mean(1 - |2 h - 1|^beta)
 
-    so that weight and rate mean the same for every block. On rows that nothing was learned from,
-    the learned roundings must serve better than those that they began with, or these stay.
+    so that weight and rate mean the same for every block. The weight grows until all is decided:
+    one that is enough for that in the end keeps weights from choosing at the beginning. On rows
+    that nothing was learned from, the learned roundings must serve better than those that they
+    began with, or these stay.
 
     Args:
         block: `Block`.
@@ -231,8 +238,9 @@ def _descend(soft, data, rows, options, size, block):
         inputs, targets = data(chosen, block.rng)
         share = max(0.0, (number - warm) / max(options.steps - warm, 1))
         beta = options.beta[0] + (options.beta[1] - options.beta[0]) * share
-        weight = options.rounding_weight if number >= warm else 0.0
-        rate = options.rate * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * number / options.steps)))
+        weight = options.rounding_weight * options.growth**share if number >= warm else 0.0
+        cosine = 0.5 * (1 + np.cos(np.pi * number / options.steps))
+        rate = options.rate * (LAST_RATE + (1 - LAST_RATE) * cosine)
         numbers = [tf.constant(v, tf.float32) for v in (beta, weight, rate, number + 1.0)]
         arguments = inputs, targets, *numbers
         traced = traced or step.get_concrete_function(*arguments)

@@ -141,7 +141,8 @@ def _convert(lowered, specs, skeleton) -> tuple[FloatFile, frozenset[int]]:
     file = File(_converted(converter, concrete, model))
     file.remove(_is_barrier)
     stored, changed = skeleton.find(file)
-    weights = 4 * sum(int(np.prod(v.shape)) for v in kernels)
+    tensors = {index: weight for (_, index), weight in stored.items()}
+    weights = 4 * sum(int(np.prod(weight.shape)) for weight in tensors.values())
     outputs = tree.flatten(concrete.structured_outputs)
     traced = Traced(concrete.inputs[: len(specs)], outputs, list(points))
     return FloatFile(file, stored, len(file.to_bytes()) + weights, traced), changed
