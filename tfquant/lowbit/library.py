@@ -233,7 +233,10 @@ def _warn_once(problem):
 def _remedy(problem):
     if not problem:
         return ""
-    if "compiler" in problem and "failed" not in problem:
+    unfit = "Install a TensorFlow that this tfquant supports, then start again."
+    if "compiler failed" in problem:  # Its command names what others are told by.
+        return unfit
+    if "compiler" in problem:
         return "Install g++ or clang++ (or set CXX) and start again."
     if "TFQUANT_BUILD=0" in problem:
         return "Unset TFQUANT_BUILD and start again."
@@ -243,4 +246,4 @@ def _remedy(problem):
         return "Set TFQUANT_CACHE_DIR to a folder that can be written."
     if "sources" in problem:
         return "Install tfquant again: pip install --force-reinstall --no-deps tfquant."
-    return "Install a TensorFlow that this tfquant supports, then start again."
+    return unfit
