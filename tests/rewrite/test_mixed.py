@@ -9,6 +9,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 import tfquant as tfq
+from tfquant.tflite import assign
 
 WORDS = ("w8a8", "w4a8", "w2a8", "w8a16", "w8", "w4", "f16", "float")
 
@@ -212,3 +213,16 @@ def test_a_config_of_ones_own_folds_batch_norm_and_takes_the_clamp(how, activati
     # 4-bit weights of 27 inputs each.
     expected = np.asarray(model(data))
     np.testing.assert_allclose(quantized(data), expected, atol=0.25 * np.abs(expected).max())
+
+
+def test_an_operator_between_two_widths_is_found_out(tmp_path, monkeypatch):
+    """As a kernel that reads 8 bits and writes 16 its output is noise, and no unit is compared."""
+    model, data, _, _ = subject(residual, 2)
+    recipe = tfq.Recipe("w8a8").where("add.*", "float").where("pool", "w8a16")
+    q = tfq.calibrate(tfq.quantize_model(model, recipe), data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "right.tflite", samples=data, progress=False)
+    assert report.end_to_end.largest <= 1
+    monkeypatch.setattr(assign, "_why_not_together", lambda *_: None)
+    with pytest.raises(RuntimeError, match="They part at layer 'quantize_add_clamp'"):
+        tfq.to_tflite(q, tmp_path / "wrong.tflite", samples=data, progress=False)
+    assert not (tmp_path / "wrong.tflite").exists()

@@ -60,14 +60,14 @@ def _parted(verifier, layers, end_to_end, all_integer):
     name = verifier.parting([layer.parity for layer in layers])
     if name is not None:
         return f"layer '{name}'"
-    for layer in layers:
-        if layer.arithmetic == "exact" and layer.parity is not None and _is_wrong(layer.parity):
-            return f"layer '{layer.name}'"
-    exact = all_integer and all(
-        layer.arithmetic == "exact" and (layer.parity is None or not layer.parity.differing)
-        for layer in layers
-    )
-    return "the outputs" if exact and _is_wrong(end_to_end) else ""
+    exact = [layer for layer in layers if layer.arithmetic == "exact"]
+    fed = {layer.name: layer.parity for layer in exact if layer.parity is not None}
+    own = {unit.name: parity for unit, parity in verifier.own.items()}
+    for name in [layer.name for layer in exact]:
+        if any(_is_wrong(found[name]) for found in (own, fed) if name in found):
+            return f"layer '{name}'"
+    right = all_integer and exact == layers and not any(p.differing for p in fed.values())
+    return "the outputs" if right and _is_wrong(end_to_end) else ""
 
 
 def _is_wrong(parity):

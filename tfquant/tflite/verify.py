@@ -71,6 +71,10 @@ class Verifier:
         tensors: From `point_tensors`.
         rows: Real inputs, one array for each input of the model.
         run: Function of a file's bytes and of rows that runs it.
+
+    Attributes:
+        own: Dict from a unit to the `Parity` of what the model itself computes there and the
+            device, where both have computed the same in front of it.
     """
 
     def __init__(self, model, lowered: Lowered, file: File, content, tensors, rows, run):
@@ -79,7 +83,7 @@ class Verifier:
         count = max(LEAST_ROWS, min(ROWS, int(VALUES / max(size, 1))))
         self.rows = [array[:count] for array in rows]
         self.computed_away = {}
-        self._noise, self._parities, self._apart, self._outputs = {}, {}, set(), []
+        self._noise, self._parities, self.own, self._apart = {}, {}, {}, set()
         inner = [array[:INNER_ROWS] for array in rows]
         self.device = run_inner(file, to_file_inputs(file, inner), run)
         runner = Runner(model)
@@ -128,15 +132,19 @@ class Verifier:
 
         Where the device's inputs were others than the model's, it is run on the device's.
         """
-        comparable = all(x in self.tensor_of for x in unit.outputs)
         own = [self._compared(x, y, rows) for x, y in zip(unit.outputs, outputs, strict=True)]
-        same_inputs = not any(self._is_apart(x) for x in unit.inputs)
+        # Behind a layer that stays float it is the unit's own input that the file has a tensor of.
+        behind_float = any(x is y for x in unit.inputs for y in unit.outputs)
+        apart = any(self._is_apart(x) for x in unit.inputs) or (behind_float and bool(self._apart))
         self._apart.update(
             x for x, p in zip(unit.outputs, own, strict=True) if p is None or p.differing
         )
-        if not comparable or any(self._device_value(x) is None for x in unit.inputs):
+        if not apart and None not in own:
+            self.own[unit] = sum(own[1:], own[0])
+        known = all(x in self.tensor_of or self._device_value(x) is not None for x in unit.inputs)
+        if not known or not all(x in self.tensor_of for x in unit.outputs):
             return
-        if not same_inputs or None in own:
+        if unit not in self.own or behind_float:
             outputs = self._run(unit)
             own = [self._compared(x, y) for x, y in zip(unit.outputs, outputs, strict=True)]
         self._parities[unit] = sum(own[1:], own[0])
@@ -164,7 +172,9 @@ class Verifier:
             return x in self._apart
         units = (u for u in self.lowered.units if any(y is x for y in u.outputs))
         unit = next(units, None)
-        return unit is not None and any(y is not x and self._is_apart(y) for y in unit.inputs)
+        if unit is None:  # Of a layer that stays float, or an input of the model.
+            return bool(self._apart) and not any(x is y for y in self.lowered.model.inputs)
+        return any(y is not x and self._is_apart(y) for y in unit.inputs)
 
     def end_to_end(self) -> Parity:
         """Compares the outputs of whole runs."""
