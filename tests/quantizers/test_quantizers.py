@@ -8,13 +8,16 @@ from keras import layers, ops
 
 import tfquant as tfq
 from tfquant import PerAxis, PerGroup, QuantParams, QuantSpec
+from tfquant.numerics import choose_params
 from tfquant.quantizers import (
+    ACTIVATION_QUANTIZERS,
     AbsMax,
     Dynamic,
     Fixed,
     Float16,
     Grid,
     Quantizer,
+    RealScope,
     RecordingScope,
     Static,
     from_steps,
@@ -22,6 +25,7 @@ from tfquant.quantizers import (
     on_grid,
     steps_of,
 )
+from tfquant.quantizers.families import activation_quantizer
 
 INT8 = QuantSpec(8)
 SHAPE = (3, 4, 5)
@@ -474,3 +478,25 @@ def test_weights_loaded_into_a_model_bring_their_grids(rng, tmp_path):
 def test_a_quantizer_without_its_formula_cannot_be_made():
     with pytest.raises(TypeError, match="abstract"):
         Quantizer(INT8)
+
+
+class TestRealScope:
+    @pytest.mark.parametrize("name", sorted(ACTIVATION_QUANTIZERS))
+    @pytest.mark.parametrize("num_bits", [4, 8, 16])
+    def test_values_are_those_of_inference_to_within_a_tie(self, name, num_bits, rng):
+        quantizer = activation_quantizer(name, Static(QuantSpec(num_bits)))
+        quantizer.build(())
+        quantizer.set_params(choose_params(-1.0, 3.0, quantizer.spec))
+        x = rng.normal(size=(64, 7)).astype("float32")
+        with RealScope():
+            y = quantizer(x)
+        assert grid_of(y) is None
+        expected = np.asarray(quantizer.call(keras.ops.convert_to_tensor(x)))
+        np.testing.assert_allclose(y, expected, atol=1e-5)
+
+    def test_what_is_not_calibrated_is_let_through(self, rng):
+        quantizer = Static(QuantSpec(8))
+        quantizer.build(())
+        x = keras.ops.convert_to_tensor(rng.normal(size=(3, 4)).astype("float32"))
+        with RealScope():
+            np.testing.assert_array_equal(quantizer.call(x), x)

@@ -4,6 +4,7 @@ Integers are carried as floats: float32 holds every integer up to 2**24 exactly,
 operation takes them.
 """
 
+import keras
 from keras import ops
 
 from tfquant.numerics.params import QuantParams
@@ -86,6 +87,28 @@ def fake_quantize(x, params: QuantParams, spec: QuantSpec):
         return (quantize(x, params, spec) - zero_point) * params.scale, gradient
 
     return rounded(x)
+
+
+def fake_quantize_at_once(x, params: QuantParams, spec: QuantSpec):
+    """Rounds as `fake_quantize` does, to within a unit in the last place.
+
+    One kernel forward and one back, up to 8 bits, where plain operations pass over the tensor a
+    dozen times. Ties go up and not to even.
+
+    Args:
+        x: Float32 tensor.
+        params: `QuantParams` of one number each.
+        spec: `QuantSpec`.
+
+    Returns:
+        Real tensor of the shape of `x`.
+    """
+    if spec.num_bits > 8:
+        return fake_quantize(x, params, spec)
+    low, high = (params.scale * (q - params.zero_point) for q in (spec.qmin, spec.qmax))
+    return keras.quantizers.fake_quant_with_min_max_vars(
+        x, low, high, num_bits=spec.num_bits, narrow_range=spec.narrow_range
+    )
 
 
 def group_scale(scale):

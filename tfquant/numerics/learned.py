@@ -183,7 +183,8 @@ def relative(value, unit):
 
         return value * unit, gradient
 
-    return product(value)
+    # A variable of several replicas is none of the arguments of a function with a gradient.
+    return product(ops.convert_to_tensor(value))
 
 
 def _positive(scale):

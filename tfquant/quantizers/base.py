@@ -6,7 +6,7 @@ import threading
 import keras
 from keras import ops
 
-from tfquant.numerics import QuantParams, QuantSpec, fake_quantize
+from tfquant.numerics import QuantParams, QuantSpec, fake_quantize, fake_quantize_at_once
 from tfquant.quantizers.grid import Grid, on_grid
 
 _scopes = threading.local()
@@ -146,4 +146,6 @@ class RealScope(RecordingScope):
 
     def record(self, quantizer, x):
         """Returns `x` on the grid, of which the next layer is told nothing."""
-        return quantizer.still(x)
+        if not quantizer.calibrated:
+            return x
+        return fake_quantize_at_once(ops.cast(x, "float32"), quantizer.params(), quantizer.spec)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfquant.numerics import QuantParams, fake_quantize
+from tfquant.numerics import QuantParams, fake_quantize_at_once
 from tfquant.quantizers.base import Quantizer
 from tfquant.quantizers.families import ACTIVATION_QUANTIZERS, family
 
@@ -69,18 +69,8 @@ class Static(Quantizer):
         self.zero_point.assign(float(params.zero_point))
 
     def train(self, x):
-        """Rounds `x` to the grid; gradients pass straight through inside its range.
-
-        As `fake_quantize` does, to within a unit in the last place, in one kernel forward and one
-        back, where plain operations pass over the tensor a dozen times. Ties go up and not to even.
-        """
-        params, spec = self.params(), self.spec
-        if spec.num_bits > 8:
-            return fake_quantize(x, params, spec)
-        low, high = (params.scale * (q - params.zero_point) for q in (spec.qmin, spec.qmax))
-        return keras.quantizers.fake_quant_with_min_max_vars(
-            x, low, high, num_bits=spec.num_bits, narrow_range=spec.narrow_range
-        )
+        """Rounds `x` to the grid; gradients pass straight through inside its range."""
+        return fake_quantize_at_once(x, self.params(), self.spec)
 
     def get_config(self):
         return {**super().get_config(), "group": self.group}
