@@ -1,5 +1,6 @@
 """Fake-quantization whose grid is learned: gradients to the step, the offset and the range."""
 
+import tensorflow as tf
 from keras import ops
 
 from tfquant.numerics.params import QuantParams
@@ -184,7 +185,7 @@ def relative(value, unit):
         return value * unit, gradient
 
     # A variable of several replicas is none of the arguments of a function with a gradient.
-    return product(ops.convert_to_tensor(value))
+    return product(tf.convert_to_tensor(value))
 
 
 def _positive(scale):
