@@ -2,12 +2,10 @@
 
     python benchmarks/applications.py --folder RESULTS [--only NASNetMobile,ResNet50] [--small]
     python benchmarks/applications.py --folder RESULTS --markdown docs/applications.md
-    python benchmarks/applications.py --time [--only MobileNetV2] [--rounds 3]
 
 Each network runs in a process of its own and leaves `RESULTS/NAME.json`; one that is there is not
 run again. `--markdown` writes what is there between the file's `<!-- applications -->` markers and
 keeps the rows of networks that are not there.
-`--time` times quantize + calibrate + convert against stock int8 quantization, and nothing else.
 What each column means is in benchmarks/README.md. The exit code is 1 if a bar is missed.
 """
 
@@ -24,11 +22,9 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import check_file
-import clock
 import networks
 import numpy as np
 from absl import app, flags
-from device import stock_int8
 from rich.console import Console
 from rich.progress import Progress
 
@@ -37,8 +33,6 @@ import tfquant as tfq
 SCHEMES = ("w8a8", "w4a8")
 CALIBRATION_ROWS = 10
 ROWS = 32
-TIMED = ("MobileNetV2", "EfficientNetB0", "NASNetMobile")
-TOOLS = ("stock", "verified", "unverified")
 
 # The smallest network of each family.
 SMALL = (
@@ -63,10 +57,7 @@ flags.DEFINE_string("folder", None, "Folder of results, made if it is not there.
 flags.DEFINE_list("only", [], "Names of networks; all without.")
 flags.DEFINE_bool("small", False, "The smallest network of each family.")
 flags.DEFINE_string("markdown", None, "Markdown file to write the table into.")
-flags.DEFINE_bool("time", False, "Time conversions against stock ones.")
-flags.DEFINE_integer("rounds", 3, "Rounds of --time.")
 flags.DEFINE_string("one", None, "Used by the script itself.")
-flags.DEFINE_string("tool", None, "Used by the script itself.")
 
 
 def measure(name: str) -> dict:
@@ -208,46 +199,6 @@ def _write(path, text):
     os.replace(f"{path}.tmp", path)
 
 
-def time_once(name: str, tool: str) -> float:
-    """Returns the seconds that one tool takes to quantize one network of 224 pixels a side."""
-    import keras
-
-    keras.utils.set_random_seed(0)
-    model = getattr(keras.applications, name)(weights=None)
-    rows = networks.images(model, CALIBRATION_ROWS, seed=1)
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "model.tflite")
-        start = time.perf_counter()
-        if tool == "stock":
-            with open(path, "wb") as file:
-                file.write(stock_int8(model, rows))
-        else:
-            q = tfq.quantize_model(model)
-            tfq.calibrate(q, rows, progress=False)
-            tfq.to_tflite(q, path, verify=tool == "verified", progress=False)
-        return time.perf_counter() - start
-
-
-def _times(names, console) -> int:
-    """Prints ratios of interleaved runs in fresh processes."""
-    console.print("| network | tool | ours by stock | lowest | highest | seconds | stock |")
-    console.print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
-    status = 0
-    for name in names:
-        seconds = {tool: [] for tool in TOOLS}
-        for number in range(FLAGS.rounds):
-            for tool in TOOLS[number % 3 :] + TOOLS[: number % 3]:
-                seconds[tool].append(float(_run("--one", name, "--tool", tool)))
-        for tool in TOOLS[1:]:
-            r = clock.ratios(list(zip(seconds[tool], seconds["stock"], strict=True)))
-            console.print(
-                f"| {name} | {tool} | {r.median:.3f} | {r.low:.3f} | {r.high:.3f} "
-                f"| {r.ours:.1f} | {r.stock:.1f} |"
-            )
-            status |= tool == "unverified" and r.median > 1
-    return int(status)
-
-
 def _run(*arguments) -> str:
     """Runs this script in a fresh process and returns the last line that it prints."""
     command = [sys.executable, os.path.abspath(__file__), *arguments]
@@ -267,12 +218,9 @@ def main(argv):
     if unknown:
         raise app.UsageError(f"--only must name some of {known}. Received: {sorted(unknown)}")
     if FLAGS.one:
-        found = time_once(FLAGS.one, FLAGS.tool) if FLAGS.tool else measure(FLAGS.one)
-        print(json.dumps(found))
+        print(json.dumps(measure(FLAGS.one)))
         return 0
     console = Console(soft_wrap=True, highlight=False)
-    if FLAGS.time:
-        return _times(FLAGS.only or TIMED, console)
     if not FLAGS.folder:
         raise app.UsageError("--folder must name a folder for the results.")
     chosen = FLAGS.only or (SMALL if FLAGS.small else known)
