@@ -85,9 +85,8 @@ def calibrate(
             samples, values_per_row = _see(runner, source, watch, size, progress)
         watch.set_params()
         choices, methods = watch.choices(), methods_of(wanted, wrappers)
-        deviation = "mean_deviation" in methods
-        rows = split(samples, size, values_per_row, wanted not in METHODS, deviation)
-        judge = Judge(model, rows, calls, deviation)
+        rows = split(samples, size, values_per_row, wanted not in METHODS)
+        judge = Judge(model, rows, calls, "mean_deviation" in methods)
         plain = choose_ranges(choices, judge, values_per_row)
         correction = correct_biases(model, wrappers, runner, judge, methods, wanted, plain)
     model.calibration_samples, model.correction = samples, correction

@@ -5,9 +5,8 @@ import dataclasses
 import numpy as np
 
 # Rows that corrections are found on, and activations computed for it: fewer rows of a large model.
-# Deviations take more of them than means.
 FIT_ROWS = 128
-FIT_VALUES, FIT_VALUES_OF_DEVIATIONS = 8e7, 1.5e8
+FIT_VALUES = 1.5e8
 
 # One row in three is kept out of a correction, to judge it.
 JUDGED = 3
@@ -43,9 +42,7 @@ class Rows:
             yield [array[first : min(first + size, stop)] for array in self.arrays]
 
 
-def split(
-    samples, batch_size: int | None, values_per_row: int, keep_out: bool, deviation: bool
-) -> Rows:
+def split(samples, batch_size: int | None, values_per_row: int, keep_out: bool) -> Rows:
     """Takes rows from all over the samples.
 
     Args:
@@ -53,13 +50,11 @@ def split(
         batch_size: Number of rows that the model takes, `None` for any.
         values_per_row: Activations that the model computes for a row.
         keep_out: Whether some rows are to judge what is found on the others.
-        deviation: Whether deviations are to be corrected.
 
     Returns:
         `Rows`. A single row, or batch of a fixed size, is fitted, and none kept out.
     """
-    values = FIT_VALUES_OF_DEVIATIONS if deviation else FIT_VALUES
-    room = max(1, min(FIT_ROWS, int(values / max(values_per_row, 1))))
+    room = max(1, min(FIT_ROWS, int(FIT_VALUES / max(values_per_row, 1))))
     count = len(samples[0])
     if batch_size is not None:  # Rows come by batches.
         stop = min(count, max((1 + keep_out) * batch_size, room)) // batch_size * batch_size
