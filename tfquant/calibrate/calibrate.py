@@ -3,7 +3,6 @@
 import contextlib
 import math
 
-import keras
 import numpy as np
 from keras import ops
 from rich.progress import Progress
@@ -15,6 +14,7 @@ from tfquant.calibrate.real import RealCalls
 from tfquant.calibrate.rows import split
 from tfquant.data.batches import batches
 from tfquant.graph.runner import Runner
+from tfquant.graph.walk import all_layers
 from tfquant.quantizers import RecordingScope, Watch
 from tfquant.rewrite.validate import check_is_model
 from tfquant.wrappers import CallHook, Quantize, QuantizeWrapper
@@ -68,13 +68,13 @@ def calibrate(
             dtype, or not finite.
     """
     check_is_model(model)
-    if not any(isinstance(layer, (QuantizeWrapper, Quantize)) for layer in _layers(model)):
+    if not any(isinstance(layer, (QuantizeWrapper, Quantize)) for layer in all_layers(model)):
         raise ValueError(
             f"A model from tfq.quantize_model is expected. Received: '{model.name}', which has no "
             "quantized layers."
         )
     wanted, watch = check_method(bias_correction), Watch(observer)
-    wrappers = [layer for layer in _layers(model) if isinstance(layer, QuantizeWrapper)]
+    wrappers = [layer for layer in all_layers(model) if isinstance(layer, QuantizeWrapper)]
     with _undone_by_errors(model, wrappers):
         for wrapper in wrappers:
             wrapper.originals.restore()
@@ -142,18 +142,11 @@ def _undone_by_errors(model, wrappers):
 
 
 def _quantizers(model):
-    for layer in _layers(model):
+    for layer in all_layers(model):
         if isinstance(layer, Quantize):
             yield layer.quantizer
         elif isinstance(layer, QuantizeWrapper):
             yield from (q for site in layer.output_quantizers for q in site if q is not None)
-
-
-def _layers(model):
-    for layer in model.layers:
-        yield layer
-        if isinstance(layer, keras.Model):
-            yield from _layers(layer)
 
 
 def _keep(rows, arrays):

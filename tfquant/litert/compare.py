@@ -1,6 +1,5 @@
 """`compare`: a Keras model against a `.tflite` file, on the user's data."""
 
-import dataclasses
 import os
 
 import keras
@@ -9,8 +8,8 @@ from keras import tree
 from rich.progress import Progress
 
 from tfquant.litert.inspect import checked_file
-from tfquant.litert.interpreter import quantize, run, to_file_inputs
-from tfquant.litert.parity import equal_predictions, parity
+from tfquant.litert.interpreter import run, to_file_inputs
+from tfquant.litert.parity import of_outputs
 from tfquant.report import Parity
 
 
@@ -60,16 +59,7 @@ def compare(model, path, data, *, batch_size: int = 32, progress: bool = True) -
         expected = _predict(model, rows, batch_size, lambda: bar.advance(keras_task, batch_size))
         file_task = bar.add_task("Running LiteRT", total=len(rows[0]))
         received = run(content, file_rows, lambda: bar.advance(file_task))
-    parts = [
-        parity(file, index, ours, theirs)
-        for index, ours, theirs in zip(file.outputs, expected, received, strict=True)
-    ]
-    pairs = [
-        (quantize(file, index, ours), theirs)
-        for index, ours, theirs in zip(file.outputs, expected, received, strict=True)
-    ]
-    total = sum(parts[1:], parts[0])
-    return dataclasses.replace(total, rows=len(rows[0]), equal_predictions=equal_predictions(pairs))
+    return of_outputs(file, expected, received)
 
 
 def _rows(data, inputs):

@@ -1,8 +1,11 @@
 """Expected against received: in steps of the file's grid, or as real values."""
 
+import dataclasses
+
 import numpy as np
 
 from tfquant.litert.flatbuffer import File
+from tfquant.litert.interpreter import quantize
 from tfquant.report import Parity
 
 
@@ -27,6 +30,23 @@ def parity(file: File, index: int, expected: np.ndarray, received: np.ndarray) -
     scale = max(float(np.abs(expected).max(initial=0.0)), 1e-12)
     return Parity(
         apart.size, int((apart > 0).sum()), float(apart.max(initial=0.0)) / scale, in_steps=False
+    )
+
+
+def of_outputs(file: File, expected, received) -> Parity:
+    """Compares what a model and its file return, with the share of equal predictions.
+
+    Args:
+        file: The file.
+        expected: One array of real values for each output, in the file's order.
+        received: What the file returned, likewise.
+    """
+    outputs = list(zip(file.outputs, expected, received, strict=True))
+    parts = [parity(file, index, *pair) for index, *pair in outputs]
+    pairs = [(quantize(file, index, ours), theirs) for index, ours, theirs in outputs]
+    total = sum(parts[1:], parts[0])
+    return dataclasses.replace(
+        total, rows=len(received[0]), equal_predictions=equal_predictions(pairs)
     )
 
 

@@ -30,20 +30,20 @@ class Block:
     @property
     def inputs(self) -> list:
         """KerasTensors that the calls read and do not compute."""
-        made = {id(x) for node in self.nodes for x in tree.flatten(node.outputs)}
-        read = {id(x): x for node in self.nodes for x in node.inputs}
-        return [x for key, x in read.items() if key not in made]
+        made = {x for node in self.nodes for x in tree.flatten(node.outputs)}
+        read = dict.fromkeys(x for node in self.nodes for x in node.inputs)
+        return [x for x in read if x not in made]
 
     @property
     def outputs(self) -> list:
         """KerasTensors that the calls compute for others."""
-        inside = {id(node) for node in self.nodes}
+        inside = set(self.nodes)
         graph = self.streams.graph
         return [
             x
             for node in self.nodes
             for x in tree.flatten(node.outputs)
-            if graph.is_output(x) or any(id(r) not in inside for r in graph.consumers(x))
+            if graph.is_output(x) or any(r not in inside for r in graph.consumers(x))
         ]
 
 
@@ -60,13 +60,13 @@ def cut(graph, counts) -> list[list]:
     """
     last = {}
     for number, node in enumerate(graph.nodes):
-        last.update({id(x): number for x in node.inputs})
-    last.update({id(x): len(graph.nodes) for x in tree.flatten(graph.outputs)})
-    live = {id(x) for x in tree.flatten(graph.inputs)}
+        last.update(dict.fromkeys(node.inputs, number))
+    last.update(dict.fromkeys(tree.flatten(graph.outputs), len(graph.nodes)))
+    live = set(tree.flatten(graph.inputs))
     blocks, block = [], []
     for number, node in enumerate(graph.nodes):
         block.append(node)
-        live |= {id(y) for y in tree.flatten(node.outputs)}
+        live.update(tree.flatten(node.outputs))
         live = {x for x in live if last.get(x, -1) > number}
         if len(live) <= 1 and any(counts(n) for n in block):
             blocks.append(block)

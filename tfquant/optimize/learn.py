@@ -153,15 +153,13 @@ class SoftBlock:
 
     def __call__(self, inputs, mode: str):
         """Returns the outputs for tensors in the order of the block's inputs."""
-        values = {id(x): y for x, y in zip(self.block.inputs, inputs, strict=True)}
-        value = lambda x: values[id(x)] if isinstance(x, keras.KerasTensor) else x  # noqa: E731
+        values = dict(zip(self.block.inputs, inputs, strict=True))
+        value = lambda x: values[x] if isinstance(x, keras.KerasTensor) else x  # noqa: E731
         for node in self.block.nodes:
             args, kwargs = tree.map_structure(value, (node.args, node.kwargs))
             found = tree.flatten(self._call(node, args, kwargs, mode))
-            values.update(
-                {id(x): y for x, y in zip(tree.flatten(node.outputs), found, strict=True)}
-            )
-        return [values[id(x)] for x in self.block.outputs]
+            values.update(zip(tree.flatten(node.outputs), found, strict=True))
+        return [values[x] for x in self.block.outputs]
 
     def _call(self, node, args, kwargs, mode):
         layer, kwargs = node.layer, dict(kwargs)

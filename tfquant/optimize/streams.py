@@ -88,20 +88,19 @@ class Streams:
         self.graph, self.batches = trace(model), len(batches)
         self.rows = sum(len(arrays[0]) for arrays in batches)
         self._float, self._quantized, self._kept = {}, {}, set()
-        outputs = [id(x) for x in tree.flatten(self.graph.outputs)]
-        self._readers = dict.fromkeys(outputs, 1)
+        self._readers = dict.fromkeys(tree.flatten(self.graph.outputs), 1)
         for node in self.graph.nodes:
-            for x in {id(x): x for x in node.inputs}.values():
-                self._readers[id(x)] = self._readers.get(id(x), 0) + 1
+            for x in dict.fromkeys(node.inputs):
+                self._readers[x] = self._readers.get(x, 0) + 1
         for number, slot in enumerate(tree.flatten(self.graph.inputs)):
             for store in (self._float, self._quantized):
-                held = store[id(slot)] = Held()
+                held = store[slot] = Held()
                 for arrays in batches:
                     held.append(ops.convert_to_tensor(arrays[number]))
 
     def held(self, tensor, quantized: bool) -> Held:
         """Returns the values of a KerasTensor of the graph."""
-        return (self._quantized if quantized else self._float)[id(tensor)]
+        return (self._quantized if quantized else self._float)[tensor]
 
     def finite(self, node) -> bool:
         """Whether what a call reads is finite, in both streams."""
@@ -137,7 +136,7 @@ class Streams:
         store = self._quantized if quantized else self._float
         outputs = tree.flatten(node.outputs)
         for x in outputs:
-            store[id(x)] = Held()
+            store[x] = Held()
         for batch in range(self.batches):
             args, kwargs = self.arguments(node, batch, quantized)
             if isinstance(node.layer, keras.layers.Layer) and node.layer.built:
@@ -145,11 +144,11 @@ class Streams:
             else:
                 found = node.layer(*args, **kwargs)
             for x, y in zip(outputs, tree.flatten(found), strict=True):
-                store[id(x)].append(y)
+                store[x].append(y)
 
     def keep(self, tensors) -> None:
         """Holds tensors until `release`, whoever has read them."""
-        self._kept = {id(x) for x in tensors}
+        self._kept = set(tensors)
 
     def release(self) -> None:
         """Lets go of what was kept."""
@@ -159,11 +158,11 @@ class Streams:
 
     def read(self, node) -> None:
         """Notes that a call has read its inputs; those without a reader left are forgotten."""
-        for x in {id(x) for x in node.inputs}:
+        for x in set(node.inputs):
             self._readers[x] -= 1
             self._forget(x)
         for x in tree.flatten(node.outputs):
-            self._forget(id(x))
+            self._forget(x)
 
     def _forget(self, x):
         if not self._readers.get(x) and x not in self._kept:
@@ -173,8 +172,6 @@ class Streams:
 
 def call(layer, args, kwargs):
     """Calls a layer at inference."""
-    return layer(*args, **({**kwargs, "training": False} if _takes_training(layer) else kwargs))
-
-
-def _takes_training(layer):
-    return isinstance(layer, QuantizeWrapper)
+    if isinstance(layer, QuantizeWrapper):
+        kwargs = {**kwargs, "training": False}
+    return layer(*args, **kwargs)

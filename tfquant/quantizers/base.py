@@ -1,15 +1,13 @@
 """What every quantizer is, and the scope that looks at values before they are quantized."""
 
 import abc
-import threading
 
 import keras
 from keras import ops
 
+from tfquant.layers.scope import Scope
 from tfquant.numerics import QuantParams, QuantSpec, fake_quantize, fake_quantize_at_once
 from tfquant.quantizers.grid import Grid, on_grid
-
-_scopes = threading.local()
 
 
 class Quantizer(keras.layers.Layer, abc.ABC):
@@ -97,7 +95,7 @@ class Quantizer(keras.layers.Layer, abc.ABC):
         return cls(spec=QuantSpec.from_dict(config.pop("spec")), **config)
 
 
-class RecordingScope:
+class RecordingScope(Scope):
     """Inside it, activation quantizers let values through and note them.
 
     Calibration and reports run a model in this scope to see what the float model computes at each
@@ -113,6 +111,8 @@ class RecordingScope:
             twice has two quantizers, one for each call.
     """
 
+    kind = "recording"
+
     def __init__(self, quantize_weights: bool = True, see=None):
         self.quantize_weights = quantize_weights
         self.records = []
@@ -122,19 +122,6 @@ class RecordingScope:
         """Notes `x` and returns it."""
         self._see(quantizer, x)
         return x
-
-    def __enter__(self):
-        self._outer = self.current()
-        _scopes.current = self
-        return self
-
-    def __exit__(self, *error):
-        _scopes.current = self._outer
-
-    @staticmethod
-    def current() -> "RecordingScope | None":
-        """Returns the scope that this thread is in."""
-        return getattr(_scopes, "current", None)
 
 
 class RealScope(RecordingScope):

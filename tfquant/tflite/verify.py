@@ -1,6 +1,5 @@
 """The proof: what Keras computes against what the device computes."""
 
-import dataclasses
 import math
 
 import keras
@@ -11,8 +10,8 @@ from keras import tree
 from tfquant.graph.runner import Runner
 from tfquant.layers.parts import Constant
 from tfquant.litert.flatbuffer import File
-from tfquant.litert.interpreter import dequantize, quantize, run_inner, to_file_inputs
-from tfquant.litert.parity import equal_predictions, parity
+from tfquant.litert.interpreter import dequantize, run_inner, to_file_inputs
+from tfquant.litert.parity import of_outputs, parity
 from tfquant.quantizers import RecordingScope, on_grid
 from tfquant.report import Parity
 from tfquant.rewrite.lower import Lowered, Point
@@ -178,12 +177,7 @@ class Verifier:
 
     def end_to_end(self) -> Parity:
         """Compares the outputs of whole runs."""
-        outputs = list(zip(self.file.outputs, self._outputs, self._received, strict=True))
-        parts = [parity(self.file, index, *pair) for index, *pair in outputs]
-        total = sum(parts[1:], parts[0])
-        pairs = [(quantize(self.file, index, a), b) for index, a, b in outputs]
-        predictions = equal_predictions(pairs)
-        return dataclasses.replace(total, rows=len(self.rows[0]), equal_predictions=predictions)
+        return of_outputs(self.file, self._outputs, self._received)
 
     def unit(self, unit) -> Parity | None:
         """Compares one call of a layer, fed the device's own inputs; `None` if it has no tensor."""

@@ -1,11 +1,9 @@
 """`CallHook`: looking over the shoulder of every wrapper."""
 
-import threading
-
-_hooks = threading.local()
+from tfquant.layers.scope import Scope
 
 
-class CallHook:
+class CallHook(Scope):
     """Inside it, `function` sees each call of a `QuantizeWrapper` at inference before it computes.
 
     Args:
@@ -14,18 +12,7 @@ class CallHook:
             would be: nobody computes them again, nor what a device does.
     """
 
+    kind = "hook"
+
     def __init__(self, function):
         self.function = function
-
-    def __enter__(self):
-        self._outer = self.current()
-        _hooks.current = self
-        return self
-
-    def __exit__(self, *error):
-        _hooks.current = self._outer
-
-    @staticmethod
-    def current() -> "CallHook | None":
-        """Returns the hook that this thread is in."""
-        return getattr(_hooks, "current", None)

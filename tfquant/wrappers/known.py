@@ -1,19 +1,19 @@
 """`KnownIntegers`: integer weights that were computed already, where nothing changes them."""
 
-import threading
-
 import tensorflow as tf
 from keras import ops
 
-_scopes = threading.local()
+from tfquant.layers.scope import Scope
 
 
-class KnownIntegers:
+class KnownIntegers(Scope):
     """Inside it, the integers of a kernel that were computed for a file are there for the next.
 
     For a conversion, which reads them once for the file and once for the comparison. No weight may
     change inside it.
     """
+
+    kind = "integers"
 
     def __init__(self):
         self._kept = {}
@@ -38,18 +38,10 @@ class KnownIntegers:
         kernel, scale, bias = found
         return ops.cast(kernel, "float32"), scale, bias
 
-    def __enter__(self):
-        self._outer = getattr(_scopes, "current", None)
-        _scopes.current = self
-        return self
-
-    def __exit__(self, *error):
-        _scopes.current = self._outer
-
-    @staticmethod
-    def current() -> "KnownIntegers | None":
+    @classmethod
+    def current(cls) -> "KnownIntegers | None":
         """Returns the scope that this thread is in; none while a graph is traced."""
-        return getattr(_scopes, "current", None) if tf.executing_eagerly() else None
+        return super().current() if tf.executing_eagerly() else None
 
 
 def _key(wrapper, input_scale):
