@@ -1,5 +1,7 @@
 """Grids against the smallest and largest activations of a float model built by hand."""
 
+import importlib
+
 import keras
 import numpy as np
 import pytest
@@ -8,7 +10,10 @@ from keras import layers
 
 import tfquant as tfq
 from tfquant import observers
+from tfquant.quantizers import Watch
 from tfquant.wrappers import Quantize
+
+module = importlib.import_module("tfquant.calibrate.calibrate")  # Its package has a function so.
 
 FEATURES = 6
 
@@ -326,3 +331,18 @@ def test_branches_of_a_concatenation_share_one_grid(rng):
 def test_without_a_progress_bar_nothing_is_printed(rng, capsys):
     calibrated(rows(rng))
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_batch_of_a_large_model_is_seen_whole_in_parts(rng, monkeypatch):
+    model = keras.Sequential([keras.Input((12,)), layers.Dense(9, "relu"), layers.Dense(4)])
+    data = rng.normal(size=(32, 12)).astype("float32")
+    seen, grids = [], []
+    see = Watch.see
+    monkeypatch.setattr(Watch, "see", lambda *a: (seen.append(len(a[2])), see(*a))[1])
+    for values in (1e9, 5 * 40):
+        monkeypatch.setattr(module, "VALUES_AT_ONCE", values)
+        q = tfq.quantize_model(model, "w8a8")
+        tfq.calibrate(q, data, observer="min_max", bias_correction=False, progress=False)
+        grids.append([float(v) for layer in q.layers for v in layer.weights if "scale" in v.path])
+    assert set(seen[:3]) == {32} and max(seen[3:]) < 32 and sum(seen[3:]) == sum(seen[:3])
+    assert grids[0] == grids[1]

@@ -7,6 +7,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 import tfquant as tfq
+from tfquant.skeleton import float_file
 
 
 def converted(model, data, path, scheme="w8a8", **settings):
@@ -179,3 +180,24 @@ def test_what_a_dense_layer_of_sequences_reads_is_not_what_it_returns(length, rn
     assert report.op_by_op.differing == 0 and report.end_to_end.differing == 0
     (received,) = device(path, rows)
     assert noise(received, model.predict(rows, verbose=0)) < 0.01
+
+
+def test_kernels_of_convolutions_never_enter_the_converter(rng, tmp_path, monkeypatch):
+    """What the converter writes is a fraction of the weights that the file ends up with."""
+    sizes, convert = [], float_file._converted
+
+    def noted(*args):
+        content = convert(*args)
+        sizes.append(len(content))
+        return content
+
+    monkeypatch.setattr(float_file, "_converted", noted)
+    x = keras.Input((8, 8, 3))
+    y = layers.Conv2D(64, 3, padding="same", activation="relu")(x)
+    y = layers.DepthwiseConv2D(5, padding="same", activation="relu")(y)
+    model = keras.Model(x, layers.Conv2D(64, 3, dilation_rate=2, padding="same")(y))
+    data = rng.normal(size=(8, 8, 8, 3)).astype("float32")
+    _, report = converted(model, data, tmp_path / "m.tflite")
+    weights = 4 * sum(w.size for w in model.get_weights() if w.ndim > 1)
+    assert len(sizes) == 1 and sizes[0] < weights / 10
+    assert report.end_to_end.differing == 0 and report.float_bytes > weights
