@@ -77,10 +77,10 @@ def test_a_fixed_batch_chooses_too(rng):
 def test_auto_knows_one_range_of_what_has_no_rare_values(rng):
     auto = Auto()
     summary = auto.summarize(rng.uniform(-1, 1, 100_000).astype("float32"))
-    auto.update(auto.unpack(np.asarray(summary)))
+    auto.update(summary)
     assert list(auto.ranges(tfq.QuantSpec(8))) == ["percentile"]
     far = auto.summarize(np.float32([3.0]))
-    auto.update(auto.unpack(np.asarray(far)))
+    auto.update(far)
     assert auto.ranges(tfq.QuantSpec(8))["min_max"][1] == 3.0
     assert list(auto.ranges(tfq.QuantSpec(16))) == ["percentile"]
     assert auto.range(tfq.QuantSpec(16))[1] == 3.0

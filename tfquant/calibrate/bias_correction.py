@@ -3,6 +3,7 @@ take that back."""
 
 import dataclasses
 
+import numpy as np
 from keras import ops
 
 from tfquant.calibrate.real import RealCalls
@@ -19,7 +20,7 @@ class Moments:
     """What a layer put out: mean and standard deviation of each channel, over everything else.
 
     Attributes:
-        mean: Vector.
+        mean: Vector, an array.
         deviation: Likewise; `None` where nobody asked for it.
     """
 
@@ -32,15 +33,15 @@ class Moments:
         y = ops.cast(y, "float32")
         axes = tuple(range(len(y.shape) - 1))
         if not deviation:
-            return cls(ops.mean(y, axis=axes))
-        mean, variance = ops.moments(y, axes)
-        return cls(mean, ops.sqrt(variance))
+            return cls(ops.convert_to_numpy(ops.mean(y, axis=axes)))
+        mean, variance = (ops.convert_to_numpy(x) for x in ops.moments(y, axes))
+        return cls(mean, np.sqrt(variance))
 
     @property
     def finite(self) -> bool:
         """Whether no value was NaN or infinite."""
         known = (x for x in (self.mean, self.deviation) if x is not None)
-        return all(bool(ops.all(ops.isfinite(x))) for x in known)
+        return all(np.isfinite(x).all() for x in known)
 
 
 def noting(moments: dict, share: float, deviation: bool):
@@ -124,8 +125,8 @@ def correct(runner, arrays, moments, deviation: bool, calls: RealCalls) -> list[
 def _gain(expected, found):
     """Returns the gain of each channel; 1 where there is nothing to scale."""
     alive = (expected.deviation > 0) & (found.deviation > 0)
-    ratio = expected.deviation / ops.where(alive, found.deviation, 1.0)
-    return ops.where(alive, ops.clip(ratio, 1 / LARGEST_GAIN, LARGEST_GAIN), 1.0)
+    ratio = expected.deviation / np.where(alive, found.deviation, np.float32(1))
+    return np.where(alive, np.clip(ratio, 1 / LARGEST_GAIN, LARGEST_GAIN), np.float32(1))
 
 
 def _is_correctable(wrapper):

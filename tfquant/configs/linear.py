@@ -430,6 +430,12 @@ def _channel_shape(kernel, channel_axis):
 
 def _folded_bias(wrapper):
     """Returns the batch norm's gain (or `None`) and the bias behind it, flat float64."""
+    known = KnownIntegers.current()
+    return _fold(wrapper) if known is None else known.folded(wrapper, _fold)
+
+
+def _fold(wrapper):
+    """Computes `_folded_bias`."""
     layer, norm = wrapper.layer, wrapper.batch_norm
     float64 = lambda v: ops.cast(v.value, "float64")  # noqa: E731
     bias = float64(layer.bias) if layer.use_bias else None

@@ -5,6 +5,8 @@ operation takes them.
 """
 
 import keras
+import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from tfquant.numerics.params import QuantParams
@@ -97,7 +99,7 @@ def fake_quantize_at_once(x, params: QuantParams, spec: QuantSpec):
 
     Args:
         x: Float32 tensor.
-        params: `QuantParams` of one number each.
+        params: `QuantParams` of one number each, or of scalar tensors.
         spec: `QuantSpec`.
 
     Returns:
@@ -106,6 +108,10 @@ def fake_quantize_at_once(x, params: QuantParams, spec: QuantSpec):
     if spec.num_bits > 8:
         return fake_quantize(x, params, spec)
     low, high = (params.scale * (q - params.zero_point) for q in (spec.qmin, spec.qmax))
+    if isinstance(low, np.floating):
+        return tf.quantization.fake_quant_with_min_max_args(
+            x, float(low), float(high), spec.num_bits, spec.narrow_range
+        )
     return keras.quantizers.fake_quant_with_min_max_vars(
         x, low, high, num_bits=spec.num_bits, narrow_range=spec.narrow_range
     )

@@ -6,7 +6,6 @@ import functools
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from tfquant.numerics import QuantSpec
@@ -17,7 +16,7 @@ SEED = 0
 
 @dataclasses.dataclass
 class Summary:
-    """What one batch leaves behind of a tensor: small, so that it can leave the compiled graph.
+    """What one batch leaves behind of a tensor.
 
     Attributes:
         low: Lowest value of the batch.
@@ -42,24 +41,17 @@ class Observer(abc.ABC):
 
     @classmethod
     def summarize(cls, x):
-        """Reduces a batch to a vector `[low, high, *sample]`, inside a compiled graph.
+        """Reduces a batch to what observers take in.
 
         Args:
-            x: Real tensor.
+            x: Real array.
 
         Returns:
-            Float tensor of rank 1.
+            `Summary`.
         """
-        flat = ops.reshape(ops.cast(x, "float32"), (-1,))
-        parts = [ops.min(flat, keepdims=True), ops.max(flat, keepdims=True)]
-        if cls.sample_size:
-            parts.append(scattered(flat, cls.sample_size))
-        return ops.concatenate(parts)
-
-    @staticmethod
-    def unpack(vector: np.ndarray) -> Summary:
-        """Returns the `Summary` that `summarize` packed into `vector`."""
-        return Summary(float(vector[0]), float(vector[1]), np.asarray(vector[2:]))
+        flat = np.asarray(x, np.float32).reshape(-1)
+        sample = scattered(flat, cls.sample_size) if cls.sample_size else flat[:0]
+        return Summary(float(flat.min()), float(flat.max()), sample)
 
     @abc.abstractmethod
     def update(self, summary: Summary) -> None:
@@ -74,7 +66,7 @@ class Observer(abc.ABC):
         """
 
 
-def scattered(flat, size: int):
+def scattered(flat: np.ndarray, size: int) -> np.ndarray:
     """Returns `size` values of the vector `flat`, all of it when it has no more.
 
     It is cut into `size` stretches of equal length, and one value taken from each, from a place of
@@ -85,22 +77,12 @@ def scattered(flat, size: int):
     Places at one stride would fall on the same few channels of a tensor wherever stride and
     channels have a common divisor. These have no period, and are the same in every run.
     """
-    count = flat.shape[0] if flat.shape[0] is not None else ops.shape(flat)[0]
-    if isinstance(count, int):
-        size = min(count, size)
-        share = _shares(size)
-    else:
-        size = ops.minimum(count, size)
-        share = keras.random.uniform((size,), dtype="float32", seed=SEED)
-    stretch = ops.cast(count, "float64") / ops.cast(size, "float64")
-    places = (ops.arange(size, dtype="float64") + ops.cast(share, "float64")) * stretch
-    # `ops.take` looks for negative places first, and takes twice as long.
-    return tf.gather(flat, ops.cast(places, "int64"))
+    if len(flat) <= size:
+        return flat.copy()
+    return flat[((np.arange(size) + _shares(size)) * (len(flat) / size)).astype(np.int64)]
 
 
 @functools.lru_cache(maxsize=16)
 def _shares(size):
     """Returns where in each of `size` stretches a value is taken from."""
-    with tf.init_scope():
-        shares = keras.random.uniform((size,), dtype="float32", seed=SEED)
-        return ops.convert_to_numpy(shares)
+    return ops.convert_to_numpy(keras.random.uniform((size,), dtype="float32", seed=SEED))

@@ -35,6 +35,16 @@ class Quantizer(keras.layers.Layer, abc.ABC):
         """Whether the grid is known. While it is not, values pass through unchanged."""
         return self.active
 
+    def numbers(self) -> QuantParams | None:
+        """Returns scale and zero point of an activation as numbers, outside of graphs.
+
+        `None` while the grid is not known.
+        """
+        if not self.calibrated:
+            return None
+        scale, zero_point = (ops.convert_to_numpy(v) for v in self.params())
+        return QuantParams(scale.astype("float32"), int(zero_point))
+
     @abc.abstractmethod
     def params(self, x=None) -> QuantParams:
         """Returns scale and zero point, from the variables or (weights) from `x` itself."""
@@ -133,6 +143,9 @@ class RealScope(RecordingScope):
 
     def record(self, quantizer, x):
         """Returns `x` on the grid, of which the next layer is told nothing."""
-        if not quantizer.calibrated:
-            return x
-        return fake_quantize_at_once(ops.cast(x, "float32"), quantizer.params(), quantizer.spec)
+        params = quantizer.numbers()
+        return (
+            x
+            if params is None
+            else fake_quantize_at_once(ops.cast(x, "float32"), params, quantizer.spec)
+        )

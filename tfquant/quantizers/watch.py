@@ -34,7 +34,7 @@ class Watch:
             return
         key = quantizer.group or quantizer
         observer, members = self._watched.setdefault(key, (observers.get(self._observer), []))
-        observer.update(observer.unpack(ops.convert_to_numpy(observer.summarize(x))))
+        observer.update(observer.summarize(ops.convert_to_numpy(x)))
         if not any(quantizer is member for member in members):
             members.append(quantizer)
 

@@ -14,7 +14,6 @@ from tfquant.graph.graph import UniqueNames, clone_graph, real, tensors
 from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.layers.parts import Constant
 from tfquant.layers.plain import Barrier
-from tfquant.numerics import QuantParams
 from tfquant.quantizers import Grid, Quantizer, grid_of, on_grid
 from tfquant.registry.keras_layers import LINEAR, clamp_of
 from tfquant.rewrite.validate import check_finite, check_is_model
@@ -296,13 +295,12 @@ def _within(x, grid):
 
 def _numbers(quantizer: Quantizer) -> Grid:
     """Returns the quantizer's grid with parameters as numbers."""
-    if not quantizer.calibrated:
+    params = quantizer.numbers()
+    if params is None:
         raise ValueError(
             "Activations have no grids yet: call tfq.calibrate(model, data) before converting."
         )
-    params = quantizer.params()
-    scale, zero_point = (v.numpy() for v in params)
-    return Grid(QuantParams(scale.astype("float32"), int(zero_point)), quantizer.spec)
+    return Grid(params, quantizer.spec)
 
 
 def _folding_config(wrapper) -> LinearConfig:

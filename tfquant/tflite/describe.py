@@ -108,24 +108,24 @@ def float_operators(file: File, assignment: Assignment, lowered) -> list[FloatOp
 def elsewhere(lowered, file: File, anchors, assignment: Assignment) -> dict[str, list[str]]:
     """Returns what other devices compute otherwise: a dict from their names to operators."""
     found, grids = {}, _grids(anchors)
+    others = [other for other in devices.DEVICES.values() if other is not lowered.device]
     for unit in lowered.units:
         op, grid = _operator(unit, file, anchors, assignment), grids.get(unit.outputs[0])
         if op is None or grid is None:
             continue
-        for other in devices.DEVICES.values():
-            bits = _bits_that_differ(unit, op.name, grid.spec.stored_bits, other)
-            if bits:
-                found.setdefault(other.name, set()).add(f"INT{bits} {op.name}")
+        for other, bits in _bits_that_differ(unit, op.name, grid.spec.stored_bits, others):
+            found.setdefault(other.name, set()).add(f"INT{bits} {op.name}")
     return {name: sorted(operators) for name, operators in found.items()}
 
 
-def _bits_that_differ(unit, name, num_bits, other):
-    """Returns the width of what another device computes otherwise, 0 where nothing is."""
+def _bits_that_differ(unit, name, num_bits, others):
+    """Returns pairs of a device that computes `unit` otherwise and the width of its integers."""
     device, config = unit.layer.device, getattr(unit.layer, "quantize_config", None)
     if not isinstance(config, LinearConfig):
-        return num_bits if device.differs(other, name, num_bits) else 0
+        return [(other, num_bits) for other in others if device.differs(other, name, num_bits)]
     if grid_of(unit.inputs[0]) is None or not isinstance(config.weights, QuantSpec):
-        return 0
+        return []
     product = unit_product(unit)
     stored = 8 if product.weight_bits > 4 else 4  # Widths of the integers of a file.
-    return stored if device.rounding(product) != other.rounding(product) else 0
+    rounding = device.rounding(product)
+    return [(other, stored) for other in others if other.rounding(product) != rounding]

@@ -16,7 +16,7 @@ from tfquant.quantizers import RecordingScope, on_grid
 from tfquant.report import Parity
 from tfquant.rewrite.lower import Lowered, Point
 from tfquant.tflite.assign import Assignment
-from tfquant.wrappers import Quantize, QuantizeWrapper
+from tfquant.wrappers import CallHook, Quantize, QuantizeWrapper
 
 # Rows fed through every operator, and through the whole file.
 INNER_ROWS = 4
@@ -120,10 +120,11 @@ class Verifier:
             if isinstance(layer, (Quantize, QuantizeWrapper)):
                 self._note_parity(next(units), tree.flatten(outputs), size)
 
-        for start in range(0, len(self.rows[0]), size):
-            part = [array[start : start + size] for array in self.rows]
-            outputs = runner(part, None if start else note)
-            parts.append([keras.ops.convert_to_numpy(y) for y in outputs])
+        with CallHook(_without_gradients):
+            for start in range(0, len(self.rows[0]), size):
+                part = [array[start : start + size] for array in self.rows]
+                outputs = runner(part, None if start else note)
+                parts.append([keras.ops.convert_to_numpy(y) for y in outputs])
         self._outputs = [np.concatenate(found) for found in zip(*parts, strict=True)]
 
     def _note_parity(self, unit, outputs, rows):
@@ -258,6 +259,10 @@ class Verifier:
                 outputs = self._run(unit)
                 return next(v for y, v in zip(unit.outputs, outputs, strict=True) if y is x)
         return None
+
+
+def _without_gradients(*_):
+    """Is a `CallHook` that leaves all as it is: nobody prepares for gradients under one."""
 
 
 def _is_computed_away(unit):

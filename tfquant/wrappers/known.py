@@ -1,4 +1,4 @@
-"""`KnownIntegers`: integer weights that were computed already, where nothing changes them."""
+"""`KnownIntegers`: what was computed of weights already, where nothing changes them."""
 
 import tensorflow as tf
 from keras import ops
@@ -16,7 +16,13 @@ class KnownIntegers(Scope):
     kind = "integers"
 
     def __init__(self):
-        self._kept = {}
+        self._kept, self._folded = {}, {}
+
+    def folded(self, wrapper, compute):
+        """Returns `compute(wrapper)`: what the batch norm of a wrapper comes to, computed once."""
+        if wrapper not in self._folded:
+            self._folded[wrapper] = compute(wrapper)
+        return self._folded[wrapper]
 
     def keep(self, wrapper, input_scale, kernel, scale, bias) -> None:
         """Keeps what `get` is to return.
