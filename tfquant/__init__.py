@@ -4,8 +4,9 @@ from tfquant import observers, quantizers
 from tfquant.calibrate import calibrate
 from tfquant.litert import compare, inspect
 from tfquant.numerics import PerAxis, PerGroup, PerTensor, QuantParams, QuantSpec
-from tfquant.optimize import BRECQ, GPTQ, AdaRound, optimize
+from tfquant.optimize import BRECQ, GPTQ, AdaRound, Codebook, optimize
 from tfquant.packed import to_packed
+from tfquant.quantizers import WeightOnlyQuantizer
 from tfquant.registry import SCHEMES, QuantizeRegistry, Recipe, Scheme
 from tfquant.report import ConversionReport, PackingReport, QuantizationTensorBoard, summarize
 from tfquant.rewrite import (
@@ -32,6 +33,7 @@ __all__ = [
     "GPTQ",
     "SCHEMES",
     "AdaRound",
+    "Codebook",
     "ConversionReport",
     "DampenOscillation",
     "FloatWarmup",
@@ -52,6 +54,7 @@ __all__ = [
     "Recipe",
     "Scheme",
     "TerminateOnNaN",
+    "WeightOnlyQuantizer",
     "calibrate",
     "compare",
     "distill",

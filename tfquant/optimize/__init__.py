@@ -2,7 +2,8 @@
 
 from tfquant.optimize.adaround import BRECQ, AdaRound
 from tfquant.optimize.algorithm import ALGORITHMS, Algorithm
+from tfquant.optimize.codebook import Codebook
 from tfquant.optimize.gptq import GPTQ
 from tfquant.optimize.optimize import optimize
 
-__all__ = ["ALGORITHMS", "BRECQ", "GPTQ", "AdaRound", "Algorithm", "optimize"]
+__all__ = ["ALGORITHMS", "BRECQ", "GPTQ", "AdaRound", "Algorithm", "Codebook", "optimize"]

@@ -56,17 +56,7 @@ class GPTQ(Algorithm):
             block.tick(1.0)
 
     def _choose(self, site, rng):
-        halves = site.moments(rng)
-        moments = halves[0] + halves[1]
-        if not site.has_bias:
-            halves, moments = [half.raw() for half in halves], moments.raw()
-        site.wanted = site.weights
-        if self.refit and site.streams.batches > 1:
-            ridge = best_ridge(site.weights, halves)
-            if ridge is not None:
-                site.wanted = Refit(site.weights, moments)(ridge)
-        importance = np.maximum(np.einsum("gkk->gk", moments.hessian), 0.0)
-        importance = importance + self.damping * importance.mean(axis=1, keepdims=True)
+        moments, importance = prepare(site, rng, self.damping, self.refit)
         steps = site.best_steps(site.wanted, importance)
         spread = site.spread(steps)
         q = gptq(site.wanted, spread, moments.hessian, site.bounds, self.damping, self.order)
@@ -76,6 +66,32 @@ class GPTQ(Algorithm):
             steps = (steps * site.by_step(gain)).astype(np.float32)
             site.wanted = site.wanted * gain[:, None]
         give(site, q, steps, moments)
+
+
+def prepare(site, rng, damping, refit: bool):
+    """Finds what a layer reads, and the weights that it would rather round.
+
+    Args:
+        site: `Site`; `wanted` is set.
+        rng: Where chance comes from.
+        damping: Share of the mean of the diagonal that is added to it.
+        refit: Whether weights are moved towards the float outputs.
+
+    Returns:
+        `(moments, importance)`: `Moments`, about zero where no bias can give a mean back, and the
+        damped diagonal of the Hessian, `[groups, k]`.
+    """
+    halves = site.moments(rng)
+    moments = halves[0] + halves[1]
+    if not site.has_bias:
+        halves, moments = [half.raw() for half in halves], moments.raw()
+    site.wanted = site.weights
+    if refit and site.streams.batches > 1:
+        ridge = best_ridge(site.weights, halves)
+        if ridge is not None:
+            site.wanted = Refit(site.weights, moments)(ridge)
+    importance = np.maximum(np.einsum("gkk->gk", moments.hessian), 0.0)
+    return moments, importance + damping * importance.mean(axis=1, keepdims=True)
 
 
 def give(site, integers, steps, moments: Moments) -> None:

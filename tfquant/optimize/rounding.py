@@ -4,9 +4,14 @@ All functions take a stack of problems: `weights` and `steps` `[groups, k, chann
 `[groups, k, k]`. The error of integers `q` is, summed over groups and channels,
 
     (steps * q - weights)^T hessian (steps * q - weights)
+
+Integers are those from `bounds[0]` to `bounds[1]`, or, where `bounds` is an array, its values: a
+sorted vector, or `[groups, channels, levels]`.
 """
 
 import numpy as np
+
+from tfquant.numerics.codebooks import nearest_level
 
 # Columns whose errors are handed on together.
 BLOCK = 128
@@ -18,6 +23,16 @@ DAMPINGS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 def nearest(weights, steps, bounds):
     """Returns the nearest integers within `bounds`, `(qmin, qmax)`."""
     return np.clip(np.rint(weights / steps), *bounds)
+
+
+def to_grid(x, bounds):
+    """Returns the integers that are nearest to `x`, `[groups, channels]`."""
+    if isinstance(bounds, tuple):
+        return np.clip(np.rint(x), *bounds)
+    if bounds.ndim == 1:
+        return bounds[nearest_level(x, bounds)]
+    index = nearest_level(x[..., None], bounds)
+    return np.take_along_axis(bounds, index, axis=-1)[..., 0]
 
 
 def error(integers, weights, steps, hessian):
@@ -97,7 +112,7 @@ def _rounded_in_turn(w, steps, u, bounds):
         stop = min(start + BLOCK, size)
         errors = np.empty_like(w[:, start:stop])
         for i in range(start, stop):
-            q[:, i] = np.clip(np.rint(w[:, i] / steps[:, i]), *bounds)
+            q[:, i] = to_grid(w[:, i] / steps[:, i], bounds)
             e = (w[:, i] - steps[:, i] * q[:, i]) / u[:, i, i, None]
             w[:, i + 1 : stop] -= u[:, i, i + 1 : stop, None] * e[:, None]
             errors[:, i - start] = e
@@ -125,7 +140,7 @@ def descend(integers, weights, steps, hessian, bounds, sweeps):
         for i in range(q.shape[1]):
             alive = hessian[:, i, i, None] > 0
             divisor = np.where(alive, hessian[:, i, i, None], 1.0) * steps[:, i]
-            wanted = np.clip(np.rint(q[:, i] - gradient[:, i] / divisor), *bounds)
+            wanted = to_grid(q[:, i] - gradient[:, i] / divisor, bounds)
             move = np.where(alive, wanted - q[:, i], 0.0)
             if move.any():
                 changed = True

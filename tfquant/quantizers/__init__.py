@@ -16,6 +16,7 @@ from tfquant.quantizers.softmax_input import MaskInput, SoftmaxInput
 from tfquant.quantizers.static import Static
 from tfquant.quantizers.watch import Watch
 from tfquant.quantizers.weight import WeightQuantizer
+from tfquant.quantizers.weight_only import QuantizedArray, WeightOnlyQuantizer
 
 __all__ = [
     "ACTIVATION_QUANTIZERS",
@@ -33,12 +34,14 @@ __all__ = [
     "LearnedThresholdActivation",
     "MaskInput",
     "MovingAverage",
+    "QuantizedArray",
     "Quantizer",
     "RealScope",
     "RecordingScope",
     "SoftmaxInput",
     "Static",
     "Watch",
+    "WeightOnlyQuantizer",
     "WeightQuantizer",
     "from_steps",
     "grid_of",
