@@ -196,6 +196,40 @@ def test_masks_and_attention_are_passed_by(algorithm, rng):
     assert noise(model, q, rows) < before
 
 
+def test_integers_that_do_not_serve_the_outputs_are_not_taken(rng, monkeypatch, caplog):
+    def spoil(self, block):
+        for site in block.sites:
+            site.give(np.zeros_like(site.weights), site.best_steps(site.weights, np.ones((1, 1))))
+            site.wrapper.layer.use_bias and site.wrapper.originals.assign(
+                site.wrapper.layer.bias, np.ones(site.wrapper.layer.bias.shape)
+            )
+
+    x = images(rng)
+    q = calibrated(network(), x)
+    before = [v.numpy() for v in q.variables]
+    expected = q(x)
+    monkeypatch.setattr(GPTQ, "choose", spoil)
+    tfq.optimize(q, x, "gptq", progress=False)
+    for variable, value in zip(q.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+    np.testing.assert_array_equal(q(x), expected)
+    assert not q.optimization.taken and q.optimization.after < q.optimization.before
+    assert "came no closer to the float model's by gptq" in caplog.text
+    calibrated_again = tfq.calibrate(q, x, progress=False)
+    np.testing.assert_array_equal(calibrated_again(x), expected)
+
+
+def test_what_came_of_it_is_said(rng):
+    model, x = network(), images(rng)
+    q = calibrated(model, x)
+    tfq.optimize(q, x, "gptq", progress=False)
+    found = q.optimization
+    noise_after = noise(model, q, x)
+    expected = 10 * np.log10(np.mean((model(x) - np.mean(model(x), axis=0)) ** 2) / noise_after)
+    assert found.taken and found.after == pytest.approx(expected, abs=0.3)
+    assert str(found).startswith("gptq (outputs ") and found.before < found.after
+
+
 def test_an_interrupted_run_leaves_a_model_that_works(rng, monkeypatch):
     model, x = network(), images(rng)
     q = calibrated(model, x)

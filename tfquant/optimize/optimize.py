@@ -9,6 +9,7 @@ from tfquant.data.batches import batches
 from tfquant.graph.walk import all_layers
 from tfquant.optimize.algorithm import get
 from tfquant.optimize.block import Block, cut
+from tfquant.optimize.outputs import Outputs
 from tfquant.optimize.sites import Site, has_weights, why_not
 from tfquant.optimize.streams import Streams
 from tfquant.quantizers import Static
@@ -27,7 +28,9 @@ def optimize(model, data, algorithm=None, *, seed=0, batch_size=32, steps=None, 
     The model is run side by side with the float model behind it. Each layer, or block of layers,
     gets its integers on the inputs that the layers before it compute with theirs, such that it
     puts out what it does in the float model. Files, sizes and parity are those of rounding to the
-    nearest. Interrupting it leaves a valid model: what was done stays.
+    nearest. Where the model's outputs come no closer to the float model's on these rows, the
+    model is left as it was, and a warning says so. Interrupting it leaves a valid model: what was
+    done stays.
 
     Args:
         model: Model from `quantize_model`, calibrated. Changed in place.
@@ -41,7 +44,7 @@ def optimize(model, data, algorithm=None, *, seed=0, batch_size=32, steps=None, 
         progress: Whether to show a progress bar with the time that is left.
 
     Returns:
-        `model`.
+        `model`. Its `optimization` says what came of it.
 
     Raises:
         TypeError: If `model` is not a Keras model, or `algorithm` nothing of the above.
@@ -68,8 +71,11 @@ def optimize(model, data, algorithm=None, *, seed=0, batch_size=32, steps=None, 
     streams = Streams(model, rows)
     plan, left = _that_can(plan, streams.graph)
     _warn_of(left)
+    outputs = Outputs(model, wrappers, rows)
     with _bar(progress) as bar:
         _Run(streams, plan, np.random.default_rng(seed), bar).run()
+    names = {algorithm.name for algorithms in plan.values() for algorithm in algorithms}
+    model.optimization = outputs.weigh(sorted(names))
     model.predict_function = model.test_function = model.train_function = None
     return model
 
