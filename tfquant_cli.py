@@ -30,6 +30,7 @@ FORMATS = ("tflite", "packed")
 
 GROUP_SIZES = ("0", "32", "64", "128")
 TYPES = ("int8", "uint8", "int16", "float32")
+EFFORTS = ("fast", "default", "best")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +129,14 @@ def _quantize_flags(values):
         "tflite",
         FORMATS,
         "What to write: a LiteRT file, or a Keras model on packed weights.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "effort",
+        "default",
+        EFFORTS,
+        "fast: data are seen once; default: ranges and biases that serve the outputs; best: and "
+        "integers chosen on all of the data, in minutes (512 to 1024 rows serve).",
         flag_values=values,
     )
     text("observer", None, "What chooses the ranges of activations: min_max, percentile, ...")

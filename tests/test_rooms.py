@@ -14,6 +14,7 @@ ORDER = (
     "numerics",
     "data",
     "layers",
+    "rounding",
     "lowbit",
     "observers",
     "quantizers",

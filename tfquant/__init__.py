@@ -4,7 +4,7 @@ from tfquant import observers, quantizers
 from tfquant.calibrate import calibrate
 from tfquant.litert import compare, inspect
 from tfquant.numerics import PerAxis, PerGroup, PerTensor, QuantParams, QuantSpec
-from tfquant.optimize import BRECQ, GPTQ, AdaRound, Codebook, optimize
+from tfquant.optimize import BRECQ, GPTQ, AdaRound, Codebook, optimize, quantize
 from tfquant.packed import to_packed
 from tfquant.quantizers import WeightOnlyQuantizer
 from tfquant.registry import SCHEMES, QuantizeRegistry, Recipe, Scheme
@@ -61,6 +61,7 @@ __all__ = [
     "inspect",
     "observers",
     "optimize",
+    "quantize",
     "quantize_annotate_layer",
     "quantize_annotate_model",
     "quantize_apply",

@@ -53,12 +53,10 @@ def quantize(model_path, flags) -> bool:
         `False` if the file could not be compared with the model.
     """
     recipe = read_recipe(flags)
-    if recipe.static and not flags["calibration"]:
+    if not flags["calibration"] and (recipe.static or flags["effort"] == "best"):
         named = "the recipe" if flags["recipe"] else f"scheme {recipe.scheme.name}"
-        raise ValueError(
-            f"{named} quantizes activations, so --calibration DATA.npz is needed. "
-            "Received: no --calibration"
-        )
+        why = f"{named} quantizes activations" if recipe.static else "--effort best runs on data"
+        raise ValueError(f"{why}, so --calibration DATA.npz is needed. Received: no --calibration")
     packed = flags["format"] == "packed"
     if packed and (flags["input_type"] or flags["output_type"]):
         raise ValueError(
@@ -68,11 +66,10 @@ def quantize(model_path, flags) -> bool:
     data = None
     if flags["calibration"]:
         data = read_data(flags["calibration"], model.inputs)
-    quantized = tfq.quantize_model(model, recipe, skip=flags["skip"])
+    names = "skip", "effort", "observer", "batch_size"
+    settings = {name: flags[name] for name in names}
+    quantized = tfq.quantize(model, data, recipe, progress=_watched(), **settings)
     if recipe.static:
-        chosen = {"observer": flags["observer"]} if flags["observer"] else {}
-        settings = {"batch_size": flags["batch_size"], "progress": _watched(), **chosen}
-        tfq.calibrate(quantized, data, **settings)
         data = None  # What calibration kept is enough for the comparison.
     if packed:
         report = tfq.to_packed(quantized, flags["output"]).packing_report

@@ -10,7 +10,7 @@ from test_optimize import calibrated, images, integers, network, noise, wrappers
 
 import tfquant as tfq
 from tfquant.litert import inspect
-from tfquant.optimize.rounding import error, gptq, to_grid
+from tfquant.rounding.quadratic import error, gptq, to_grid
 
 
 @pytest.mark.parametrize("shared", ["layer", "channel"])

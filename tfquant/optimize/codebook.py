@@ -8,7 +8,7 @@ import numpy as np
 from tfquant.numerics.codebooks import TABLES, k_means
 from tfquant.optimize.algorithm import Algorithm
 from tfquant.optimize.gptq import give, prepare
-from tfquant.optimize.rounding import descend, gptq
+from tfquant.rounding.quadratic import descend, gptq
 
 # What shares the levels of a codebook.
 SHARED = ("channel", "layer")

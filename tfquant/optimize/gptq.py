@@ -7,9 +7,9 @@ import numpy as np
 
 from tfquant.optimize.algorithm import Algorithm
 from tfquant.optimize.block import gain_of_norm, shift_bias
-from tfquant.optimize.moments import Moments
-from tfquant.optimize.refit import Refit, best_ridge
-from tfquant.optimize.rounding import descend, gptq
+from tfquant.rounding.moments import Moments
+from tfquant.rounding.quadratic import descend, gptq
+from tfquant.rounding.refit import Refit, best_ridge
 
 # A gain outside mends no rounding: what it would scale is noise.
 LARGEST_GAIN = 2.0
@@ -20,8 +20,8 @@ class GPTQ(Algorithm):
     """Rounds a layer's weights one input after the other, on the inputs that it gets.
 
     First the weights are moved so that the inputs of the quantized model give the outputs of the
-    float model (`refit`); then they are rounded in turn (`rounding.gptq`) and improved one by one
-    (`rounding.descend`); then each channel gets back the mean and the deviation that it had.
+    float model (`refit`); then they are rounded in turn (`quadratic.gptq`) and improved one by one
+    (`quadratic.descend`); then each channel gets back the mean and the deviation that it had.
 
     Frantar et al. 2022, arXiv:2210.17323; Hubara et al. 2021, arXiv:2006.10518.
 

@@ -136,6 +136,11 @@ class Recipe:
         found = [self.scheme, *(rule.row.scheme for rule in self.rules)]
         return any(scheme is not None and scheme.static for scheme in found)
 
+    @property
+    def names_algorithms(self) -> bool:
+        """Whether it names an algorithm for some layer."""
+        return any((self.algorithm, *(rule.row.algorithm for rule in self.rules)))
+
     def where(self, selector, what=None, /, **settings) -> "Recipe":
         """Returns a recipe with one rule more, behind those there are.
 

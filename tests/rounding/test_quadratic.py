@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from tfquant.optimize.moments import Moments
-from tfquant.optimize.refit import Refit, best_ridge
-from tfquant.optimize.rounding import descend, error, gptq, nearest
+from tfquant.rounding.moments import Moments
+from tfquant.rounding.quadratic import descend, error, gptq, nearest
+from tfquant.rounding.refit import Refit, best_ridge
 
 # Weights rounded to so many bits: bounds of the narrow grid.
 BITS = {bits: (-(2 ** (bits - 1) - 1), 2 ** (bits - 1) - 1) for bits in (2, 3, 4, 8)}

@@ -1,0 +1,116 @@
+"""`quantize`: a float model and data to a model of integers, at an effort that is chosen."""
+
+import dataclasses
+
+import numpy as np
+
+from tfquant.calibrate import calibrate
+from tfquant.data.batches import batches
+from tfquant.optimize.optimize import optimize
+from tfquant.registry.recipe import Recipe
+from tfquant.rewrite import quantize_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How long to look for good grids and integers.
+
+    Attributes:
+        observer: What chooses the ranges of activations.
+        bias_correction: As of `calibrate`.
+        algorithm: What chooses the integers of weights, `None` for the nearest.
+        summary: What it does, in words.
+    """
+
+    observer: str
+    bias_correction: bool | str
+    algorithm: str | None
+    summary: str
+
+
+EFFORTS = {
+    "fast": Effort(
+        "percentile", False, None, "the data are seen once, weights rounded to the nearest"
+    ),
+    "default": Effort(
+        "auto", True, None, "ranges and corrections of biases that serve the model's outputs"
+    ),
+    "best": Effort(
+        "auto", True, "gptq", "and integers chosen layer by layer on all of the data, in minutes"
+    ),
+}
+
+
+def quantize(
+    model,
+    data=None,
+    scheme="w8a8",
+    *,
+    effort: str = "default",
+    skip=(),
+    observer=None,
+    batch_size: int = 32,
+    steps: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+):
+    """Quantizes a model on data: `quantize_model`, `calibrate` and, at the best, `optimize`.
+
+    Args:
+        model: As of `quantize_model`.
+        data: As of `calibrate`, without labels. A hundred rows serve, for `effort="best"` 512 to
+            1024. `None` for schemes of float activations, whose weights are then rounded to the
+            nearest.
+        scheme: Name of a scheme, a `Scheme`, or a `Recipe`. Where a recipe names algorithms, they
+            choose the integers of their layers at any effort but `"fast"`, and no other does.
+        effort: `"fast"`, `"default"` or `"best"`; see `tfquant.optimize.EFFORTS`.
+        skip: As of `quantize_model`.
+        observer: What chooses the ranges of activations, as of `calibrate`; `None` for that of the
+            effort.
+        batch_size: Rows to compute at once, where `data` is not batched already.
+        steps: Number of batches to take; `None` takes all.
+        seed: Of what is drawn by chance.
+        progress: Whether to show progress bars.
+
+    Returns:
+        `keras.Model`, as `quantize_model` returns it, calibrated.
+
+    Raises:
+        TypeError: As `quantize_model` and `calibrate`.
+        ValueError: Likewise; if the effort is unknown, or data are needed and there are none.
+
+    Example:
+
+    ```python
+    q = tfq.quantize(model, images, "w4a8", effort="best")
+    tfq.to_tflite(q, "model.tflite")
+    ```
+    """
+    if effort not in EFFORTS:
+        names = ", ".join(map(repr, EFFORTS))
+        raise ValueError(f"`effort` must be one of {names}. Received: {effort!r}.")
+    chosen, recipe = EFFORTS[effort], Recipe.of(scheme)
+    optimizes = chosen.algorithm or (effort != "fast" and recipe.names_algorithms)
+    if data is None and (recipe.static or optimizes):
+        why = "grids of activations" if recipe.static else f"effort={effort!r}"
+        raise ValueError(f"`data` must be rows of the model's inputs for {why}. Received: None.")
+    q = quantize_model(model, recipe, skip=skip)
+    if data is None:
+        return q
+    if optimizes:  # It is read twice; a generator can be only once.
+        parts = list(batches(data, q.inputs, batch_size, steps))
+        data, steps = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)], None
+    if recipe.static:
+        calibrate(
+            q,
+            data,
+            batch_size=batch_size,
+            steps=steps,
+            observer=observer or chosen.observer,
+            bias_correction=chosen.bias_correction,
+            progress=progress,
+        )
+    if optimizes:
+        algorithm = None if recipe.names_algorithms else chosen.algorithm
+        optimize(q, data, algorithm, seed=seed, batch_size=batch_size, progress=progress)
+    return q

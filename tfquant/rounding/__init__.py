@@ -1,0 +1,1 @@
+"""Integers that serve a layer's outputs: arithmetic on arrays, without a model."""
