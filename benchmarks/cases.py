@@ -114,3 +114,8 @@ CASES = (
     Case("vww_mobilenet", "mlperf_tiny", _random_images),
     Case("ad_autoencoder", "mlperf_tiny", _random_spectra),
 )
+
+RECURRENT = (
+    Case("kws_lstm_s", "kws_rnn", lambda load: split(*load.kws_rnn())),
+    Case("kws_gru_s", "kws_rnn", lambda load: split(*load.kws_rnn25())),
+)

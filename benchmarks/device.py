@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 import sys
 import tempfile
 
@@ -26,6 +27,53 @@ def stock_int8(model, calibration) -> bytes:
     converter.inference_input_type = converter.inference_output_type = tf.int8
     with quiet():
         return converter.convert()
+
+
+def ai_edge_int8(model, calibration, weight_bits=8, algorithm="MIN_MAX_UNIFORM_QUANT") -> bytes:
+    """Returns the file of ai-edge-quantizer with 8-bit activations.
+
+    Args:
+        model: Keras model of one input.
+        calibration: Its rows.
+        weight_bits: Width of weights, one scale a channel.
+        algorithm: Name of one of its algorithms.
+    """
+    import tensorflow as tf
+    from ai_edge_quantizer import quantizer, recipe, recipe_manager
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        model.export(f"{folder}/saved", verbose=False)
+        converter = tf.lite.TFLiteConverter.from_saved_model(f"{folder}/saved")
+        path = pathlib.Path(folder, "float.tflite")
+        path.write_bytes(converter.convert())
+        manager = recipe_manager.RecipeManager()
+        manager.add_static_config(
+            ".*",
+            recipe.TFLOperationName.ALL_SUPPORTED,
+            activation_num_bits=8,
+            weight_num_bits=weight_bits,
+            algorithm_key=recipe.AlgorithmName[algorithm],
+        )
+        tool = quantizer.Quantizer(str(path))
+        tool.load_quantization_recipe(manager.get_quantization_recipe())
+        (signature, names), *_ = Interpreter(str(path)).get_signature_list().items()
+        rows = [{names["inputs"][0]: row[None]} for row in calibration]
+        return bytes(tool.quantize(tool.calibrate({signature: rows})).quantized_model)
+
+
+def unrolled(model):
+    """Returns a copy without loops, which stock's converter does not quantize."""
+    import keras
+
+    def clone(layer):
+        config = layer.get_config()
+        if "unroll" in config:
+            config["unroll"] = True
+        return type(layer).from_config(config)
+
+    copy = keras.models.clone_model(model, clone_function=clone)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 @contextlib.contextmanager
