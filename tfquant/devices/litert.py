@@ -16,8 +16,6 @@ from tfquant.numerics.fixed_point import (
     round_half_away,
 )
 
-INTEGER_TABLE = "table"  # Of a function that the C library rounds.
-
 # Operators whose output is the values of their inputs, moved or picked.
 _MOVES = (
     "BATCH_TO_SPACE_ND",
@@ -101,7 +99,9 @@ OPERATORS = {
     "EXP": Operator(
         OWN, {8: tables.look_up("EXP", round_half_away), 16: tables.interpolate("EXP")}
     ),
-    "GELU": Operator(OWN, _table("GELU"), inexact={16: INTEGER_TABLE}),
+    # The table is of the C library's `erfcf`, which rounds otherwise in each: glibc's before 2.41
+    # and Android's in float32, glibc's since as the real number.
+    "GELU": Operator(OWN, _table("GELU"), inexact={16: "table"}),
     "HARD_SWISH": Operator(OWN, {8: builtin.hard_swish}, num_bits=(8,)),
     "L2_NORMALIZATION": Operator((-1.0, 1.0), num_bits=(8,), inexact={8: "fixed point"}),
     "LEAKY_RELU": Operator(OWN, {8: xnnpack.leaky_relu, 16: builtin.leaky_relu}),
@@ -124,7 +124,6 @@ OPERATORS = {
     "SOFTMAX": Operator(
         (0.0, 1.0),
         {8: tables.softmax_float_table, 16: tables.softmax_16},
-        inexact={8: INTEGER_TABLE},
         longest={16: 256},
     ),
     "SUB": Operator(OWN, {8: xnnpack.subtract, 16: builtin.subtract(15)}),
