@@ -7,7 +7,7 @@ kernel computes measurement: each row is compared with LiteRT by the tests.
 
 from keras import ops
 
-from tfquant.devices import builtin, tables, xnnpack
+from tfquant.devices import builtin, gemmlowp, tables, xnnpack
 from tfquant.devices.device import INPUTS, OWN, Device, Operator, Product
 from tfquant.numerics.fixed_point import (
     requantize_fixed_point_64,
@@ -107,7 +107,9 @@ OPERATORS = {
     "LEAKY_RELU": Operator(OWN, {8: xnnpack.leaky_relu, 16: builtin.leaky_relu}),
     "LOG": Operator(OWN, {8: tables.look_up("LOG", round_half_away)}, num_bits=(8,)),
     "LOGISTIC": Operator(
-        (0.0, 1.0), {8: tables.look_up("LOGISTIC"), 16: tables.logistic_16}, series={16: (-12,)}
+        (0.0, 1.0),
+        {8: tables.look_up("LOGISTIC"), 16: tables.logistic_16},
+        series={16: {-12: gemmlowp.logistic_16}},
     ),
     "LOG_SOFTMAX": Operator((-16.0, 0.0), num_bits=(8,), inexact={8: "table"}),
     "MEAN": Operator(OWN, {8: xnnpack.mean, 16: builtin.mean}),
@@ -129,7 +131,9 @@ OPERATORS = {
     "SUB": Operator(OWN, {8: xnnpack.subtract, 16: builtin.subtract(15)}),
     "SUM": Operator(OWN, {8: xnnpack.total, 16: builtin.total}),
     "TANH": Operator(
-        (-1.0, 1.0), {8: tables.look_up("TANH"), 16: tables.tanh_16}, series={16: (-12, -11)}
+        (-1.0, 1.0),
+        {8: tables.look_up("TANH"), 16: tables.tanh_16},
+        series={16: {-12: gemmlowp.tanh_16(0), -11: gemmlowp.tanh_16(1)}},
     ),
 }
 

@@ -169,12 +169,7 @@ def interpolated(table, q):
 
 
 def logistic_16(inputs, output):
-    """The sigmoid of 16 bits: 255 chords of `1 / (1 + exp(-|x|))`, and its mirror image.
-
-    Not where the scale is 2**-12 to within 1e-3 of its logarithm: there LiteRT's default kernel
-    takes series, which come out up to 7 steps from the chords. So it does in `tanh_16` at 2**-12
-    and 2**-11, with up to 12 steps. `Operator.series` names these.
-    """
+    """The sigmoid of 16 bits: 255 chords of `1 / (1 + exp(-|x|))`, and its mirror image."""
     del output
     x, negative = _in_chords(inputs)
     place = tf.bitwise.right_shift(x, 9)

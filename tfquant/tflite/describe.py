@@ -46,13 +46,11 @@ def _layer_report(unit, op, grids):
                 "scale": (float(kernel.scale.min()), float(kernel.scale.max())),
             }
     name = op.name if op else ("QUANTIZE" if isinstance(unit.layer, Quantize) else "-")
-    first = grid_of(unit.inputs[0]) if unit.inputs else None
-    input_scale = float(first.params.scale) if first else None
     return LayerReport(
         name=unit.name,
         operator=name,
         activation_bits=grid.spec.num_bits if grid else None,
-        arithmetic=unit.layer.device.arithmetic(name, grid and grid.spec.stored_bits, input_scale),
+        arithmetic=unit.layer.device.arithmetic(name, grid and grid.spec.stored_bits),
         note=_note(unit),
         **fields,
     )
@@ -123,7 +121,9 @@ def _bits_that_differ(unit, name, num_bits, other):
     """Returns the width of what another device computes otherwise, 0 where nothing is."""
     device, config = unit.layer.device, getattr(unit.layer, "quantize_config", None)
     if not isinstance(config, LinearConfig):
-        return num_bits if device.differs(other, name, num_bits) else 0
+        first = grid_of(unit.inputs[0]) if unit.inputs else None
+        scale = float(first.params.scale) if first else None
+        return num_bits if device.differs(other, name, num_bits, scale) else 0
     if grid_of(unit.inputs[0]) is None or not isinstance(config.weights, QuantSpec):
         return 0
     product = unit_product(unit)
