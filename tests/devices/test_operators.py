@@ -52,7 +52,7 @@ def test_an_operator_computes_what_litert_does_in_many_cases(device, name, bits,
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=lambda device: device.name)
 def test_every_operator_with_arithmetic_has_a_case(device):
-    # Pooling is compared by tests/registry/test_device_arithmetic.py.
+    # Pooling is compared by tests/configs/test_device_arithmetic.py.
     tested = {(name.split()[0], bits) for name, (widths, _) in CASES.items() for bits in widths}
     known = {(name, bits) for name, row in device.operators.items() for bits in row.steps}
     untested = {("AVERAGE_POOL_2D", 8), ("AVERAGE_POOL_2D", 16), ("LOG", 8)}

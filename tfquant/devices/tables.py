@@ -80,16 +80,10 @@ def _erf_gelu(x):
     return np.float32(0.5) * x * in_float32(ops.erfc)(x * np.float32(-math.sqrt(0.5)))
 
 
-def _tanh_gelu(x):
-    inner = np.float32(math.sqrt(2.0 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-    return np.float32(0.5) * x * (1.0 + in_float32(ops.tanh)(inner))
-
-
 FUNCTIONS = {
     "ELU": lambda x: ops.where(x < 0, in_float32(ops.expm1)(x), x),
     "EXP": exp,
     "GELU": _erf_gelu,
-    "GELU_TANH": _tanh_gelu,
     "LOG": in_float32(ops.log),
     "LOGISTIC": in_float32(ops.sigmoid),
     "RSQRT": in_float32(ops.rsqrt),
