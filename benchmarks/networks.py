@@ -24,18 +24,20 @@ def names() -> list[str]:
     return sorted(name for name, value in vars(applications).items() if inspect.isfunction(value))
 
 
-def network(name: str, seed: int = 0):
-    """Returns a network of `keras.applications` of random weights, at its smallest input.
+def network(name: str, seed: int = 0, side: int | None = None):
+    """Returns a network of `keras.applications` of random weights.
 
     Args:
         name: One of `names()`.
         seed: Of weights and of the images that they are fitted to.
+        side: Of its input, in pixels; the default is the smallest that it takes.
 
     Raises:
-        ValueError: If it takes no input of up to 128 by 128.
+        ValueError: If it takes no input of that side, or of up to 128 by 128.
     """
     keras.utils.set_random_seed(seed)
-    model = _smallest(getattr(applications, name))
+    sides = range(32, LARGEST_SIDE + 1) if side is None else [side]
+    model = _smallest(getattr(applications, name), sides)
     rng = np.random.default_rng(seed)
     for layer in _layers(model):
         for weight in layer.trainable_weights:
@@ -66,13 +68,13 @@ def images(model, count: int, seed: int) -> np.ndarray:
     return (pixels / 127.5 - 1).astype("float32")
 
 
-def _smallest(build):
-    for side in range(32, LARGEST_SIDE + 1):
+def _smallest(build, sides):
+    for side in sides:
         try:
             return build(weights=None, input_shape=(side, side, 3), classes=CLASSES)
         except ValueError as error:
             refused = error
-    raise ValueError(f"A network of at most {LARGEST_SIDE} pixels a side is expected: {refused}")
+    raise ValueError(f"A network of {sides[0]} to {sides[-1]} pixels a side is expected: {refused}")
 
 
 def _layers(model):

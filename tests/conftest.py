@@ -1,6 +1,8 @@
 """Fixtures that every test may use."""
 
 import os
+import pathlib
+import sys
 
 # Before TensorFlow is imported, or it is too late.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -8,6 +10,33 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras
 import numpy as np
 import pytest
+
+TOOLS = pathlib.Path(__file__).parents[1] / "tools"
+
+
+def pytest_addoption(parser):
+    """Adds the option that runs files on an emulated phone."""
+    text = (
+        "folder of `python tools/arm64.py setup`: runs the end-to-end suite and operators on ARM64"
+    )
+    parser.addoption("--arm64", metavar="ROOT", help=text)
+
+
+@pytest.fixture(scope="session")
+def phone(request):
+    """An emulated phone, where its tools are; see tools/arm64.py."""
+    root = request.config.getoption("--arm64")
+    if root is None:
+        pytest.skip("needs --arm64 ROOT, a folder of `python tools/arm64.py setup ROOT`")
+    sys.path.insert(0, str(TOOLS))
+    import arm64
+
+    try:
+        emulator = arm64.Emulator(root)
+    except FileNotFoundError as error:
+        pytest.skip(f"--arm64: {error}")
+    yield emulator
+    emulator.close()
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,10 @@ The model of `verify` is one from `tfq.quantize_model(..., device="litert_arm")`
 `to_tflite` does, it compares operator by operator and end to end; from Python:
 
     tfq.to_tflite(q, "model.tflite", run=arm64.Emulator(root).run)
+
+Of the repository's tests, these run on it: every file of the end-to-end suite, and each operator.
+
+    pytest tests/end_to_end tests/devices --arm64 ROOT
 """
 
 import os
@@ -36,33 +40,46 @@ RELEASE = "bookworm"
 OLD = "fp asimd evtstrm aes pmull sha1 sha2 crc32"
 NEW = f"{OLD} atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 
-# What runs inside: reads a file's inputs and writes its outputs, row by row.
+# What runs inside: for each folder that it is told, it reads a file's inputs there and writes its
+# outputs, row by row, and says what it made of them.
 INSIDE = """
-import sys, numpy as np
-from ai_edge_litert.interpreter import Interpreter
-interpreter = Interpreter(sys.argv[1])
-arrays = [a for _, a in sorted(np.load(sys.argv[2]).items())]
-inputs = interpreter.get_input_details()
-for detail, array in zip(inputs, arrays, strict=True):
-    shape = (int(detail["shape"][0]) if len(detail["shape"]) else 1, *array.shape[1:])
-    if tuple(detail["shape"]) != shape:
-        interpreter.resize_tensor_input(detail["index"], shape)
-interpreter.allocate_tensors()
-outputs = interpreter.get_output_details()
-batch = int(interpreter.get_input_details()[0]["shape"][0])
-found = [[] for _ in outputs]
-for start in range(0, len(arrays[0]), batch):
+import pathlib, sys, numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+def run(folder, resolver):
+    content = (folder / "f.tflite").read_bytes()
+    kernels = OpResolverType[resolver]
+    interpreter = Interpreter(model_content=content, experimental_op_resolver_type=kernels)
+    arrays = [a for _, a in sorted(np.load(folder / "in.npz").items())]
+    inputs = interpreter.get_input_details()
     for detail, array in zip(inputs, arrays, strict=True):
-        part = array[start : start + batch]
-        part = np.pad(part, [(0, batch - len(part))] + [(0, 0)] * (part.ndim - 1))
-        interpreter.set_tensor(detail["index"], part)
-    interpreter.invoke()
-    for rows, detail in zip(found, outputs, strict=True):
-        y = np.atleast_1d(interpreter.get_tensor(detail["index"]))
-        y = y.reshape(batch, -1, *y.shape[1:]) if len(y) != batch and not len(y) % batch else y
-        rows.append(y.copy())
-found = [np.concatenate(rows)[: len(arrays[0])] for rows in found]
-np.savez(sys.argv[3], **{f"o{i:06}": y for i, y in enumerate(found)})
+        shape = (int(detail["shape"][0]) if len(detail["shape"]) else 1, *array.shape[1:])
+        if tuple(detail["shape"]) != shape:
+            interpreter.resize_tensor_input(detail["index"], shape)
+    interpreter.allocate_tensors()
+    outputs = interpreter.get_output_details()
+    batch = int(interpreter.get_input_details()[0]["shape"][0])
+    found = [[] for _ in outputs]
+    for start in range(0, len(arrays[0]), batch):
+        for detail, array in zip(inputs, arrays, strict=True):
+            part = array[start : start + batch]
+            part = np.pad(part, [(0, batch - len(part))] + [(0, 0)] * (part.ndim - 1))
+            interpreter.set_tensor(detail["index"], part)
+        interpreter.invoke()
+        for rows, detail in zip(found, outputs, strict=True):
+            y = np.atleast_1d(interpreter.get_tensor(detail["index"]))
+            y = y.reshape(batch, -1, *y.shape[1:]) if len(y) != batch and not len(y) % batch else y
+            rows.append(y.copy())
+    found = [np.concatenate(rows)[: len(arrays[0])] for rows in found]
+    np.savez(folder / "out.npz", **{f"o{i:06}": y for i, y in enumerate(found)})
+
+for line in sys.stdin:
+    resolver, folder = line.rstrip().split(" ", 1)
+    try:
+        run(pathlib.Path(folder), resolver)
+        print("done", flush=True)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}".replace("\\n", " "), flush=True)
 """
 
 
@@ -80,35 +97,62 @@ class Emulator:
     def __init__(self, root, cpu: str = "cortex-a76"):
         self.root, self.cpu = pathlib.Path(root).resolve(), cpu
         self.python = self.root / "usr/bin" / f"python{PYTHON}"
+        self.inside = None
         if shutil.which(EMULATOR) is None or not self.python.exists():
             raise FileNotFoundError(
                 f"{EMULATOR} and a folder made by `python tools/arm64.py setup` are expected. "
                 f"Received: {root}."
             )
 
-    def run(self, content: bytes, rows) -> list[np.ndarray]:
-        """Runs a file; see `tfq.to_tflite`."""
-        self._describe()
+    def run(self, content: bytes, rows, resolver: str = "AUTO") -> list[np.ndarray]:
+        """Runs a file; see `tfq.to_tflite`.
+
+        Args:
+            content: Bytes of the file.
+            rows: One array for each input.
+            resolver: Which of LiteRT's kernels run, as the interpreter calls them.
+
+        Raises:
+            RuntimeError: If LiteRT does not run it.
+        """
+        if self.inside is None or self.inside.poll() is not None:
+            self._start()
         with tempfile.TemporaryDirectory() as folder:
-            paths = [
-                pathlib.Path(folder, name) for name in ("f.tflite", "in.npz", "out.npz", "s.py")
-            ]
-            file, given, found, script = paths
-            file.write_bytes(content)
-            script.write_text(INSIDE, encoding="utf-8")
-            np.savez(given, **{f"i{i:06}": array for i, array in enumerate(rows)})
-            command = [EMULATOR, "-cpu", self.cpu, "-L", self.root, self.python]
-            settings = {**os.environ, "PYTHONPATH": str(self.root / "site")}
-            done = subprocess.run(
-                [*command, script, file, given, found],
-                env=settings,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                raise RuntimeError(f"LiteRT on {self.cpu} failed: {done.stderr.strip()[-500:]}")
-            return [array for _, array in sorted(np.load(found).items())]
+            pathlib.Path(folder, "f.tflite").write_bytes(content)
+            inputs = {f"i{i:06}": array for i, array in enumerate(rows)}
+            np.savez(pathlib.Path(folder, "in.npz"), **inputs)
+            self.inside.stdin.write(f"{resolver} {folder}\n")
+            self.inside.stdin.flush()
+            answer = self.inside.stdout.readline().strip()
+            if answer != "done":
+                self.errors.seek(0)
+                said = answer or self.errors.read().strip()[-500:]
+                raise RuntimeError(f"LiteRT on {self.cpu} failed: {said}")
+            return [array for _, array in sorted(np.load(pathlib.Path(folder, "out.npz")).items())]
+
+    def close(self):
+        """Ends what runs inside. The next file starts it again."""
+        if self.inside is not None:
+            self.inside.stdin.close()
+            self.inside.wait()
+            self.inside.stdout.close()
+            self.errors.close()
+            self.inside = None
+
+    def _start(self):
+        """Starts what runs inside, which takes seconds and then takes file after file."""
+        self.close()
+        self._describe()
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+        command = [EMULATOR, "-cpu", self.cpu, "-L", self.root, self.python, "-c", INSIDE]
+        self.inside = subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": str(self.root / "site")},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+        )
 
     def _describe(self):
         """Writes what the system says of its processor."""
@@ -120,7 +164,9 @@ class Emulator:
         text = "".join(f"{key}\t: {value}\n" for key, value in lines.items())
         path = self.root / "proc/cpuinfo"
         if not path.exists() or path.read_text() != f"{text}\n":
-            path.write_text(f"{text}\n")
+            new = path.with_name(f"cpuinfo.{os.getpid()}")
+            new.write_text(f"{text}\n")
+            new.replace(path)
 
 
 def setup(root) -> None:
@@ -175,6 +221,7 @@ def verify(root, model, file):
         print(tfq.to_tflite(quantized, again, run=emulator.run, progress=False))
         same = again.read_bytes() == pathlib.Path(file).read_bytes()
     print(f"{file} {'is the file' if same else 'IS NOT THE FILE'} that was compared")
+    emulator.close()
 
 
 def main(command, *arguments):
@@ -185,6 +232,7 @@ def main(command, *arguments):
         emulator = Emulator(root, os.environ.get("CPU", "cortex-a76"))
         outputs = emulator.run(pathlib.Path(file).read_bytes(), rows)
         np.savez(found, **{f"o{i:06}": y for i, y in enumerate(outputs)})
+        emulator.close()
         return
     {"setup": setup, "verify": verify}[command](*arguments)
 

@@ -79,8 +79,17 @@ class File:
         builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
 
-    def run(self, resolver: str = "AUTO") -> np.ndarray:
-        """Returns what LiteRT computes: int64, in the shape of the output."""
+    def run(self, resolver: str = "AUTO", run=None) -> np.ndarray:
+        """Returns what LiteRT computes: int64, in the shape of the output.
+
+        Args:
+            resolver: Which of LiteRT's kernels run, as the interpreter calls them.
+            run: Function that runs the file elsewhere; see `tfq.to_tflite`.
+        """
+        if run is not None:
+            types = [x.dtype for x in self.inputs if x.data is None]
+            fed = [array.astype(kind) for array, kind in zip(self.fed, types, strict=True)]
+            return run(self.content(), fed)[0].astype(np.int64)
         interpreter = Interpreter(
             model_content=self.content(),
             experimental_op_resolver_type=getattr(OpResolverType, resolver),

@@ -1,10 +1,5 @@
 """A model says which device it simulates, and everything asks that device."""
 
-import os
-import pathlib
-import shutil
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -18,8 +13,6 @@ from tfquant.devices.litert_arm import LITERT_ARM
 from tfquant.numerics import QuantParams, QuantSpec
 from tfquant.quantizers import Grid
 from tfquant.wrappers import Quantize, QuantizeWrapper
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def convolutional():
@@ -167,22 +160,10 @@ def test_refusals_are_of_operators_that_the_device_lacks(device):
         assert device.why_not(name, 8) == words
 
 
-def emulator():
-    """An emulated phone, where its tools are; see tools/arm64.py."""
-
-    sys.path.insert(0, str(ROOT / "tools"))
-    import arm64
-
-    root = os.environ.get("TFQUANT_ARM64", "")
-    if not root or shutil.which(arm64.EMULATOR) is None:
-        pytest.skip(f"needs {arm64.EMULATOR}, and TFQUANT_ARM64: a folder of tools/arm64.py setup")
-    return arm64.Emulator(root)
-
-
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w8a16"])
-def test_an_emulated_phone_computes_what_litert_arm_does(scheme, tmp_path):
+def test_an_emulated_phone_computes_what_litert_arm_does(scheme, phone, tmp_path):
     q = quantized(scheme, "litert_arm")
-    report = tfq.to_tflite(q, tmp_path / "q.tflite", run=emulator().run, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "q.tflite", run=phone.run, progress=False)
     assert report.op_by_op.differing == 0 == report.end_to_end.differing
 
 

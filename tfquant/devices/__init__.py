@@ -1,7 +1,5 @@
 """What a device computes, and refuses: operators, widths, fixed grids, rounding."""
 
-import platform
-
 from tfquant.devices.device import EXACT, INPUTS, OWN, Device, Operator, Product, fixed_grid
 from tfquant.devices.litert import LITERT
 from tfquant.devices.litert_arm import LITERT_ARM
@@ -12,7 +10,8 @@ DEVICES = {device.name: device for device in (LITERT, LITERT_ARM, LITERT_REFEREN
 
 def here() -> str:
     """Returns the name of the device that stands for the processor at hand."""
-    return "litert_arm" if platform.machine().lower() in ("aarch64", "arm64") else "litert"
+    made_for_it = (d.name for d in DEVICES.values() if d.machines and d.runs_here())
+    return next(made_for_it, "litert")
 
 
 def get(name: str | Device | None) -> Device:

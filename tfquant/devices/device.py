@@ -1,9 +1,11 @@
 """`Device`: what computes a file, as data plus arithmetic."""
 
 import dataclasses
-import math
 import platform
 from collections.abc import Callable, Mapping
+
+import numpy as np
+from keras import ops
 
 # Where the output of an operator lies: on a grid of its own, or on that of its inputs.
 OWN, INPUTS = "own", "inputs"
@@ -12,6 +14,7 @@ EXACT = "exact"
 
 # How near to a power of two LiteRT takes a step for one, as the difference of logarithms.
 POWER_TOLERANCE = 1e-3
+_PER_OCTAVE = np.float32(1.0) / np.log(np.float32(2.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +34,8 @@ class Operator:
             run time.
         inexact: Why the output may differ from the simulation's: a dict from the width.
         longest: Longest vectors that it computes without losing them: a dict from the width.
-        series: Logarithms to base 2 of the input's steps at which a kernel computes otherwise than
-            `steps` says, and the output may differ: a dict from the width.
+        series: What computes in place of `steps` where the first input's step is a power of two, to
+            a thousandth of its logarithm: a dict from the width to one from that logarithm.
     """
 
     grid: str | tuple[float, float] | None
@@ -42,7 +45,14 @@ class Operator:
     grouped: bool = False
     inexact: Mapping[int, str] = dataclasses.field(default_factory=dict)
     longest: Mapping[int, int] = dataclasses.field(default_factory=dict)
-    series: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    series: Mapping[int, Mapping[int, Callable]] = dataclasses.field(default_factory=dict)
+
+    def kernel(self, num_bits: int, input_scale: float | None) -> Callable | None:
+        """Returns what computes a width where the first input has a step; `None` for no steps."""
+        for power, kernel in self.series.get(num_bits, {}).items() if input_scale else ():
+            if _is_power(input_scale, power):
+                return kernel
+        return self.steps.get(num_bits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,23 +131,22 @@ class Device:
             Float tensor of output steps, to be rounded and clipped.
         """
         num_bits = max(grid.spec.stored_bits for grid in (*inputs, output))
-        return self.operators[name].steps[num_bits](inputs, output, **settings)
+        operator = self.operators[name]
+        steps = operator.steps[num_bits](inputs, output, **settings)
+        for power, kernel in operator.series.get(num_bits, {}).items():
+            taken = _is_power(inputs[0].params.scale, power)
+            steps = ops.where(taken, kernel(inputs, output, **settings), steps)
+        return steps
 
-    def arithmetic(self, name: str, num_bits: int | None, input_scale: float | None = None) -> str:
+    def arithmetic(self, name: str, num_bits: int | None) -> str:
         """Returns `"exact"`, or why what an operator computes may differ from the simulation.
 
         Args:
             name: Name of the operator.
             num_bits: Width of its output.
-            input_scale: Step of its first input; `None` if that has none.
         """
         operator = self.operators.get(name)
-        if operator is None:
-            return EXACT
-        powers = operator.series.get(num_bits, ()) if input_scale else ()
-        if any(abs(math.log2(input_scale) - power) < POWER_TOLERANCE for power in powers):
-            return "series"
-        return operator.inexact.get(num_bits, EXACT)
+        return EXACT if operator is None else operator.inexact.get(num_bits, EXACT)
 
     def why_not(self, name: str, num_bits: int) -> str:
         """Returns why the device does not compute an operator in integers; nothing if it does."""
@@ -158,12 +167,27 @@ class Device:
             f"{length} here"
         )
 
-    def differs(self, other: "Device", name: str, num_bits: int) -> bool:
-        """Whether an operator without weights is computed otherwise on another device."""
+    def differs(
+        self, other: "Device", name: str, num_bits: int, input_scale: float | None = None
+    ) -> bool:
+        """Whether an operator without weights is computed otherwise on another device.
+
+        Args:
+            other: `Device`.
+            name: Name of the operator.
+            num_bits: Width of its output.
+            input_scale: Step of its first input; `None` if that has none.
+        """
         if name not in self.operators or name not in other.operators:
             return name in self.operators
-        mine, theirs = (d.operators[name].steps.get(num_bits) for d in (self, other))
+        mine, theirs = (d.operators[name].kernel(num_bits, input_scale) for d in (self, other))
         return mine is not theirs
+
+
+def _is_power(scale, power: int):
+    """Whether LiteRT takes a step for `2**power`, as it computes that: in float32."""
+    logarithm = ops.cast(ops.log(ops.cast(scale, "float64")), "float32") * _PER_OCTAVE
+    return ops.abs(logarithm - float(power)) < POWER_TOLERANCE
 
 
 def fixed_grid(bounds, num_bits: int) -> tuple[float, int]:

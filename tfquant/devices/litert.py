@@ -7,7 +7,7 @@ kernel computes measurement: each row is compared with LiteRT by the tests.
 
 from keras import ops
 
-from tfquant.devices import builtin, tables, xnnpack
+from tfquant.devices import builtin, gemmlowp, tables, xnnpack
 from tfquant.devices.device import INPUTS, OWN, Device, Operator, Product
 from tfquant.numerics.fixed_point import (
     requantize_fixed_point_64,
@@ -15,8 +15,6 @@ from tfquant.numerics.fixed_point import (
     requantize_one_rounding,
     round_half_away,
 )
-
-INTEGER_TABLE = "table"  # Of a function that the C library rounds.
 
 # Operators whose output is the values of their inputs, moved or picked.
 _MOVES = (
@@ -101,13 +99,17 @@ OPERATORS = {
     "EXP": Operator(
         OWN, {8: tables.look_up("EXP", round_half_away), 16: tables.interpolate("EXP")}
     ),
-    "GELU": Operator(OWN, _table("GELU"), inexact={16: INTEGER_TABLE}),
+    # The table is of the C library's `erfcf`, which rounds otherwise in each: glibc's before 2.41
+    # and Android's in float32, glibc's since as the real number.
+    "GELU": Operator(OWN, _table("GELU"), inexact={16: "table"}),
     "HARD_SWISH": Operator(OWN, {8: builtin.hard_swish}, num_bits=(8,)),
     "L2_NORMALIZATION": Operator((-1.0, 1.0), num_bits=(8,), inexact={8: "fixed point"}),
     "LEAKY_RELU": Operator(OWN, {8: xnnpack.leaky_relu, 16: builtin.leaky_relu}),
     "LOG": Operator(OWN, {8: tables.look_up("LOG", round_half_away)}, num_bits=(8,)),
     "LOGISTIC": Operator(
-        (0.0, 1.0), {8: tables.look_up("LOGISTIC"), 16: tables.logistic_16}, series={16: (-12,)}
+        (0.0, 1.0),
+        {8: tables.look_up("LOGISTIC"), 16: tables.logistic_16},
+        series={16: {-12: gemmlowp.logistic_16}},
     ),
     "LOG_SOFTMAX": Operator((-16.0, 0.0), num_bits=(8,), inexact={8: "table"}),
     "MEAN": Operator(OWN, {8: xnnpack.mean, 16: builtin.mean}),
@@ -124,13 +126,14 @@ OPERATORS = {
     "SOFTMAX": Operator(
         (0.0, 1.0),
         {8: tables.softmax_float_table, 16: tables.softmax_16},
-        inexact={8: INTEGER_TABLE},
         longest={16: 256},
     ),
     "SUB": Operator(OWN, {8: xnnpack.subtract, 16: builtin.subtract(15)}),
     "SUM": Operator(OWN, {8: xnnpack.total, 16: builtin.total}),
     "TANH": Operator(
-        (-1.0, 1.0), {8: tables.look_up("TANH"), 16: tables.tanh_16}, series={16: (-12, -11)}
+        (-1.0, 1.0),
+        {8: tables.look_up("TANH"), 16: tables.tanh_16},
+        series={16: {-12: gemmlowp.tanh_16(0), -11: gemmlowp.tanh_16(1)}},
     ),
 }
 

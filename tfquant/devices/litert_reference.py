@@ -2,7 +2,9 @@
 
 import dataclasses
 
-from tfquant.devices import builtin, litert
+import numpy as np
+
+from tfquant.devices import builtin, litert, tables
 from tfquant.devices.device import Device, Product
 from tfquant.numerics.fixed_point import requantize_half_away
 
@@ -11,6 +13,17 @@ def _other(name, kernels):
     """Returns the operator as on x86-64, but for its kernels of some widths."""
     row = litert.OPERATORS[name]
     return dataclasses.replace(row, steps={**row.steps, **kernels})
+
+
+def _at(power, kernel):
+    """Returns a kernel that takes the input's step for `2**power`."""
+
+    def at_power(inputs, output):
+        (x,) = inputs
+        params = x.params._replace(scale=np.float32(2.0**power))
+        return kernel((x._replace(params=params),), output)
+
+    return at_power
 
 
 # What LiteRT 2.3 has no reference kernel for; that of SUM returns nonsense.
@@ -23,9 +36,9 @@ OPERATORS = {
     **{name: row for name, row in litert.OPERATORS.items() if name not in REFUSALS},
     "ADD": _other("ADD", {8: builtin.add(20), 16: builtin.add(15)}),
     "BATCH_MATMUL": _other("BATCH_MATMUL", {8: builtin.matrix_product(requantize_half_away)}),
-    # Of chords whatever the step.
-    "LOGISTIC": dataclasses.replace(litert.OPERATORS["LOGISTIC"], series={}),
-    "TANH": dataclasses.replace(litert.OPERATORS["TANH"], series={}),
+    "LOGISTIC": dataclasses.replace(
+        litert.OPERATORS["LOGISTIC"], series={16: {-12: _at(-12, tables.logistic_16)}}
+    ),
     "LEAKY_RELU": _other("LEAKY_RELU", {8: builtin.leaky_relu}),
     "MEAN": _other("MEAN", {8: builtin.mean}),
     "MUL": _other("MUL", {8: builtin.product}),
@@ -33,6 +46,10 @@ OPERATORS = {
     "REDUCE_PROD": _other("REDUCE_PROD", {8: builtin.reduce_product}),
     "RESIZE_BILINEAR": _other("RESIZE_BILINEAR", {8: builtin.resize_bilinear}),
     "SUB": _other("SUB", {8: builtin.subtract(20)}),
+    "TANH": dataclasses.replace(
+        litert.OPERATORS["TANH"],
+        series={16: {power: _at(power, tables.tanh_16) for power in (-12, -11)}},
+    ),
 }
 
 

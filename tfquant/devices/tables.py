@@ -38,8 +38,41 @@ _SIGMOIDS = _SIGMOIDS.astype(np.int64)
 
 
 def in_float32(function):
-    """Returns a function of float32 that is rounded from float64, as a C library's is."""
+    """Returns a function of float32 that is rounded from float64, as a C library's nearly is."""
     return lambda x: ops.cast(function(ops.cast(x, "float64")), "float32")
+
+
+# expf: 32 powers of 2 in an octave, and a polynomial of degree 3 between them, the coefficients of
+# Arm's optimized routines, which are glibc's since 2.27 and Android's.
+_OCTAVE = 32
+_POWERS = 2.0 ** (np.arange(_OCTAVE) / _OCTAVE)
+_CUBIC, _SQUARE, _LINEAR = (
+    float.fromhex(text) / _OCTAVE**degree
+    for text, degree in (
+        ("0x1.c6af84b912394p-5", 3),
+        ("0x1.ebfce50fac4f3p-3", 2),
+        ("0x1.62e42ff0c52d6p-1", 1),
+    )
+)
+
+
+def exp(x):
+    """The C library's `expf`, which is not always the float32 next to the exponential.
+
+        k = round(x * 32 / log(2)),  r = x * 32 / log(2) - k
+        y = 2**(k / 32) * (1 + C1 * r + (C2 + C3 * r) * r**2)
+
+    in float64, then rounded to float32: one value in 2,000 is the second next.
+    """
+    # Beyond these float32 holds nothing or infinity.
+    z = tf.clip_by_value(tf.cast(x, tf.float64), -150.0, 130.0) * (_OCTAVE / math.log(2.0))
+    whole = tf.round(z)
+    r, k = z - whole, tf.cast(whole, tf.int64)
+    octave = tf.bitwise.right_shift(k, 5)
+    power = tf.gather(_POWERS, k - octave * _OCTAVE)
+    scale = tf.bitcast(tf.bitwise.left_shift(octave + 1023, tf.constant(52, tf.int64)), tf.float64)
+    y = (_CUBIC * r + _SQUARE) * (r * r) + (_LINEAR * r + 1.0)
+    return tf.cast(y * (power * scale), tf.float32)
 
 
 def _erf_gelu(x):
@@ -47,16 +80,10 @@ def _erf_gelu(x):
     return np.float32(0.5) * x * in_float32(ops.erfc)(x * np.float32(-math.sqrt(0.5)))
 
 
-def _tanh_gelu(x):
-    inner = np.float32(math.sqrt(2.0 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-    return np.float32(0.5) * x * (1.0 + in_float32(ops.tanh)(inner))
-
-
 FUNCTIONS = {
     "ELU": lambda x: ops.where(x < 0, in_float32(ops.expm1)(x), x),
-    "EXP": in_float32(ops.exp),
+    "EXP": exp,
     "GELU": _erf_gelu,
-    "GELU_TANH": _tanh_gelu,
     "LOG": in_float32(ops.log),
     "LOGISTIC": in_float32(ops.sigmoid),
     "RSQRT": in_float32(ops.rsqrt),
@@ -136,12 +163,7 @@ def interpolated(table, q):
 
 
 def logistic_16(inputs, output):
-    """The sigmoid of 16 bits: 255 chords of `1 / (1 + exp(-|x|))`, and its mirror image.
-
-    Not where the scale is 2**-12 to within 1e-3 of its logarithm: there LiteRT's default kernel
-    takes series, which come out up to 7 steps from the chords. So it does in `tanh_16` at 2**-12
-    and 2**-11, with up to 12 steps. `Operator.series` names these.
-    """
+    """The sigmoid of 16 bits: 255 chords of `1 / (1 + exp(-|x|))`, and its mirror image."""
     del output
     x, negative = _in_chords(inputs)
     place = tf.bitwise.right_shift(x, 9)
@@ -234,7 +256,7 @@ def softmax_float_table(inputs, output, beta=1.0):
     """
     (x,) = inputs
     scale = ops.cast(x.params.scale, "float32") * np.float32(beta)
-    e = in_float32(ops.exp)((x.steps - ops.max(x.steps, axis=-1, keepdims=True)) * scale)
+    e = exp((x.steps - ops.max(x.steps, axis=-1, keepdims=True)) * scale)
     total = ops.cumsum(e, axis=-1)[..., -1:]  # In order, one after the other.
     return ops.floor(e * (1.0 / (total * output.params.scale)) + 0.5)
 
@@ -249,7 +271,7 @@ def softmax_integer_table(inputs, output, beta=1.0):
     """
     (x,) = inputs
     scale = ops.cast(x.params.scale, "float32") * np.float32(beta)
-    e = in_float32(ops.exp)((x.steps - ops.max(x.steps, axis=-1, keepdims=True)) * scale)
+    e = exp((x.steps - ops.max(x.steps, axis=-1, keepdims=True)) * scale)
     v = ops.minimum(ops.floor(ops.cast(e * 65535.0, "float64") + 0.5), 65535.0)
     total = ops.cast(ops.sum(v, axis=-1, keepdims=True), "float32")
     inverse = ops.cast(1.0 / (total * output.params.scale), "float64")

@@ -46,13 +46,11 @@ def _layer_report(unit, op, grids):
                 "scale": (float(kernel.scale.min()), float(kernel.scale.max())),
             }
     name = op.name if op else ("QUANTIZE" if isinstance(unit.layer, Quantize) else "-")
-    first = grid_of(unit.inputs[0]) if unit.inputs else None
-    input_scale = float(first.params.scale) if first else None
     return LayerReport(
         name=unit.name,
         operator=name,
         activation_bits=grid.spec.num_bits if grid else None,
-        arithmetic=unit.layer.device.arithmetic(name, grid and grid.spec.stored_bits, input_scale),
+        arithmetic=unit.layer.device.arithmetic(name, grid and grid.spec.stored_bits),
         note=_note(unit),
         **fields,
     )
@@ -122,7 +120,10 @@ def _bits_that_differ(unit, name, num_bits, others):
     """Returns pairs of a device that computes `unit` otherwise and the width of its integers."""
     device, config = unit.layer.device, getattr(unit.layer, "quantize_config", None)
     if not isinstance(config, LinearConfig):
-        return [(other, num_bits) for other in others if device.differs(other, name, num_bits)]
+        first = grid_of(unit.inputs[0]) if unit.inputs else None
+        scale = float(first.params.scale) if first else None
+        differing = [other for other in others if device.differs(other, name, num_bits, scale)]
+        return [(other, num_bits) for other in differing]
     if grid_of(unit.inputs[0]) is None or not isinstance(config.weights, QuantSpec):
         return []
     product = unit_product(unit)
