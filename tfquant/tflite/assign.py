@@ -108,10 +108,8 @@ def assign(
 
 def _shares_grid(op, computed):
     """Whether an operator reads integers of the grid that it writes."""
-    grids = [computed.get(i) for i in (*op.inputs[:1], *op.outputs[:1])]
-    if None in grids:
-        return False
-    return len({(g.num_bits, float(g.scale[0]), int(g.zero_point[0])) for g in grids}) == 1
+    ends = *op.inputs[:1], *op.outputs[:1]
+    return all(i in computed for i in ends) and _agree(ends, computed)
 
 
 def _is_of_float_layer(op, anchors, unit_of):
@@ -187,7 +185,8 @@ def _spread(file, computed, device):
             known = [i for i in data if i in computed]
             if device.moves(op.name):
                 # A float input keeps the operator float: it has no grid to be brought to.
-                ends = known if len(known) == len(data) else []
+                # Neither have several of different grids one that the simulation knows of.
+                ends = known if len(known) == len(data) and _agree(known, computed) else []
                 ends = [*ends, *(i for i in op.outputs if i in computed)]
                 for index in [*data, *op.outputs] if ends else []:
                     if index not in computed and file.type(index) == "FLOAT32":
@@ -198,6 +197,12 @@ def _spread(file, computed, device):
                 if not device.why_not(op.name, num_bits):
                     computed[op.outputs[0]] = _fixed(device.bounds(op.name), num_bits)
                     changed = True
+
+
+def _agree(indices, computed):
+    """Whether tensors lie on one grid."""
+    grids = [computed[i] for i in indices]
+    return len({(g.num_bits, float(g.scale[0]), int(g.zero_point[0])) for g in grids}) < 2
 
 
 def _is_clamp(file, op):

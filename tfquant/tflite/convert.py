@@ -17,6 +17,7 @@ from tfquant.litert.interpreter import run as run_here
 from tfquant.passes.front import split_front
 from tfquant.passes.precision import TO_FLOAT32, in_float32, policy
 from tfquant.report import ConversionReport
+from tfquant.report.conversion import HELP
 from tfquant.rewrite.lower import lower
 from tfquant.rewrite.validate import check_is_model
 from tfquant.skeleton.anchor import anchor, layer_names
@@ -142,6 +143,12 @@ def to_tflite(
             "What these layers compute was not found in the file, so that their ranges are not in "
             "it, and what reads them may compute in float: %s. Please report the model.",
             ", ".join(f"'{name}'" for name in lost),
+        )
+    if report.swallowed:
+        _logger.warning(
+            "One grid holds what is far apart, and leaves next to nothing of %s: %s.",
+            "; ".join(report.swallowed),
+            HELP,
         )
     if compared.why_not:
         _logger.warning("The file could not be compared with the model: %s", compared.why_not)
