@@ -202,6 +202,17 @@ def test_images_are_scaled_in_integers(layer, rng, tmp_path):
     assert not report.float_operators and report.end_to_end.differing == 0
 
 
+def test_an_input_that_stays_float_is_named_where_integers_are_asked_for(rng, tmp_path, caplog):
+    table = (rng.normal(size=(64, 2)) * [0.02, 1e4]).astype("float32")
+    x = keras.Input((2,), name="table")
+    model = keras.Model(x, layers.Dense(3)(layers.Rescaling([50.0, 1e-4])(x)))
+    q = tfq.calibrate(tfq.quantize_model(model), table, progress=False)
+    tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
+    assert "stay float32" not in caplog.text
+    tfq.to_tflite(q, tmp_path / "m.tflite", input_type="int8", progress=False)
+    assert "Inputs stay float32, not int8" in caplog.text and "'table'" in caplog.text
+
+
 def test_columns_that_a_rescaling_brings_together_are_scaled_in_float(rng, tmp_path):
     table = (rng.normal(size=(64, 2)) * [0.02, 1e4]).astype("float32")
     x = keras.Input((2,))

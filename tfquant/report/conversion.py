@@ -144,6 +144,7 @@ class ConversionReport(Printable):
         device: Name of the device that the model simulates.
         elsewhere: Operators of the file that round otherwise on other devices: a dict from their
             names.
+        signatures: Reports of the further models in the file, by the key of their signature.
     """
 
     width = 160
@@ -161,6 +162,7 @@ class ConversionReport(Printable):
     lost_layers: list[str] = dataclasses.field(default_factory=list)
     device: str = "litert"
     elsewhere: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    signatures: dict[str, "ConversionReport"] = dataclasses.field(default_factory=dict)
 
     @property
     def broken_claims(self) -> list[str]:
@@ -220,6 +222,9 @@ class ConversionReport(Printable):
         yield from notes(self.layers, "operator")
         if self.saturated_biases:
             yield Text(f"SATURATED BIASES: {self.saturated_biases}", style="bold red")
+        for key, report in self.signatures.items():
+            yield Text(f"\nsignature '{key}', {report.quantized_bytes:,} bytes alone:")
+            yield from report.parts()
 
 
 def _swallowed(layer):
