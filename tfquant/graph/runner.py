@@ -6,7 +6,8 @@ import math
 import keras
 from keras import tree
 
-from tfquant.graph.graph import clone_graph, tensors
+from tfquant.graph.graph import clone_graph, put_in_place, tensors
+from tfquant.graph.walk import is_readable
 
 
 class Runner:
@@ -73,6 +74,42 @@ class Runner:
             for x in call.last:
                 del values[x]
         return [values[x] for x in self.ends]
+
+
+def flattened(model):
+    """Returns a model of which no layer is a model, with the layers of `model` themselves.
+
+    Args:
+        model: Functional or sequential model.
+
+    Returns:
+        `model` itself where it has no functional or sequential model among its layers.
+    """
+    if not any(map(is_readable, model.layers)):
+        return model
+    flat = clone_graph(model, lambda layer: layer, _call_flat)
+    flat.calibration_samples = getattr(model, "calibration_samples", None)
+    return flat
+
+
+def _call_flat(layer, *args, **kwargs):
+    """Calls a layer, and of a model each layer by itself."""
+    if not is_readable(layer):
+        return layer(*args, **kwargs)
+    calls = []
+
+    def note(inner, *inner_args, **inner_kwargs):
+        outputs = _Stand(inner)(*inner_args, **inner_kwargs)
+        calls.append(RunnerCall(inner, inner_args, inner_kwargs, outputs))
+        return outputs
+
+    copy = clone_graph(layer, lambda inner: inner, note)
+    values = dict(zip(tree.flatten(copy.input), tensors((args, kwargs)), strict=True))
+    for call in calls:
+        inner_args, inner_kwargs = put_in_place((call.args, call.kwargs), values)
+        outputs = _call_flat(call.layer, *inner_args, **inner_kwargs)
+        values.update(zip(call.flat_outputs, tree.flatten(outputs), strict=True))
+    return put_in_place(copy.output, values)
 
 
 class RunnerCall:

@@ -21,6 +21,9 @@ from tfquant.wrappers import Quantize
 # Why operators are float under a scheme of float activations.
 AS_THE_SCHEME_SAYS = "the scheme keeps activations float"
 
+# How the reason begins of what LiteRT does not run in integers.
+REFUSED = "LiteRT does not run it on these integers"
+
 # What ai-edge-quantizer calls the reader of a model's output.
 GRAPH = -1
 
@@ -53,6 +56,7 @@ def assign(
     anchors: dict[int, list[Point]],
     rounded_again: dict[int, list[Point]],
     lowered: Lowered,
+    refused: dict[str, str],
 ) -> Assignment:
     """Gives every tensor of the float file its parameters.
 
@@ -64,6 +68,8 @@ def assign(
         anchors: From `anchor`.
         rounded_again: From `anchor`.
         lowered: From `tfquant.rewrite.lower`.
+        refused: Dict from the name of an operator's output to why LiteRT does not run the operator
+            on these integers.
 
     Returns:
         `Assignment`.
@@ -80,7 +86,8 @@ def assign(
         kernel = stored.get(kernel_inputs(op)[1]) if op.name in rules.KERNELS else None
         if kernel is not None:
             result.units[op.index] = kernel.unit
-        reason = _why_float(file, op, computed, kernel, device)
+        reason = refused.get(file.name(op.outputs[0]))
+        reason = reason or _why_float(file, op, computed, kernel, device)
         # Keras's Conv1D reshapes what it reads: a model's input has the grid on both sides.
         given = device.moves(op.name) and op.inputs[0] in file.inputs
         moves = given and _shares_grid(op, computed)

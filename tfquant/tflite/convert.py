@@ -13,6 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from tfquant.data.batches import batches
 from tfquant.data.files import check_file, replacing
+from tfquant.graph.runner import flattened
 from tfquant.litert.flatbuffer import File
 from tfquant.litert.interpreter import first_refused, run_signature
 from tfquant.litert.interpreter import run as run_here
@@ -24,7 +25,7 @@ from tfquant.rewrite.lower import lower
 from tfquant.rewrite.validate import check_is_model
 from tfquant.skeleton.anchor import anchor, layer_names
 from tfquant.skeleton.float_file import convert_float
-from tfquant.tflite.assign import assign
+from tfquant.tflite.assign import REFUSED, assign
 from tfquant.tflite.compared import Compared, compare_all
 from tfquant.tflite.describe import elsewhere, float_operators, layer_reports
 from tfquant.tflite.signature import input_names, output_names
@@ -159,7 +160,7 @@ def _joined(contents):
 def _convert(model, path, key, types, batch_size, samples, comparing, progress):
     """Converts one model; returns the bytes of a file of its own and its `ConversionReport`."""
     verify, strict, run = comparing
-    whole = in_float32(model)
+    whole = in_float32(flattened(model))
     front, model = split_front(whole)
     columns = SpinnerColumn(), TextColumn("{task.description}")
     with KnownIntegers(), Progress(*columns, transient=True, disable=not progress) as bar:
@@ -170,16 +171,11 @@ def _convert(model, path, key, types, batch_size, samples, comparing, progress):
         rows, origin = _sample_rows(whole, samples)
         if front is not None:
             rows = [np.asarray(x) for x in tree.flatten(front(_as_tensors(rows)))]
-        float_file = convert_float(lowered, batch_size, rows)
-        anchors, rounded_again, lost = anchor(float_file, lowered)
-        bar.update(task, description="Writing integers")
-        assignment = assign(float_file, anchors, rounded_again, lowered)
+        written = _write_what_runs(lowered, batch_size, rows, (input_type, output_type), key)
+        file, content, float_file, anchors, lost, assignment = written
         float_bytes, float_file = float_file.num_bytes, float_file.file
-        file = write(float_file, assignment, input_type, output_type)
-        file.sign(input_names(lowered), output_names(lowered), key)
-        content = file.to_bytes()
+        bar.update(task, description="Writing integers")
         _warn_of_floats(file, lowered, asked)
-        _check_runs(file, content, layer_names(float_file, anchors))
         described = layer_reports(lowered.units, float_file, anchors, assignment)
         compared = Compared(described)
         if run is None and lowered.device.runs_here():
@@ -223,17 +219,54 @@ def _convert(model, path, key, types, batch_size, samples, comparing, progress):
     return content, report
 
 
-def _check_runs(file, content, names):
-    """Raises if LiteRT does not load the file or does not run it."""
-    found = first_refused(file, content)
-    if found is not None:
+def _write_what_runs(lowered, batch_size, rows, types, key):
+    """Writes a file that LiteRT runs: an operator that it refuses computes in float.
+
+    Kernels bound the steps between which they rescale, and each library has bounds of its own.
+
+    Returns:
+        `(file, content, float_file, anchors, lost, assignment)`.
+    """
+    refused = {}
+    while True:
+        float_file = convert_float(lowered, batch_size, rows)
+        anchors, rounded_again, lost = anchor(float_file, lowered)
+        names = layer_names(float_file.file, anchors)
+        assignment = assign(float_file, anchors, rounded_again, lowered, refused)
+        integer = {name for i in assignment.integer for name in _output_names(float_file.file, i)}
+        file = write(float_file.file, assignment, *types)
+        file.sign(input_names(lowered), output_names(lowered), key)
+        content = file.to_bytes()
+        found = first_refused(file, content)
+        if found is None:
+            return file, content, float_file, anchors, lost, assignment
         op, error = found
         places = [file.name(i).split(";")[0] for i in op.outputs]
         layers = [f"layer '{names[place]}'" for place in places if place in names]
-        raise RuntimeError(
-            f"LiteRT does not run {op.name} of {(layers or places)[0]}, and nothing was written. "
-            f"Please report the model. LiteRT says: {error}"
-        ) from error
+        name = _float_name(file.name(op.outputs[0]), integer)
+        if name is None or name in refused:
+            raise RuntimeError(
+                f"LiteRT does not run {op.name} of {(layers or places)[0]}, and nothing was "
+                f"written. Please report the model. LiteRT says: {error}"
+            ) from error
+        refused[name] = f"{REFUSED}: {error}"
+        _logger.warning(
+            "LiteRT does not run %s of %s on integers of these steps, and it computes in float. "
+            "LiteRT says: %s",
+            op.name,
+            (layers or places)[0],
+            error,
+        )
+
+
+def _output_names(file, index):
+    return [file.name(i) for i in file.ops[index].outputs]
+
+
+def _float_name(name, integer):
+    """Returns which of the outputs `integer` of the float file a tensor is, or `None`."""
+    names = (name, *(name.removesuffix(end) for end in ("_quantized", "_dequant")))
+    return next((found for found in names if found in integer), None)
 
 
 def _warn_of_floats(file, lowered, asked):
