@@ -167,15 +167,58 @@ def test_a_model_that_stopped_is_written_and_computes_the_same(rng, name, scheme
         assert 10 * np.log10(np.sum(expected**2) / max(noise, 1e-30)) > 28
 
 
-def test_columns_far_apart_are_normalized_in_front_of_the_first_grid(rng, tmp_path):
-    spread = np.array([1e-3, 1.0, 1e4, 1e-2], "float32")
-    table = rng.normal(size=(64, 4)).astype("float32") * spread
+@pytest.mark.parametrize(
+    ("mean", "spread"),
+    [(0, [1e-3, 1.0, 1e4, 1e-2]), (0, [0.02, 1e4, 1.0, 1.0]), ([1e4, 0, 0, 0], 1.0), (1013, 8.0)],
+)
+def test_columns_far_apart_are_normalized_in_front_of_the_first_grid(mean, spread, rng, tmp_path):
+    table = (rng.normal(size=(64, 4)) * spread + mean).astype("float32")
     norm = layers.Normalization()
     norm.adapt(table)
     model = of_vectors(lambda x: layers.Dense(3)(norm(x)), (4,))
     q = tfq.quantize_model(model)
     tfq.calibrate(q, table, progress=False)
     report = tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
-    assert report.end_to_end.differing == 0
+    assert report.end_to_end.differing == 0 and not report.swallowed
+    noise = np.sum((np.asarray(model(table)) - np.asarray(q(table))) ** 2)
+    assert 10 * np.log10(np.sum(np.asarray(model(table)) ** 2) / noise) > 35
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Rescaling(1 / 127.5, offset=-1),
+        layers.Rescaling(1.0, offset=-128.0),
+        layers.Normalization(mean=[103.9, 116.8, 123.7], variance=[1.0, 1.0, 1.0]),
+        layers.Normalization(mean=[0.485, 0.456, 0.406], variance=[0.052, 0.050, 0.051]),
+    ],
+)
+def test_images_are_scaled_in_integers(layer, rng, tmp_path):
+    images = rng.integers(0, 255, (32, 6, 6, 3)).astype("float32")
+    x = keras.Input((6, 6, 3))
+    q = tfq.quantize_model(keras.Model(x, layers.Conv2D(3, 3)(layer(x))))
+    tfq.calibrate(q, images, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
+    assert not report.float_operators and report.end_to_end.differing == 0
+
+
+def test_an_input_that_stays_float_is_named_where_integers_are_asked_for(rng, tmp_path, caplog):
+    table = (rng.normal(size=(64, 2)) * [0.02, 1e4]).astype("float32")
+    x = keras.Input((2,), name="table")
+    model = keras.Model(x, layers.Dense(3)(layers.Rescaling([50.0, 1e-4])(x)))
+    q = tfq.calibrate(tfq.quantize_model(model), table, progress=False)
+    tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
+    assert "stay float32" not in caplog.text
+    tfq.to_tflite(q, tmp_path / "m.tflite", input_type="int8", progress=False)
+    assert "Inputs stay float32, not int8" in caplog.text and "'table'" in caplog.text
+
+
+def test_columns_that_a_rescaling_brings_together_are_scaled_in_float(rng, tmp_path):
+    table = (rng.normal(size=(64, 2)) * [0.02, 1e4]).astype("float32")
+    x = keras.Input((2,))
+    model = keras.Model(x, layers.Dense(3)(layers.Rescaling([50.0, 1e-4])(x)))
+    q = tfq.calibrate(tfq.quantize_model(model), table, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
+    assert not report.swallowed
     noise = np.sum((np.asarray(model(table)) - np.asarray(q(table))) ** 2)
     assert 10 * np.log10(np.sum(np.asarray(model(table)) ** 2) / noise) > 35

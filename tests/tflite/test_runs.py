@@ -52,14 +52,33 @@ def test_wide_sums_of_any_scale_run(make, scheme, gain, rng, tmp_path):
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_a_file_that_does_not_load_is_not_written(verify, rng, tmp_path, monkeypatch):
+def test_what_litert_refuses_computes_in_float_and_is_named(
+    verify, rng, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setattr(flatbuffer.File, "scale_int16_generally", lambda file: None)
     model = saturating(layers.Add)
     data = (rng.normal(size=(100, 8)) * 20).astype("float32")
     q = tfq.calibrate(tfq.quantize_model(model, "w8a16"), data, progress=False)
-    with pytest.raises(RuntimeError, match=r"does not run ADD of layer 'add[_0-9]*'.*add.cc"):
-        tfq.to_tflite(q, tmp_path / "m.tflite", verify=verify, progress=False)
-    assert not list(tmp_path.iterdir())
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", verify=verify, progress=False)
+    assert [op.operator for op in report.float_operators] == ["ADD"]
+    assert "add.cc" in report.float_operators[0].reason
+    assert "does not run ADD of layer 'add" in caplog.text
+    (row,) = [layer for layer in report.layers if layer.operator == "ADD"]
+    assert row.arithmetic == "float" and not report.broken_claims
+    assert tfq.compare(q, tmp_path / "m.tflite", data).largest <= 1  # Ties.
+
+
+def test_a_factor_that_xnnpack_refuses_is_one_of_a_float_layer(rng, tmp_path):
+    # XNNPACK multiplies sums by 2**-32 at least and 256 at most.
+    rows = rng.normal(size=(60, 3)).astype("float32") * np.float32(1e-30)
+    x = keras.Input((3,))
+    norm = layers.Normalization(mean=[0.0] * 3, variance=[1e-16] * 3)
+    model = keras.Model(x, layers.Dense(2)(norm(x)))
+    q = tfq.calibrate(tfq.quantize_model(model), rows, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
+    assert [op.operator for op in report.float_operators] == ["FULLY_CONNECTED"]
+    assert "XNNPACK" in report.float_operators[0].reason
+    assert tfq.compare(q, tmp_path / "m.tflite", rows).largest <= 1
 
 
 def test_the_operator_that_is_refused_is_named_wherever_it_stands(rng, tmp_path, monkeypatch):
@@ -73,8 +92,8 @@ def test_the_operator_that_is_refused_is_named_wherever_it_stands(rng, tmp_path,
 
     def broken(*args):
         file = real(*args)
-        weights = file.subgraph.tensors[file.ops[wrong].inputs[1]]
-        weights.shape = weights.shape[:1]
+        op = [op for op in file.ops if op.name == "FULLY_CONNECTED"][wrong]
+        file.subgraph.operators[op.index].inputs = op.inputs[:1]
         return file
 
     monkeypatch.setattr(convert, "write", broken)

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 from rich.progress import Progress
 
+from tfquant.calibrate.balance import balance
 from tfquant.calibrate.choose import METHODS, check_method, correct_biases, methods_of
 from tfquant.calibrate.judge import Judge
 from tfquant.calibrate.ranges import choose_ranges
@@ -75,14 +76,14 @@ def calibrate(
         )
     wanted, watch = check_method(bias_correction), Watch(observer)
     wrappers = [layer for layer in all_layers(model) if isinstance(layer, QuantizeWrapper)]
-    with _undone_by_errors(model, wrappers):
+    with _undone_by_errors(model, wrappers) as changed:
         for wrapper in wrappers:
             wrapper.originals.restore()
         runner, calls = Runner(model), RealCalls()
         size = model.inputs[0].shape[0]
         source = batches(data, model.inputs, batch_size, steps)
         with CallHook(calls):
-            samples, values_per_row = _see(runner, source, watch, size, progress)
+            samples, values_per_row = _see(runner, source, watch, changed, size, progress)
         watch.set_params()
         choices, methods = watch.choices(), methods_of(wanted, wrappers)
         rows = split(samples, size, values_per_row, wanted not in METHODS)
@@ -94,8 +95,16 @@ def calibrate(
     return model
 
 
-def _see(runner, source, watch, size, progress):
-    """Shows the model's activations to `watch`.
+def _see(runner, source, watch, changed, size, progress):
+    """Shows the model's activations to `watch`, those of the first rows to `balance` before.
+
+    Args:
+        runner: `Runner` of the model.
+        source: Batches.
+        watch: `Watch`.
+        changed: List that is given what `balance` changed.
+        size: Number of rows that the model takes, `None` for any.
+        progress: Whether to show a progress bar.
 
     Returns:
         `(rows, values_per_row)`: the first rows of the data, and how much is computed for one.
@@ -109,7 +118,9 @@ def _see(runner, source, watch, size, progress):
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("Calibrating", total=source.total)
         for arrays in source:
-            for part in _parts(arrays, runner.values_per_row, size):
+            for number, part in enumerate(_parts(arrays, runner.values_per_row, size)):
+                if not rows and not number:
+                    changed += balance(runner, part)
                 sizes.clear()
                 with RecordingScope(see=see):
                     runner(part)
@@ -128,12 +139,18 @@ def _parts(arrays, values_per_row, size):
 
 @contextlib.contextmanager
 def _undone_by_errors(model, wrappers):
-    """Puts corrections and grids back to what they were when something is raised inside."""
+    """Puts corrections and grids back to what they were when something is raised inside.
+
+    Yields a list, which may be given pairs of a variable and the value to put back.
+    """
     undo = [wrapper.originals.snapshot() for wrapper in wrappers]
     grids = [(v, ops.convert_to_numpy(v)) for q in _quantizers(model) for v in q.variables]
+    changed = []
     try:
-        yield
+        yield changed
     except BaseException:
+        for variable, value in reversed(changed):
+            variable.assign(value)
         for variable, value in grids:
             variable.assign(value)
         for put_back in undo:

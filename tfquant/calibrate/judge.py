@@ -53,8 +53,8 @@ class Judge:
     """
 
     def __init__(self, model, rows: Rows, calls: RealCalls, deviation: bool):
-        heads = [_before_squashing(model, x) for x in tree.flatten(model.output)]
-        self._run = Runner(keras.Model(model.input, heads))
+        heads = [_before_squashing(model, x) for x in model.outputs]
+        self._run = Runner(keras.Model(model.inputs, heads))
         self.rows, self.calls, self.moments = rows, calls, {}
         share = rows.fitted / len(rows) if rows.batch_size is None else 1
         note = noting(self.moments, share, deviation)

@@ -96,6 +96,7 @@ class Graph:
         nodes: Calls, none of a model: nested models are read through.
         name: Name of the model.
         looked_up: Real tensors whose values are numbers of rows in a table, and have no grid.
+        states: Pairs of the numbers of an input and an output, which the next call begins with.
     """
 
     inputs: object
@@ -103,6 +104,7 @@ class Graph:
     nodes: list[Node]
     name: str
     looked_up: set = dataclasses.field(default_factory=set)
+    states: list = dataclasses.field(default_factory=list)
 
     def producer(self, tensor) -> Node | None:
         """Returns the call that `tensor` comes from; `None` for an input."""

@@ -6,7 +6,8 @@ import math
 import keras
 from keras import tree
 
-from tfquant.graph.graph import clone_graph, tensors
+from tfquant.graph.graph import clone_graph, put_in_place, tensors
+from tfquant.graph.walk import is_readable
 
 
 class Runner:
@@ -19,28 +20,30 @@ class Runner:
         model: Functional or sequential model. It is read once: its calls, not its weights.
 
     Attributes:
+        calls: Its `RunnerCall`s, in order.
+        ends: Its outputs, KerasTensors.
         values_per_row: Number of values that all calls compute for a row, a free size taken for 1.
     """
 
     def __init__(self, model):
-        self._calls = []
+        self.calls = []
         copy = clone_graph(model, lambda layer: layer, self._note)
-        self._inputs, self._ends = tree.flatten(copy.input), tree.flatten(copy.output)
+        self._inputs, self.ends = tree.flatten(copy.input), tree.flatten(copy.output)
         read_last = {}
-        for number, call in enumerate(self._calls):
+        for number, call in enumerate(self.calls):
             read_last.update(dict.fromkeys((*tree.flatten(call.outputs), *call.inputs), number))
-        made = [x for call in self._calls for x in tensors(call.outputs)]
+        made = [x for call in self.calls for x in tensors(call.outputs)]
         self.values_per_row = sum(math.prod(n or 1 for n in x.shape[1:]) for x in made)
-        kept = set(self._ends)
+        kept = set(self.ends)
         for x, number in read_last.items():
             if x not in kept:
-                self._calls[number].last.append(x)
+                self.calls[number].last.append(x)
 
     def _note(self, layer, *args, **kwargs):
         """Notes a call of the model; returns what stands for its outputs."""
         kwargs.pop("training", None)
         outputs = _Stand(layer)(*args, **kwargs)
-        self._calls.append(_Call(layer, args, kwargs, outputs))
+        self.calls.append(RunnerCall(layer, args, kwargs, outputs))
         return outputs
 
     def __call__(self, arrays, see=None) -> list:
@@ -59,7 +62,7 @@ class Runner:
             for x, array in zip(self._inputs, arrays, strict=True)
         }
         value = lambda x: values[x] if isinstance(x, keras.KerasTensor) else x  # noqa: E731
-        for call in self._calls:
+        for call in self.calls:
             args, kwargs = tree.map_structure(value, (call.args, call.kwargs))
             if call.takes_training:
                 kwargs["training"] = False
@@ -70,10 +73,46 @@ class Runner:
             values.update((x, y) for x, y in flat if isinstance(x, keras.KerasTensor))
             for x in call.last:
                 del values[x]
-        return [values[x] for x in self._ends]
+        return [values[x] for x in self.ends]
 
 
-class _Call:
+def flattened(model):
+    """Returns a model of which no layer is a model, with the layers of `model` themselves.
+
+    Args:
+        model: Functional or sequential model.
+
+    Returns:
+        `model` itself where it has no functional or sequential model among its layers.
+    """
+    if not any(map(is_readable, model.layers)):
+        return model
+    flat = clone_graph(model, lambda layer: layer, _call_flat)
+    flat.calibration_samples = getattr(model, "calibration_samples", None)
+    return flat
+
+
+def _call_flat(layer, *args, **kwargs):
+    """Calls a layer, and of a model each layer by itself."""
+    if not is_readable(layer):
+        return layer(*args, **kwargs)
+    calls = []
+
+    def note(inner, *inner_args, **inner_kwargs):
+        outputs = _Stand(inner)(*inner_args, **inner_kwargs)
+        calls.append(RunnerCall(inner, inner_args, inner_kwargs, outputs))
+        return outputs
+
+    copy = clone_graph(layer, lambda inner: inner, note)
+    values = dict(zip(tree.flatten(copy.input), tensors((args, kwargs)), strict=True))
+    for call in calls:
+        inner_args, inner_kwargs = put_in_place((call.args, call.kwargs), values)
+        outputs = _call_flat(call.layer, *inner_args, **inner_kwargs)
+        values.update(zip(call.flat_outputs, tree.flatten(outputs), strict=True))
+    return put_in_place(copy.output, values)
+
+
+class RunnerCall:
     """A call of a model.
 
     Attributes:
@@ -89,6 +128,11 @@ class _Call:
         self.inputs, self.last = tensors((args, kwargs)), []
         is_layer = isinstance(layer, keras.layers.Layer)
         self.takes_training = is_layer and "training" in inspect.signature(layer.call).parameters
+
+    @property
+    def flat_outputs(self) -> list:
+        """Its outputs, a list."""
+        return tree.flatten(self.outputs)
 
 
 class _Stand(keras.Operation):

@@ -184,18 +184,56 @@ class File:
         finally:
             self.subgraph.outputs, self.model.signatureDefs = outputs, signatures
 
-    def sign(self, inputs: list[str], outputs: list[str]) -> None:
-        """Names inputs and outputs in the signature `serving_default`.
+    def sign(self, inputs: list[str], outputs: list[str], key: str) -> None:
+        """Names inputs and outputs in a signature.
 
         Args:
             inputs: Names of the inputs, in their order.
             outputs: Names of the outputs, likewise.
+            key: Of the signature.
         """
         signature = schema.SignatureDefT()
-        signature.signatureKey, signature.subgraphIndex = b"serving_default", 0
+        signature.signatureKey, signature.subgraphIndex = key.encode(), 0
         signature.inputs = [_named(*pair) for pair in zip(inputs, self.inputs, strict=True)]
         signature.outputs = [_named(*pair) for pair in zip(outputs, self.outputs, strict=True)]
         self.model.signatureDefs = [signature]
+
+    def join(self, other: "File") -> None:
+        """Takes in the subgraphs and the signatures of another file; what is equal is stored once.
+
+        Args:
+            other: The file, which is of no use by itself from here on.
+        """
+        model, more = self.model, other.model
+        graphs, codes = len(model.subgraphs), len(model.operatorCodes)
+        buffers = self._take_buffers(more.buffers)
+        model.operatorCodes = [*model.operatorCodes, *more.operatorCodes]
+        model.subgraphs = [*model.subgraphs, *more.subgraphs]
+        model.signatureDefs = [*model.signatureDefs, *more.signatureDefs]
+        for signature in more.signatureDefs:
+            signature.subgraphIndex += graphs
+        for graph in more.subgraphs:
+            for tensor in graph.tensors:
+                tensor.buffer = buffers[tensor.buffer]
+            for operator in graph.operators:
+                operator.opcodeIndex += codes
+                _shift_subgraphs(operator.builtinOptions, graphs)
+
+    def _take_buffers(self, buffers):
+        """Appends buffers, but for those of the same bytes; returns where each of them is."""
+        key = lambda data: hashlib.sha256(np.ascontiguousarray(data)).digest()  # noqa: E731
+        stored = [(n, b.data) for n, b in enumerate(self.model.buffers) if b.data is not None]
+        known = {key(data): number for number, data in stored if len(data)}
+        found = []
+        for buffer in buffers:
+            if buffer.data is None or not len(buffer.data):
+                found.append(0)  # The first is empty, and that of all that is computed.
+                continue
+            number = known.setdefault(key(buffer.data), len(self.model.buffers))
+            if number == len(self.model.buffers):
+                self.model.buffers.append(buffer)
+            found.append(number)
+        return found
 
     def first_ops(self, count: int) -> bytes:
         """Returns a copy of the file that ends behind its first `count` operators."""
@@ -328,6 +366,13 @@ class File:
             name = code.customCode.decode()
         present = lambda ids: tuple(int(i) for i in ids if i >= 0)  # noqa: E731
         return Op(index, name, present(operator.inputs), present(operator.outputs))
+
+
+def _shift_subgraphs(options, count):
+    """Has an operator that calls subgraphs call those `count` further on."""
+    for name, value in list(vars(options).items()) if options is not None else ():
+        if isinstance(value, int) and "ubgraph" in name and value >= 0:
+            setattr(options, name, value + count)
 
 
 def _blocks(tensor):

@@ -58,6 +58,28 @@ def _rows(values, batch):
     return values
 
 
+def run_signature(content: bytes, key: str) -> dict[str, np.ndarray]:
+    """Runs a signature of a file on numbers drawn at random, always the same.
+
+    Args:
+        content: Bytes of the file.
+        key: Of the signature.
+
+    Returns:
+        Dict from the names of its outputs to their values.
+    """
+    runner = Interpreter(model_content=content, num_threads=NUM_THREADS).get_signature_runner(key)
+    generator, inputs = np.random.default_rng(0), {}
+    for name, detail in sorted(runner.get_input_details().items()):
+        values, dtype = np.zeros(detail["shape"]), detail["dtype"]
+        if np.issubdtype(dtype, np.floating):
+            values = generator.normal(size=detail["shape"])
+        elif detail["quantization"][0]:
+            values = generator.integers(0, 100, detail["shape"])
+        inputs[name] = values.astype(dtype)
+    return {name: np.array(values) for name, values in runner(**inputs).items()}
+
+
 def first_refused(file: File, content: bytes) -> tuple[Op, Exception] | None:
     """Returns the first operator that LiteRT does not load or run, and what it says of it.
 

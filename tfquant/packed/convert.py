@@ -11,6 +11,7 @@ from tfquant import lowbit
 from tfquant.configs.linear import LinearConfig, unit_product
 from tfquant.data.files import check_file, check_new_folder, new_folder, replacing
 from tfquant.graph.graph import UniqueNames, clone_graph
+from tfquant.graph.runner import flattened
 from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.lowbit.layers import PackedEmbedding, PackedLayer
 from tfquant.numerics import QuantSpec
@@ -83,6 +84,7 @@ def to_packed(model, path=None) -> keras.Model:
     if path is not None:
         _check(path)
     check_is_model(model)
+    model = flattened(model)
     if any(isinstance(x, PACKED) for x in model.layers):
         raise ValueError(
             f"A model from tfq.quantize_model is expected. Received: '{model.name}', which is "

@@ -5,6 +5,7 @@ from tfquant.report.conversion import (
     FloatOperator,
     LayerReport,
     Parity,
+    PartReport,
 )
 from tfquant.report.model import LayerSummary, ModelSummary, summarize
 from tfquant.report.packing import PackedLayerReport, PackingReport
@@ -20,6 +21,7 @@ __all__ = [
     "PackedLayerReport",
     "PackingReport",
     "Parity",
+    "PartReport",
     "Printable",
     "QuantizationTensorBoard",
     "plain_table",

@@ -6,6 +6,16 @@ from rich.text import Text
 
 from tfquant.report.printable import Printable, notes, plain_table
 
+# Integers that a part of a tensor has to itself: with fewer, little is left of it.
+FEW_LEVELS = 8
+
+# What helps a part that the grid of a whole swallows.
+HELP = (
+    "give parts outputs of their own, `skip` the layer that joins them (it joins real numbers "
+    "then), scale them alike before they are one tensor (a Normalization in front of a table runs "
+    "in float), or use 16-bit activations (scheme='w8a16')"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
@@ -45,6 +55,22 @@ class Parity:
 
 
 @dataclasses.dataclass(frozen=True)
+class PartReport:
+    """A part of a layer's output: a column of few, or one of the tensors that are concatenated.
+
+    Attributes:
+        name: `"column 2"`, or the layer that computes the part.
+        levels: Number of integers between its smallest and its largest value in the float model;
+            `None` where all values are the same.
+        sqnr: Its signal to quantization noise ratio in dB, device against float model, or `None`.
+    """
+
+    name: str
+    levels: int | None = None
+    sqnr: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class LayerReport:
     """One layer of the file.
 
@@ -62,6 +88,10 @@ class LayerReport:
             operator was not compared.
         arithmetic: `"exact"`, or the kind of kernel that may differ by one step.
         note: Why it has a scale per channel under a scheme of groups; empty where it is not so.
+        parts: A `PartReport` for each tensor that it concatenates, or each column of its output
+            where the last axis has few; empty where nothing was compared.
+        swallowed: Names of those of which the grid of the whole leaves less than `FEW_LEVELS`
+            levels, where a part has a meaning of its own: in inputs, outputs and concatenations.
     """
 
     name: str
@@ -75,6 +105,8 @@ class LayerReport:
     parity: Parity | None = None
     arithmetic: str = "exact"
     note: str = ""
+    parts: list[PartReport] = dataclasses.field(default_factory=list)
+    swallowed: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +144,7 @@ class ConversionReport(Printable):
         device: Name of the device that the model simulates.
         elsewhere: Operators of the file that round otherwise on other devices: a dict from their
             names.
+        signatures: Reports of the further models in the file, by the key of their signature.
     """
 
     width = 160
@@ -129,6 +162,7 @@ class ConversionReport(Printable):
     lost_layers: list[str] = dataclasses.field(default_factory=list)
     device: str = "litert"
     elsewhere: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    signatures: dict[str, "ConversionReport"] = dataclasses.field(default_factory=dict)
 
     @property
     def broken_claims(self) -> list[str]:
@@ -141,6 +175,11 @@ class ConversionReport(Printable):
             and layer.parity.in_steps
             and layer.parity.differing
         ]
+
+    @property
+    def swallowed(self) -> list[str]:
+        """What the grids of whole tensors leave next to nothing of: a line for each layer."""
+        return [_swallowed(layer) for layer in self.layers if layer.swallowed]
 
     @property
     def op_by_op(self) -> Parity | None:
@@ -169,6 +208,10 @@ class ConversionReport(Printable):
         if self.broken_claims:
             named = ", ".join(f"'{name}'" for name in self.broken_claims)
             yield Text(f"SAID TO BE EXACT, AND DIFFER: {named}", style="bold red")
+        for line in self.swallowed:
+            yield Text(f"SWALLOWED: {line}", style="bold red")
+        if self.swallowed:
+            yield Text(f"what helps: {HELP}")
         if self.front_layers:
             named = ", ".join(f"'{name}' ({kind})" for name, kind in self.front_layers.items())
             yield Text(f"not in the file, run before it: {named}")
@@ -179,6 +222,17 @@ class ConversionReport(Printable):
         yield from notes(self.layers, "operator")
         if self.saturated_biases:
             yield Text(f"SATURATED BIASES: {self.saturated_biases}", style="bold red")
+        for key, report in self.signatures.items():
+            yield Text(f"\nsignature '{key}', {report.quantized_bytes:,} bytes alone:")
+            yield from report.parts()
+
+
+def _swallowed(layer):
+    """Names the parts of a layer's output that have few levels."""
+    parts = [part for part in layer.parts if part.name in layer.swallowed]
+    noise = [("" if p.sqnr is None else f", {p.sqnr:.1f} dB") for p in parts]
+    named = [f"{p.name} (levels: {p.levels}{more})" for p, more in zip(parts, noise, strict=True)]
+    return f"{', '.join(named)} of layer '{layer.name}'"
 
 
 def _float_lines(operators):

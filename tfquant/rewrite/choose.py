@@ -12,6 +12,7 @@ from tfquant.configs.linear import LinearConfig
 from tfquant.configs.weights import WeightsConfig, matrices
 from tfquant.graph.graph import Graph, Node, real, trace
 from tfquant.graph.read import is_composite
+from tfquant.graph.states import carried_states
 from tfquant.layers.parts import Constant
 from tfquant.registry.keras_layers import CLAMPS, FLOAT, LINEAR, weights_config
 from tfquant.registry.operations import operation_config
@@ -53,7 +54,7 @@ def choose(model, rows: dict, registry, unknown_layers: str, device: str) -> Gra
     graph = trace(model, _Unfolding(rows, registry).take_apart)
     for node in graph.nodes:
         _unwrap(node, rows)
-    graph.looked_up = _leave_ids_alone(graph)
+    graph.looked_up, graph.states = _leave_ids_alone(graph), carried_states(model)
     edges = _edges(graph)
     for node in filter(lambda node: node.marked, graph.nodes):
         row = rows[node.origin]

@@ -10,7 +10,7 @@ from tfquant.configs.elementwise import OutputConfig, SameGridConfig
 from tfquant.configs.parts import ConstantConfig
 from tfquant.graph.graph import Graph, Node, UniqueNames, put_in_place, real
 from tfquant.numerics import QuantSpec
-from tfquant.quantizers import Static
+from tfquant.quantizers import Fixed, Static
 from tfquant.quantizers.families import activation_quantizer
 from tfquant.wrappers import Quantize
 
@@ -41,7 +41,7 @@ class _Widths:
     """
 
     def __init__(self, graph):
-        self.of, self.wanted = {}, {}
+        self.graph, self.of, self.wanted = graph, {}, {}
         for node in graph.nodes:
             self.wanted[node] = self._wanted(node) if node.reads_grids else None
             self._note_outputs(node)
@@ -72,6 +72,18 @@ class _Widths:
             for x, quantizer in zip(outputs, quantizers, strict=False):
                 self.of[x] = None if quantizer is None else quantizer.spec.stored_bits
 
+    def of_input(self, x) -> tuple | None:
+        """Returns the `QuantSpec` that an input of the model enters with, and whose scheme says so.
+
+        They enter the device as the widest integers that are read, whoever reads them. `None` where
+        nobody reads integers.
+        """
+        if x in self.graph.looked_up:
+            return None
+        readers = [node for node in self.graph.consumers(x) if node.reads_grids]
+        found = [(self.wanted[node] or node.scheme.activations, node.scheme) for node in readers]
+        return max(found, key=lambda pair: pair[0].stored_bits, default=None)
+
     def _width_inside(self, node):
         """Returns the width of what a call that keeps its grid reads."""
         first = next(iter(node.real_inputs), None)
@@ -91,6 +103,8 @@ class _Groups:
             that of its branches.
         agrees: Dict from a call that joins tensors and one of them to whether that is on the
             group's grid where it is computed, and not brought to it in front of the call.
+        states: Dict from an input of the model that is a state to the `_State` of it.
+        outputs: Dict from the tensor that is that state in the next call, likewise.
     """
 
     def __init__(self, graph, widths):
@@ -98,6 +112,8 @@ class _Groups:
         self.names, self.agrees = {}, {}
         self._group_steps()
         self._group_concatenations()
+        self.states, self.outputs = {}, {}
+        self._group_states()
 
     def _group_steps(self):
         """Gives what an unrolled layer computes again and again one grid."""
@@ -121,13 +137,46 @@ class _Groups:
                     self.names[x] = group
             self.names.update(dict.fromkeys([node, *sources], group))
 
-    def _can_agree(self, node, tensor):
-        """Whether what `tensor`'s grid comes from can have the grid of the other branches."""
-        source, width = self.source(tensor), self.widths.of.get(tensor)
+    def _group_states(self):
+        """Gives a state one grid, and one width, where it enters the model and where it leaves."""
+        inputs, outputs = tree.flatten(self.graph.inputs), tree.flatten(self.graph.outputs)
+        for start, end in self.graph.states:
+            x, y = inputs[start], outputs[end]
+            wanted, width = self.widths.of_input(x), self.widths.of.get(y)
+            if wanted is None or width is None or x in self.states or y in self.outputs:
+                continue
+            spec, scheme = wanted
+            source = self.source(y)
+            group = self.names.setdefault(source, f"{x.name}#state")
+            same = width == spec.stored_bits
+            fixed = self._fixed(source) if same else None
+            state = _State(group if same else f"{group}:{spec.num_bits}", spec, scheme, fixed)
+            self.states[x] = self.outputs[y] = state
+            self.names[x] = state.group
+            for node in filter(_keeps_grid, self.graph.consumers(y)):
+                self._join_state(node, y, state)
+
+    def _join_state(self, node, y, state):
+        """Has a sequence of states, which the file may hold once with the last, their grid."""
+        (z, *_), width, spec = tree.flatten(node.outputs), self.widths.of[y], state.spec
+        if _joins(node):
+            old, wanted = self.names[node], self.widths.wanted[node]
+            if not self.agrees[node, y] and wanted.stored_bits == spec.stored_bits:
+                self.names.update({x: state.group for x, name in self.names.items() if name == old})
+        elif width == spec.stored_bits and self.graph.is_output(z) and not self.graph.consumers(z):
+            self.widths.wanted[node], self.widths.of[z] = None, width
+            self.outputs[z] = state
+
+    def _fixed(self, source):
+        """Returns the grid that the device dictates for a tensor, `None` if it does not."""
         producer = None if isinstance(source, Node) else self.graph.producer(source)
         config = producer.config if producer else None
-        fixed = isinstance(config, OutputConfig) and config.fixed is not None
-        wanted = self.widths.wanted[node]
+        return config.fixed if isinstance(config, OutputConfig) else None
+
+    def _can_agree(self, node, tensor):
+        """Whether what `tensor`'s grid comes from can have the grid of the other branches."""
+        width, wanted = self.widths.of.get(tensor), self.widths.wanted[node]
+        fixed = self._fixed(self.source(tensor)) is not None
         return not fixed and (width is None or wanted is None or width == wanted.stored_bits)
 
     def source(self, tensor):
@@ -139,6 +188,23 @@ class _Groups:
                 return node
             node = self.graph.producer(tensor)
         return tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _State:
+    """A state that enters a model and leaves it.
+
+    Attributes:
+        group: Name of the group of its grid.
+        spec: `QuantSpec` that it has at both ends.
+        scheme: `Scheme` of what reads it.
+        fixed: `(scale, zero_point)` where the device dictates the grid, else `None`.
+    """
+
+    group: str
+    spec: QuantSpec
+    scheme: object
+    fixed: tuple | None
 
 
 class _Placement:
@@ -161,20 +227,14 @@ class _Placement:
         self.graph.forget_order()
 
     def _place_inputs(self):
-        """Quantizes the inputs of the model of which any call reads the integers.
-
-        They enter the device as the widest integers that are read, whoever reads them.
-        """
+        """Quantizes the inputs of the model of which any call reads the integers."""
         replaced = {}
         for x in real(tree.flatten(self.graph.inputs)):
-            if x in self.graph.looked_up:
-                continue
-            readers = [node for node in self.graph.consumers(x) if node.reads_grids]
-            specs = [self.widths.wanted[node] or node.scheme.activations for node in readers]
-            if specs:
-                spec = max(specs, key=lambda spec: spec.stored_bits)
-                scheme = readers[specs.index(spec)].scheme
-                replaced[x] = self._quantize(x, self.groups.names.get(x), spec, scheme)
+            wanted = self.widths.of_input(x)
+            if wanted is not None:
+                state = self.groups.states.get(x)
+                fixed = state and state.fixed
+                replaced[x] = self._quantize(x, self.groups.names.get(x), *wanted, fixed)
         for node in self.graph.nodes:
             node.read_instead(replaced)
         self.graph.outputs = put_in_place(self.graph.outputs, replaced)
@@ -195,28 +255,37 @@ class _Placement:
         return x
 
     def _output(self, x):
-        """Returns an output of the model, in the width of the scheme that it was computed under."""
+        """Returns an output of the model, in the width of the scheme that it was computed under.
+
+        A state has that in which it enters the model.
+        """
         width, node = self.widths.of.get(x), self.graph.producer(x)
         if width is None or node is None or not node.scheme.static:
             return x
-        spec = node.scheme.activations
-        return x if width == spec.stored_bits else self._quantize(x, None, spec, node.scheme)
+        state, spec, scheme = self.groups.outputs.get(x), node.scheme.activations, node.scheme
+        if state is not None:
+            spec, scheme = state.spec, state.scheme
+        if width == spec.stored_bits:
+            return x
+        return self._quantize(x, state and state.group, spec, scheme)
 
-    def _quantize(self, x, group, spec, scheme):
-        """Returns `x` on a grid of its own, or on that of a group."""
+    def _quantize(self, x, group, spec, scheme, fixed=None):
+        """Returns `x` on a grid of its own, on that of a group, or on one that is `fixed`."""
         key = x, group, spec.num_bits
         if key not in self.made:
             producer, width = self.graph.producer(x), self.widths.of.get(x)
             name = f"quantize_{producer.layer.name if producer else x.name}"
             name = name if width is None else f"{name}_to_{spec.num_bits}"
-            layer = self._layer(name, group, spec, scheme)
+            layer = self._layer(name, group, spec, scheme, fixed)
             y = keras.KerasTensor(x.shape, x.dtype, name=x.name)
             self.nodes.append(Node(layer, layer, (x,), {}, y))
             self.widths.of[y] = spec.stored_bits
             self.made[key] = y
         return self.made[key]
 
-    def _layer(self, name, group, spec, scheme):
+    def _layer(self, name, group, spec, scheme, fixed):
+        if fixed is not None:
+            return Quantize(Fixed(spec, *fixed), device=scheme.device, name=self.unique(name))
         if group is None or group not in self.layers:
             quantizer = activation_quantizer(scheme.activation_quantizer, Static(spec), group)
             layer = Quantize(quantizer, device=scheme.device, name=self.unique(name))

@@ -21,6 +21,9 @@ from tfquant.wrappers import Quantize
 # Why operators are float under a scheme of float activations.
 AS_THE_SCHEME_SAYS = "the scheme keeps activations float"
 
+# How the reason begins of what LiteRT does not run in integers.
+REFUSED = "LiteRT does not run it on these integers"
+
 # What ai-edge-quantizer calls the reader of a model's output.
 GRAPH = -1
 
@@ -53,6 +56,7 @@ def assign(
     anchors: dict[int, list[Point]],
     rounded_again: dict[int, list[Point]],
     lowered: Lowered,
+    refused: dict[str, str],
 ) -> Assignment:
     """Gives every tensor of the float file its parameters.
 
@@ -64,6 +68,8 @@ def assign(
         anchors: From `anchor`.
         rounded_again: From `anchor`.
         lowered: From `tfquant.rewrite.lower`.
+        refused: Dict from the name of an operator's output to why LiteRT does not run the operator
+            on these integers.
 
     Returns:
         `Assignment`.
@@ -80,7 +86,8 @@ def assign(
         kernel = stored.get(kernel_inputs(op)[1]) if op.name in rules.KERNELS else None
         if kernel is not None:
             result.units[op.index] = kernel.unit
-        reason = _why_float(file, op, computed, kernel, device)
+        reason = refused.get(file.name(op.outputs[0]))
+        reason = reason or _why_float(file, op, computed, kernel, device)
         # Keras's Conv1D reshapes what it reads: a model's input has the grid on both sides.
         given = device.moves(op.name) and op.inputs[0] in file.inputs
         moves = given and _shares_grid(op, computed)
@@ -108,10 +115,8 @@ def assign(
 
 def _shares_grid(op, computed):
     """Whether an operator reads integers of the grid that it writes."""
-    grids = [computed.get(i) for i in (*op.inputs[:1], *op.outputs[:1])]
-    if None in grids:
-        return False
-    return len({(g.num_bits, float(g.scale[0]), int(g.zero_point[0])) for g in grids}) == 1
+    ends = *op.inputs[:1], *op.outputs[:1]
+    return all(i in computed for i in ends) and _agree(ends, computed)
 
 
 def _is_of_float_layer(op, anchors, unit_of):
@@ -187,7 +192,8 @@ def _spread(file, computed, device):
             known = [i for i in data if i in computed]
             if device.moves(op.name):
                 # A float input keeps the operator float: it has no grid to be brought to.
-                ends = known if len(known) == len(data) else []
+                # Neither have several of different grids one that the simulation knows of.
+                ends = known if len(known) == len(data) and _agree(known, computed) else []
                 ends = [*ends, *(i for i in op.outputs if i in computed)]
                 for index in [*data, *op.outputs] if ends else []:
                     if index not in computed and file.type(index) == "FLOAT32":
@@ -198,6 +204,12 @@ def _spread(file, computed, device):
                 if not device.why_not(op.name, num_bits):
                     computed[op.outputs[0]] = _fixed(device.bounds(op.name), num_bits)
                     changed = True
+
+
+def _agree(indices, computed):
+    """Whether tensors lie on one grid."""
+    grids = [computed[i] for i in indices]
+    return len({(g.num_bits, float(g.scale[0]), int(g.zero_point[0])) for g in grids}) < 2
 
 
 def _is_clamp(file, op):

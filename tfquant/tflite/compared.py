@@ -3,6 +3,7 @@
 import dataclasses
 
 from tfquant.report import LayerReport, Parity
+from tfquant.tflite import parts
 
 # Few rows are compared op by op. Of the others an operator may round a tie the other way, which is
 # several steps behind a recurrent layer; a wrong tensor or grid is more of both.
@@ -39,9 +40,14 @@ def compare_all(begin, units, described, all_integer: bool) -> Compared:
     """
     try:
         verifier = begin()
+        ends = parts.ends(verifier.lowered)
         layers = [
             dataclasses.replace(
-                layer, output_sqnr=verifier.output_sqnr(unit), parity=verifier.unit(unit)
+                layer,
+                output_sqnr=verifier.output_sqnr(unit),
+                parity=verifier.unit(unit),
+                parts=(found := verifier.parts(unit)),
+                swallowed=parts.swallowed(found) if unit in ends else [],
             )
             for layer, unit in zip(described, units, strict=True)
         ]

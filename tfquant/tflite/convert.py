@@ -1,5 +1,6 @@
 """`to_tflite`: a quantized Keras model to a verified `.tflite` file."""
 
+import dataclasses
 import logging
 import os
 from functools import partial
@@ -12,16 +13,19 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from tfquant.data.batches import batches
 from tfquant.data.files import check_file, replacing
-from tfquant.litert.interpreter import first_refused
+from tfquant.graph.runner import flattened
+from tfquant.litert.flatbuffer import File
+from tfquant.litert.interpreter import first_refused, run_signature
 from tfquant.litert.interpreter import run as run_here
 from tfquant.passes.front import split_front
 from tfquant.passes.precision import TO_FLOAT32, in_float32, policy
 from tfquant.report import ConversionReport
+from tfquant.report.conversion import HELP
 from tfquant.rewrite.lower import lower
 from tfquant.rewrite.validate import check_is_model
 from tfquant.skeleton.anchor import anchor, layer_names
 from tfquant.skeleton.float_file import convert_float
-from tfquant.tflite.assign import assign
+from tfquant.tflite.assign import REFUSED, assign
 from tfquant.tflite.compared import Compared, compare_all
 from tfquant.tflite.describe import elsewhere, float_operators, layer_reports
 from tfquant.tflite.signature import input_names, output_names
@@ -30,6 +34,9 @@ from tfquant.tflite.write import write
 from tfquant.wrappers import KnownIntegers, Quantize
 
 _logger = logging.getLogger("tfquant")
+
+# Key of the signature of the model itself.
+DEFAULT = "serving_default"
 
 RANDOM_ROWS = 16
 SAMPLE_ROWS = 512
@@ -47,6 +54,7 @@ def to_tflite(
     verify: bool = True,
     strict: bool = True,
     run=None,
+    signatures: dict | None = None,
     progress: bool = True,
 ) -> ConversionReport:
     """Converts a calibrated model to a `.tflite` file, runs both, and compares them.
@@ -71,10 +79,15 @@ def to_tflite(
             elsewhere: of the file's bytes and a list of arrays of integers, one for each input with
             the rows first; it returns such a list of outputs. The default is LiteRT on this
             machine; where it cannot stand for the device nothing is compared, as the report says.
+        signatures: Dict from a key to a further quantized model, as that of
+            `tf.saved_model.save`: one file has them all, and what weights they share once.
+            LiteRT's `get_signature_runner(key)` runs each; `model` is `"serving_default"`, and what
+            runs without a signature. `samples` are those of `model`; the others are compared on
+            what `calibrate` saw.
         progress: Whether to show a progress bar.
 
     Returns:
-        `ConversionReport`; print it.
+        `ConversionReport`; print it. Its `signatures` are those of the further models.
 
     Raises:
         TypeError: If `model` is not a Keras model.
@@ -90,27 +103,79 @@ def to_tflite(
             f"`batch_size` must be a positive integer or None. Received: {batch_size!r}."
         )
     check_file(path)
-    check_is_model(model)
-    whole = in_float32(model)
+    models = {DEFAULT: model, **_checked_signatures(signatures)}
+    for one in models.values():
+        check_is_model(one)
+    contents, reports = {}, {}
+    for key, one in models.items():
+        contents[key], reports[key] = _convert(
+            one,
+            path,
+            key,
+            (input_type, output_type),
+            batch_size,
+            samples if key == DEFAULT else None,
+            (verify, strict, run),
+            progress,
+        )
+    content, report = contents[DEFAULT], reports.pop(DEFAULT)
+    if reports:
+        content = _joined(contents)
+        report = dataclasses.replace(report, quantized_bytes=len(content), signatures=reports)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+    return report
+
+
+def _checked_signatures(signatures):
+    """Returns a dict of further models, or raises."""
+    signatures = {} if signatures is None else signatures
+    fits = isinstance(signatures, dict) and all(isinstance(key, str) and key for key in signatures)
+    if not fits or DEFAULT in signatures:
+        received = list(signatures) if isinstance(signatures, dict) else signatures
+        raise ValueError(
+            f"`signatures` must be a dict from keys, other than '{DEFAULT}' (that is `model`), to "
+            f"quantized models. Received: {received!r}."
+        )
+    return signatures
+
+
+def _joined(contents):
+    """Returns one file of several, each with its signature."""
+    first, *others = [File(content) for content in contents.values()]
+    for other in others:
+        first.join(other)
+    content = first.to_bytes()
+    for key, alone in contents.items():
+        received, expected = (run_signature(x, key) for x in (content, alone))
+        for name, values in expected.items():
+            if not np.array_equal(values, received[name], equal_nan=values.dtype.kind == "f"):
+                raise RuntimeError(
+                    f"Signature '{key}' must compute what its model computes in a file of its own, "
+                    f"and output '{name}' does not. Nothing was written. Please report the models."
+                )
+    return content
+
+
+def _convert(model, path, key, types, batch_size, samples, comparing, progress):
+    """Converts one model; returns the bytes of a file of its own and its `ConversionReport`."""
+    verify, strict, run = comparing
+    whole = in_float32(flattened(model))
     front, model = split_front(whole)
     columns = SpinnerColumn(), TextColumn("{task.description}")
     with KnownIntegers(), Progress(*columns, transient=True, disable=not progress) as bar:
         task = bar.add_task("Converting the float model")
         lowered = lower(model)
         _check_groups(lowered)
-        input_type, output_type = _io_types(lowered, input_type, output_type)
+        asked, (input_type, output_type) = types, _io_types(lowered, *types)
         rows, origin = _sample_rows(whole, samples)
         if front is not None:
             rows = [np.asarray(x) for x in tree.flatten(front(_as_tensors(rows)))]
-        float_file = convert_float(lowered, batch_size, rows)
-        anchors, rounded_again, lost = anchor(float_file, lowered)
-        bar.update(task, description="Writing integers")
-        assignment = assign(float_file, anchors, rounded_again, lowered)
+        written = _write_what_runs(lowered, batch_size, rows, (input_type, output_type), key)
+        file, content, float_file, anchors, lost, assignment = written
         float_bytes, float_file = float_file.num_bytes, float_file.file
-        file = write(float_file, assignment, input_type, output_type)
-        file.sign(input_names(lowered), output_names(lowered))
-        content = file.to_bytes()
-        _check_runs(file, content, layer_names(float_file, anchors))
+        bar.update(task, description="Writing integers")
+        _warn_of_floats(file, lowered, asked)
         described = layer_reports(lowered.units, float_file, anchors, assignment)
         compared = Compared(described)
         if run is None and lowered.device.runs_here():
@@ -143,24 +208,87 @@ def to_tflite(
             "it, and what reads them may compute in float: %s. Please report the model.",
             ", ".join(f"'{name}'" for name in lost),
         )
+    if report.swallowed:
+        _logger.warning(
+            "One grid holds what is far apart, and leaves next to nothing of %s: %s.",
+            "; ".join(report.swallowed),
+            HELP,
+        )
     if compared.why_not:
         _logger.warning("The file could not be compared with the model: %s", compared.why_not)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(content)
-    return report
+    return content, report
 
 
-def _check_runs(file, content, names):
-    """Raises if LiteRT does not load the file or does not run it."""
-    found = first_refused(file, content)
-    if found is not None:
+def _write_what_runs(lowered, batch_size, rows, types, key):
+    """Writes a file that LiteRT runs: an operator that it refuses computes in float.
+
+    Kernels bound the steps between which they rescale, and each library has bounds of its own.
+
+    Returns:
+        `(file, content, float_file, anchors, lost, assignment)`.
+    """
+    refused = {}
+    while True:
+        float_file = convert_float(lowered, batch_size, rows)
+        anchors, rounded_again, lost = anchor(float_file, lowered)
+        names = layer_names(float_file.file, anchors)
+        assignment = assign(float_file, anchors, rounded_again, lowered, refused)
+        integer = {name for i in assignment.integer for name in _output_names(float_file.file, i)}
+        file = write(float_file.file, assignment, *types)
+        file.sign(input_names(lowered), output_names(lowered), key)
+        content = file.to_bytes()
+        found = first_refused(file, content)
+        if found is None:
+            return file, content, float_file, anchors, lost, assignment
         op, error = found
         places = [file.name(i).split(";")[0] for i in op.outputs]
         layers = [f"layer '{names[place]}'" for place in places if place in names]
-        raise RuntimeError(
-            f"LiteRT does not run {op.name} of {(layers or places)[0]}, and nothing was written. "
-            f"Please report the model. LiteRT says: {error}"
-        ) from error
+        name = _float_name(file.name(op.outputs[0]), integer)
+        if name is None or name in refused:
+            raise RuntimeError(
+                f"LiteRT does not run {op.name} of {(layers or places)[0]}, and nothing was "
+                f"written. Please report the model. LiteRT says: {error}"
+            ) from error
+        refused[name] = f"{REFUSED}: {error}"
+        _logger.warning(
+            "LiteRT does not run %s of %s on integers of these steps, and it computes in float. "
+            "LiteRT says: %s",
+            op.name,
+            (layers or places)[0],
+            error,
+        )
+
+
+def _output_names(file, index):
+    return [file.name(i) for i in file.ops[index].outputs]
+
+
+def _float_name(name, integer):
+    """Returns which of the outputs `integer` of the float file a tensor is, or `None`."""
+    names = (name, *(name.removesuffix(end) for end in ("_quantized", "_dequant")))
+    return next((found for found in names if found in integer), None)
+
+
+def _warn_of_floats(file, lowered, asked):
+    """Warns of inputs and outputs that are float, where somebody asked for integers."""
+    ends = (lowered.model.inputs, file.inputs), (lowered.model.outputs, file.outputs)
+    names = input_names(lowered), output_names(lowered)
+    for what, wanted, (tensors, indices), called in zip(
+        ("Inputs", "Outputs"), asked, ends, names, strict=True
+    ):
+        real = [keras.backend.is_float_dtype(x.dtype) for x in tensors]
+        floats = [
+            f"'{name}'"
+            for name, index, is_real in zip(called, indices, real, strict=True)
+            if is_real and file.type(index) == "FLOAT32"
+        ]
+        if floats and wanted not in (None, "float32"):
+            _logger.warning(
+                "%s stay float32, not %s, since layers beside them compute in float: %s.",
+                what,
+                wanted,
+                ", ".join(floats),
+            )
 
 
 def _check_agrees(compared, strict):

@@ -1,5 +1,7 @@
 """What the report says of each layer and of each float operator."""
 
+import dataclasses
+
 import keras
 
 from tfquant import devices
@@ -9,7 +11,7 @@ from tfquant.numerics import QuantSpec
 from tfquant.quantizers import grid_of
 from tfquant.report import FloatOperator, LayerReport
 from tfquant.skeleton.anchor import MOVES
-from tfquant.tflite.assign import AS_THE_SCHEME_SAYS, Assignment
+from tfquant.tflite.assign import AS_THE_SCHEME_SAYS, REFUSED, Assignment
 from tfquant.tflite.verify import sqnr
 from tfquant.wrappers import Quantize
 
@@ -25,7 +27,12 @@ def layer_reports(units, file: File, anchors, assignment: Assignment) -> list[La
     """
     grids = _grids(anchors)
     operators = [_operator(unit, file, anchors, assignment) for unit in units]
-    return [_layer_report(unit, op, grids) for unit, op in zip(units, operators, strict=True)]
+    reports = [_layer_report(unit, op, grids) for unit, op in zip(units, operators, strict=True)]
+    refused = {n for n, reason in assignment.float_reasons.items() if reason.startswith(REFUSED)}
+    return [
+        dataclasses.replace(report, arithmetic="float") if op and op.index in refused else report
+        for report, op in zip(reports, operators, strict=True)
+    ]
 
 
 def _grids(anchors):

@@ -13,8 +13,9 @@ from tfquant.litert.flatbuffer import File
 from tfquant.litert.interpreter import dequantize, run_inner, to_file_inputs
 from tfquant.litert.parity import of_outputs, parity
 from tfquant.quantizers import RecordingScope, on_grid
-from tfquant.report import Parity
+from tfquant.report import Parity, PartReport
 from tfquant.rewrite.lower import Lowered, Point
+from tfquant.tflite import parts
 from tfquant.tflite.assign import Assignment
 from tfquant.wrappers import CallHook, Quantize, QuantizeWrapper
 
@@ -82,38 +83,51 @@ class Verifier:
         count = max(LEAST_ROWS, min(ROWS, int(VALUES / max(size, 1))))
         self.rows = [array[:count] for array in rows]
         self.computed_away = {}
-        self._noise, self._parities, self.own, self._apart = {}, {}, {}, set()
+        self._noise, self._parts, self._parities = {}, {}, {}
+        self.own, self._apart = {}, set()
         inner = [array[:INNER_ROWS] for array in rows]
         self.device = run_inner(file, to_file_inputs(file, inner), run)
         runner = Runner(model)
-        self._run_float(runner, inner)
+        self._run_float(runner)
         self._run_exactly(runner)
         self._received = run(content, to_file_inputs(file, self.rows))
 
-    def _run_float(self, runner, rows):
+    def _run_float(self, runner):
         """Notes the noise of each unit: what it computes without any quantization, and here."""
-        units, seen = iter(self.lowered.units), {}
+        units, by_tensor = iter(self.lowered.units), parts.producers(self.lowered)
+        rows = [array[:ROWS_PER_BATCH] for array in self.rows]
 
-        def note(layer, *_):
+        def note(layer, args, kwargs, outputs):
+            del args, kwargs
             if isinstance(layer, (Quantize, QuantizeWrapper)):
-                self._note_noise(next(units), seen)
-            seen.clear()
+                self._note_noise(next(units), tree.flatten(outputs)[0], len(rows[0]), by_tensor)
 
-        with RecordingScope(quantize_weights=False, see=seen.setdefault):
+        with RecordingScope(quantize_weights=False, see=lambda *_: None):
             runner(rows, note)
 
-    def _note_noise(self, unit, seen):
-        x, quantizer = unit.outputs[0], unit.output_quantizers[0]
-        if x in self.tensor_of and quantizer in seen:
-            index, _ = self.tensor_of[x]
-            received = dequantize(self.file, index, self.device[index])
-            signal = keras.ops.convert_to_numpy(seen[quantizer])
-            self._noise[unit] = sqnr(signal.reshape(-1), received.reshape(-1))
+    def _note_noise(self, unit, signal, rows, by_tensor):
+        """Compares what a unit computes in float for a batch of `rows` with the device."""
+        x = unit.outputs[0]
+        if x not in self.tensor_of or not keras.backend.is_float_dtype(x.dtype):
+            return
+        index, point = self.tensor_of[x]
+        signal, count = keras.ops.convert_to_numpy(signal), len(self.rows[0][:INNER_ROWS])
+        received, step = dequantize(self.file, index, self.device[index]), point.grid
+        first = signal[: len(signal) // rows * count] if signal.ndim else signal
+        if first.size != received.size:
+            return  # The rows are not on the first axis.
+        received = received.reshape(first.shape)
+        self._noise[unit] = sqnr(first, received)
+        if step is not None:
+            self._parts[unit] = [
+                parts.report(name, signal[at], step.params.scale, sqnr(first[at], received[at]))
+                for name, at in parts.parts_of(unit, by_tensor)
+            ]
 
     def _run_exactly(self, runner):
         """Runs the model, and compares what its units compute in the first rows."""
         size = min(ROWS_PER_BATCH, len(self.rows[0]))
-        units, parts = iter(self.lowered.units), []
+        units, found = iter(self.lowered.units), []
 
         def note(layer, args, kwargs, outputs):
             del args, kwargs
@@ -124,8 +138,8 @@ class Verifier:
             for start in range(0, len(self.rows[0]), size):
                 part = [array[start : start + size] for array in self.rows]
                 outputs = runner(part, None if start else note)
-                parts.append([keras.ops.convert_to_numpy(y) for y in outputs])
-        self._outputs = [np.concatenate(found) for found in zip(*parts, strict=True)]
+                found.append([keras.ops.convert_to_numpy(y) for y in outputs])
+        self._outputs = [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
 
     def _note_parity(self, unit, outputs, rows):
         """Compares what a unit computed for a batch of `rows` with what the device did.
@@ -187,6 +201,10 @@ class Verifier:
     def output_sqnr(self, unit) -> float | None:
         """Returns the unit's signal to quantization noise ratio in dB, device against float."""
         return self._noise.get(unit)
+
+    def parts(self, unit) -> list[PartReport]:
+        """Returns what the grid leaves of each part of the unit's output."""
+        return self._parts.get(unit, [])
 
     def parting(self, parities) -> str | None:
         """Returns the name of the layer where file and model part, `None` if no layer says so.

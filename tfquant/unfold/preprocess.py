@@ -7,9 +7,12 @@ from tfquant.layers.parts import CountTokens
 from tfquant.pieces.affine import channel_affine, constants
 from tfquant.wrappers import QuantizeAnnotate
 
-# Columns of a table whose deviations are this far apart lose more than half of their bits on the
-# grid of all: they are normalized in float, in front of it.
+# A column of a table that varies by less than a sixteenth of what the grid of all columns spans
+# loses more than half of its bits on it: tables of which one does are scaled in float, in front.
 FAR_APART = 16.0
+
+# What a column spans around its mean, in deviations.
+DEVIATIONS = 3.0
 
 
 def unfold_rescaling(layer, scheme):
@@ -17,6 +20,8 @@ def unfold_rescaling(layer, scheme):
     if not scheme.static:
         return None
     factor, shift = constants(layer.scale), constants(layer.offset)
+    if _is_far_apart(np.zeros(1), 1.0 / np.maximum(np.abs(factor), np.finfo(np.float32).tiny)):
+        return None
 
     def call(x):
         if x.dtype == "uint8":  # As real numbers, they have a grid that holds each of them.
@@ -37,13 +42,30 @@ def unfold_normalization(layer, scheme):
         channels = x.shape[-1]
         if any(v.size not in (1, channels) for v in (mean, deviation)):
             return None
-        if deviation.size > 1 and deviation.max() > FAR_APART * deviation.min():
+        # Means that somebody wrote, beside variances of 1, are none of these data.
+        centre = mean if layer.input_mean is None else np.zeros(1)
+        if _is_far_apart(centre, deviation):
             return None  # One grid would hold the columns that vary most, and no other.
         if layer.invert:
             return channel_affine(x, deviation, mean, False, layer.name)
         return channel_affine(x, 1.0 / deviation, -mean / deviation, False, layer.name)
 
     return call
+
+
+def _is_far_apart(mean: np.ndarray, deviation: np.ndarray) -> bool:
+    """Whether the grid of all columns leaves little of one.
+
+        max(|mean|, DEVIATIONS * deviation) > FAR_APART * DEVIATIONS * smallest deviation
+
+    A grid holds 0, so that a column far from it spans its mean.
+
+    Args:
+        mean: Of each column, or of all.
+        deviation: Likewise, positive.
+    """
+    widest = max(np.abs(mean).max(), DEVIATIONS * deviation.max())
+    return bool(widest > FAR_APART * DEVIATIONS * deviation.min())
 
 
 def unfold_category_encoding(layer, scheme):
