@@ -68,7 +68,7 @@ def quantize(model_path, flags) -> bool:
     data = None
     if flags["calibration"]:
         data = read_data(flags["calibration"], model.inputs)
-    quantized = tfq.quantize_model(model, recipe, skip=flags["skip"])
+    quantized = tfq.quantize_model(model, recipe, skip=flags["skip"], norms=flags["norms"])
     if recipe.static:
         chosen = {"observer": flags["observer"]} if flags["observer"] else {}
         settings = {"batch_size": flags["batch_size"], "progress": _watched(), **chosen}

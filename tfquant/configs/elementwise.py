@@ -5,7 +5,7 @@ from keras import ops, tree
 
 from tfquant.devices import fixed_grid
 from tfquant.devices.builtin import flat_axes
-from tfquant.layers.plain import PlainSum, PlainUnitNorm
+from tfquant.layers.plain import PlainInverseRoot, PlainSum, PlainUnitNorm
 from tfquant.numerics import QuantParams, QuantSpec
 from tfquant.quantizers import AbsMax, Fixed, Grid, Static, on_grid
 from tfquant.wrappers import Lowering, QuantizeConfig
@@ -190,6 +190,19 @@ class UnitNormConfig(OutputConfig):
         """Calls the norm as one operator."""
         del wrapper, call_site, kwargs, input_grids
         return Lowering(PlainUnitNorm(name=name)(*args))
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class InverseRootConfig(OutputConfig):
+    """Inverse roots inside a norm."""
+
+    def __init__(self, activations, **kwargs):
+        super().__init__(activations, **{**kwargs, "operator": "RSQRT"})
+
+    def lower(self, wrapper, call_site, args, kwargs, input_grids, name):
+        """Calls the root as one operator."""
+        del wrapper, call_site, kwargs, input_grids
+        return Lowering(PlainInverseRoot(name=name)(*args))
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

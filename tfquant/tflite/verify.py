@@ -95,7 +95,7 @@ class Verifier:
         units, seen = iter(self.lowered.units), {}
 
         def note(layer, *_):
-            if isinstance(layer, (Quantize, QuantizeWrapper)):
+            if isinstance(layer, (Quantize, QuantizeWrapper)) and layer.quantizes:
                 self._note_noise(next(units), seen)
             seen.clear()
 
@@ -117,7 +117,7 @@ class Verifier:
 
         def note(layer, args, kwargs, outputs):
             del args, kwargs
-            if isinstance(layer, (Quantize, QuantizeWrapper)):
+            if isinstance(layer, (Quantize, QuantizeWrapper)) and layer.quantizes:
                 self._note_parity(next(units), tree.flatten(outputs), size)
 
         for start in range(0, len(self.rows[0]), size):
