@@ -28,6 +28,7 @@ OK, INTERNAL_ERROR, USER_ERROR, NOT_COMPARED, INTERRUPTED = 0, 1, 2, 3, 130
 
 FORMATS = ("tflite", "packed")
 
+NORMS = ("auto", "integer", "float")
 GROUP_SIZES = ("0", "32", "64", "128")
 TYPES = ("int8", "uint8", "int16", "float32")
 EFFORTS = ("fast", "default", "best")
@@ -120,6 +121,13 @@ def _quantize_flags(values):
         None,
         GROUP_SIZES,
         "Inputs of a channel whose weights share a scale, 0 for all; the default is the scheme's.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "norms",
+        None,
+        NORMS,
+        "Form of layer, root mean square and group norms; the default is the scheme's, auto.",
         flag_values=values,
     )
     text("calibration", None, "A .npz file of inputs. Schemes with static activations need it.")

@@ -66,7 +66,7 @@ def quantize(model_path, flags) -> bool:
     data = None
     if flags["calibration"]:
         data = read_data(flags["calibration"], model.inputs)
-    names = "skip", "effort", "observer", "batch_size"
+    names = "skip", "norms", "effort", "observer", "batch_size"
     settings = {name: flags[name] for name in names}
     quantized = tfq.quantize(model, data, recipe, progress=_watched(), **settings)
     if recipe.static:

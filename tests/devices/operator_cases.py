@@ -124,6 +124,16 @@ def _leaky_relu(device, rng, bits):
     return case(device, rng, bits)
 
 
+def _inverse_root(device, rng, bits):
+    zero = zero_point(rng, bits)
+    q = np.random.default_rng(rng.integers(2**32)).integers(zero, LIMITS[bits][1] + 1, (1, 16, 24))
+    x = Drawn(rng, bits, q.shape, power(rng, -16, 0), zero)
+    x.q = q
+    largest = power(rng, -3, 3) / np.sqrt(x.scale * 4.0 ** rng.integers(0, 7))
+    scale = float(np.float32(largest / LIMITS[bits][1]))
+    return _finish(rng, device, "RSQRT", [x], (), x.shape, scale, None)
+
+
 def _prelu(device, rng, bits):
     x = Drawn(rng, bits, shape_of(rng), power(rng, -12, 0))
     shape = (1, 1, x.shape[-1])
@@ -270,6 +280,7 @@ CASES = {
     "RELU6": ((8, 16), _unary("RELU6")),
     "RELU_N1_TO_1": ((8,), _unary("RELU_N1_TO_1")),
     "RESIZE_BILINEAR": ((8, 16), _resize),
+    "RSQRT": ((16,), _inverse_root),
     "SOFTMAX": ((8, 16), _unary("SOFTMAX", options=("Softmax", {"beta": 1.0}), bounds=(0, 1))),
     "SUB": ((8, 16), _binary("SUB", ("Sub", {"potScaleInt16": False}))),
     "SUM": ((8, 16), _reduction("SUM")),

@@ -62,12 +62,8 @@ def test_a_small_network_is_integer_and_exact(name, scheme, tmp_path):
 )
 def test_every_network_is_integer_and_exact(name, scheme, tmp_path):
     report = _check(name, scheme, tmp_path)
-    if any(isinstance(x, keras.layers.LayerNormalization) for x in networks.network(name).layers):
-        # Layer norms, and sums that only they read, stay float.
-        kinds = {x.reason.split("(")[-1] for x in report.float_operators}
-        assert kinds == {"LayerNormalization) is not quantized", "Add) is not quantized"}
-    else:
-        assert not report.float_operators
+    # Of norms, and of sums that only they read, calibration decides.
+    assert all("serves the outputs in float" in x.reason for x in report.float_operators)
 
 
 def test_names_are_all_of_keras_applications():

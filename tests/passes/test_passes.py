@@ -122,7 +122,7 @@ WORK = {
     "merge_clamps": (clamps, None),
     "fold_forward": (norm_in_front, layers.BatchNormalization),
     "hide_scores": (hidden_scores, None),
-    "keep_residuals_float": (residual_stream, None),
+    "keep_residuals": (residual_stream, None),
     "fuse": (fused, layers.BatchNormalization),
     "make_ones": (norms_alone, layers.BatchNormalization),
 }
@@ -130,7 +130,7 @@ WORK = {
 
 def facts(graph):
     return [
-        (type(n.layer), type(n.config), n.clamp, len(n.inputs), n.batch_norm is None)
+        (type(n.layer), type(n.config), n.clamp, len(n.inputs), n.batch_norm is None, n.norms)
         for n in graph.nodes
     ]
 

@@ -10,6 +10,7 @@ from rich.progress import Progress
 from tfquant.calibrate.balance import balance
 from tfquant.calibrate.choose import METHODS, check_method, correct_biases, methods_of
 from tfquant.calibrate.judge import Judge
+from tfquant.calibrate.norms import choose_norms
 from tfquant.calibrate.ranges import choose_ranges
 from tfquant.calibrate.real import RealCalls
 from tfquant.calibrate.rows import split
@@ -19,6 +20,7 @@ from tfquant.graph.walk import all_layers
 from tfquant.quantizers import RecordingScope, Watch
 from tfquant.rewrite.validate import check_is_model
 from tfquant.wrappers import CallHook, Quantize, QuantizeWrapper
+from tfquant.wrappers.norms import in_float, leave_in_float
 
 # Rows kept at the model's inputs, so that a converted file can be compared on real data.
 SAMPLE_ROWS = 256
@@ -79,6 +81,7 @@ def calibrate(
     with _undone_by_errors(model, wrappers) as changed:
         for wrapper in wrappers:
             wrapper.originals.restore()
+        leave_in_float(model, ())
         runner, calls = Runner(model), RealCalls()
         size = model.inputs[0].shape[0]
         source = batches(data, model.inputs, batch_size, steps)
@@ -89,8 +92,10 @@ def calibrate(
         rows = split(samples, size, values_per_row, wanted not in METHODS)
         judge = Judge(model, rows, calls, "mean_deviation" in methods)
         plain = choose_ranges(choices, judge, values_per_row)
+        norms = choose_norms(model, judge)
+        plain = None if norms is not None and norms.floating else plain
         correction = correct_biases(model, wrappers, runner, judge, methods, wanted, plain)
-    model.calibration_samples, model.correction = samples, correction
+    model.calibration_samples, model.correction, model.norms = samples, correction, norms
     _forget_traces(model)
     return model
 
@@ -143,6 +148,7 @@ def _undone_by_errors(model, wrappers):
 
     Yields a list, which may be given pairs of a variable and the value to put back.
     """
+    floating = in_float(model)
     undo = [wrapper.originals.snapshot() for wrapper in wrappers]
     grids = [(v, ops.convert_to_numpy(v)) for q in _quantizers(model) for v in q.variables]
     changed = []
@@ -155,6 +161,7 @@ def _undone_by_errors(model, wrappers):
             variable.assign(value)
         for put_back in undo:
             put_back()
+        leave_in_float(model, floating)
         raise
 
 

@@ -1,5 +1,6 @@
 """`Judge`: how far a quantized model's outputs are from the float model's."""
 
+import contextlib
 import math
 from typing import NamedTuple
 
@@ -71,9 +72,16 @@ class Judge:
         Args:
             every: Whether to compute the rows to fit as well.
         """
-        start = 0 if every or not self.rows.kept_out else self.rows.fitted
         with RealScope():
-            received = self._outputs(start, self.calls)
+            return self._ratios(every, self.calls)
+
+    def device_sqnr(self) -> float:
+        """Returns the ratio on the rows that `sqnr` computes, of the integers of the device."""
+        return self._ratios(False, None).computed
+
+    def _ratios(self, every, hook):
+        start = 0 if every or not self.rows.kept_out else self.rows.fitted
+        received = self._outputs(start, hook)
         expected = [x[start:] for x in self._expected]
         behind = self.rows.fitted - start if self.rows.kept_out else 0
         return Sqnr(_mean_sqnr(expected, received, 0), _mean_sqnr(expected, received, behind))
@@ -81,7 +89,7 @@ class Judge:
     def _outputs(self, start, hook):
         """Returns the outputs for the rows from `start` on."""
         parts = []
-        with CallHook(hook):
+        with CallHook(hook) if hook else contextlib.nullcontext():
             for arrays in self.rows.batches(start):
                 parts.append([ops.convert_to_numpy(x) for x in self._run(arrays)])
         return [np.concatenate(x) for x in zip(*parts, strict=True)]

@@ -5,7 +5,7 @@ from keras import ops, tree
 
 from tfquant.devices import fixed_grid
 from tfquant.devices.builtin import flat_axes
-from tfquant.layers.plain import PlainSum, PlainUnitNorm
+from tfquant.layers.plain import PlainInverseRoot, PlainSum, PlainUnitNorm
 from tfquant.numerics import QuantParams, QuantSpec
 from tfquant.quantizers import AbsMax, Fixed, Grid, Static, on_grid
 from tfquant.wrappers import Lowering, QuantizeConfig
@@ -193,6 +193,19 @@ class UnitNormConfig(OutputConfig):
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
+class InverseRootConfig(OutputConfig):
+    """Inverse roots inside a norm."""
+
+    def __init__(self, activations, **kwargs):
+        super().__init__(activations, **{**kwargs, "operator": "RSQRT"})
+
+    def lower(self, wrapper, call_site, args, kwargs, input_grids, name):
+        """Calls the root as one operator."""
+        del wrapper, call_site, kwargs, input_grids
+        return Lowering(PlainInverseRoot(name=name)(*args))
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
 class SwishConfig(OutputConfig):
     """`x * sigmoid(x)`: the device computes a LOGISTIC of fixed grid, then a product."""
 
@@ -294,26 +307,51 @@ class ResizeConfig(SameGridConfig):
         return call.device.compute("RESIZE_BILINEAR", (grid,), grid, size=tuple(new))
 
 
+class _ConstantOperandConfig(OutputConfig):
+    """An operator of a tensor and a weight, which is a constant of the file with one scale."""
+
+    def weight(self, layer):
+        """Returns the variable, and its width."""
+        raise NotImplementedError
+
+    def get_weights_and_quantizers(self, layer):
+        """Returns the weight with one scale."""
+        variable, num_bits = self.weight(layer)
+        return [(variable, AbsMax(QuantSpec(num_bits, symmetric=True, narrow_range=True)))]
+
+    def device_call(self, call):
+        """Computes with the integers of the weight."""
+        if not call.computes(self.operator):
+            return None
+        ((variable, quantizer),) = call.wrapper.weight_quantizers
+        scale = ops.reshape(quantizer.params(variable.value).scale, ())
+        steps = ops.round(quantizer.call(variable.value) / scale)
+        operand = Grid(QuantParams(scale, 0.0), quantizer.spec, ops.expand_dims(steps, 0))
+        return call.compute(self.operator, (*call.inputs, operand))
+
+
 @keras.saving.register_keras_serializable(package="tfquant")
-class PReluConfig(OutputConfig):
+class PReluConfig(_ConstantOperandConfig):
     """Leaky ReLU whose slopes are weights: `alpha` is an 8-bit constant of the file."""
 
     def __init__(self, activations, **kwargs):
         super().__init__(activations, **{**kwargs, "operator": "PRELU"})
 
-    def get_weights_and_quantizers(self, layer):
-        """Returns `alpha` with one scale."""
-        return [(layer.alpha, AbsMax(QuantSpec(8, symmetric=True, narrow_range=True)))]
+    def weight(self, layer):
+        """Returns `alpha`, of 8 bits."""
+        return layer.alpha, 8
 
-    def device_call(self, call):
-        """Computes with the integers of the slopes."""
-        if not call.computes(self.operator):
-            return None
-        ((variable, quantizer),) = call.wrapper.weight_quantizers
-        scale = ops.reshape(quantizer.params(variable.value).scale, ())
-        alpha = ops.round(quantizer.call(variable.value) / scale)
-        slopes = Grid(QuantParams(scale, 0.0), quantizer.spec, ops.expand_dims(alpha, 0))
-        return call.compute(self.operator, (*call.inputs, slopes))
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class ScaleConfig(_ConstantOperandConfig):
+    """Products with a weight, a number for each channel, of the width of what it multiplies."""
+
+    def __init__(self, activations, **kwargs):
+        super().__init__(activations, **{**kwargs, "operator": "MUL"})
+
+    def weight(self, layer):
+        """Returns `factor`."""
+        return layer.factor, self.activations.stored_bits
 
 
 def gate_grid(device, spec) -> Grid:

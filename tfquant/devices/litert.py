@@ -121,7 +121,7 @@ OPERATORS = {
     "RELU6": Operator(OWN, _clamped(0.0, 6.0)),
     "RELU_N1_TO_1": Operator(OWN, {8: _clamped(-1.0, 1.0)[8]}, num_bits=(8,)),
     "RESIZE_BILINEAR": Operator(INPUTS, {8: xnnpack.resize_bilinear, 16: builtin.resize_bilinear}),
-    "RSQRT": Operator(OWN, num_bits=(8,), inexact={8: "table"}),
+    "RSQRT": Operator(OWN, {16: tables.inverse_root()}, inexact={8: "table"}),
     # In 16 bits what lies below exp(-10) counts as exp(-10): of 256 values 1% of the sum.
     "SOFTMAX": Operator(
         (0.0, 1.0),

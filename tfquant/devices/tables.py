@@ -86,7 +86,7 @@ FUNCTIONS = {
     "GELU": _erf_gelu,
     "LOG": in_float32(ops.log),
     "LOGISTIC": in_float32(ops.sigmoid),
-    "RSQRT": in_float32(ops.rsqrt),
+    "RSQRT": lambda x: np.float32(1.0) / ops.sqrt(x),
     "TANH": in_float32(ops.tanh),
 }
 
@@ -125,6 +125,27 @@ def interpolate(name, fused=False):
     def kernel(inputs, output):
         (x,) = inputs
         table = make_table(FUNCTIONS[name], x.params.scale, output.params.scale, fused)
+        return interpolated(table, x.steps)
+
+    return kernel
+
+
+def inverse_root(fused=False):
+    """Returns the kernel of 16 bits of `1 / sqrt(x)`, which ends at the largest integer at 0.
+
+    See `interpolate`. Integers below 128 are on the line from there to the first value of the
+    table: it computes well what is above a hundredth of the largest value that there is.
+    """
+
+    def kernel(inputs, output):
+        (x,) = inputs
+        largest = ops.cast(output.params.scale, "float32") * 32767.0
+
+        def function(v):
+            above = v > 0.0
+            return ops.where(above, FUNCTIONS["RSQRT"](ops.where(above, v, 1.0)), largest)
+
+        table = make_table(function, x.params.scale, output.params.scale, fused)
         return interpolated(table, x.steps)
 
     return kernel

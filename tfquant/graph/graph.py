@@ -34,6 +34,8 @@ class Node:
         clamp: `(low, high)` that its kernel clips to in the end, or `None`.
         group: Name of the group of grids that its output agrees with, or `None`.
         algorithm: Name of the algorithm that chooses its integers, or `None`.
+        norms: Pairs of the name of a norm that it is computed for, and of what its scheme says of
+            norms.
         alias: Name of what it stands for, where that is no call any more; else `None`.
     """
 
@@ -53,6 +55,7 @@ class Node:
     clamp: tuple | None = None
     group: str | None = None
     algorithm: str | None = None
+    norms: tuple = ()
     alias: str | None = None
 
     @property

@@ -60,6 +60,35 @@ class MatMul(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
+class Mean(keras.layers.Layer):
+    """The mean over the last axis, which stays."""
+
+    def call(self, x):
+        """Returns `(..., 1)`."""
+        return ops.mean(x, axis=-1, keepdims=True)
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class InverseRoot(keras.layers.Layer):
+    """Computes `1 / sqrt(x)` of what is never less than `least`, but may be rounded to it.
+
+    Args:
+        least: Number.
+    """
+
+    def __init__(self, least: float, **kwargs):
+        super().__init__(**kwargs)
+        self.least = least
+
+    def call(self, x):
+        """Returns the roots' inverses: finite, and so are their gradients."""
+        return ops.rsqrt(ops.maximum(x, max(self.least, 1e-30)))
+
+    def get_config(self):
+        return {**super().get_config(), "least": self.least}
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
 class Select(keras.layers.Layer):
     """Takes values of one tensor where a condition holds, and of another elsewhere."""
 

@@ -116,6 +116,18 @@ class PlainSum(keras.layers.Layer):
         return ops.add(*pair)
 
 
+class PlainInverseRoot(keras.layers.Layer):
+    """`1 / sqrt(x)`, without the bound that keeps training finite."""
+
+    def call(self, x):
+        """Returns the roots' inverses."""
+        return tf.math.rsqrt(x)
+
+    def compute_output_spec(self, x):
+        """Returns a KerasTensor like `x`."""
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
 class PlainUnitNorm(keras.layers.Layer):
     """The norm over the last axis, in the one form that the converter knows."""
 

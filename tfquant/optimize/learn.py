@@ -164,8 +164,8 @@ class SoftBlock:
     def _call(self, node, args, kwargs, mode):
         layer, kwargs = node.layer, dict(kwargs)
         if isinstance(layer, Quantize):
-            return layer.quantizer.still(args[0])
-        if not isinstance(layer, QuantizeWrapper):
+            return layer.quantizer.still(args[0]) if layer.quantizes else args[0]
+        if not isinstance(layer, QuantizeWrapper) or not layer.quantizes:
             return call(layer, args, kwargs)
         mask = kwargs.pop("mask", None)
         if layer.layer_takes_mask and any(m is not None for m in tree.flatten(mask)):

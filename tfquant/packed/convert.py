@@ -114,6 +114,8 @@ class _Packer:
     def call(self, layer, *args, **kwargs):
         """Calls what takes the place of `layer`."""
         kwargs.pop("training", None)  # Keras fills it in at each call by itself.
+        if isinstance(layer, (Quantize, QuantizeWrapper)) and not layer.quantizes:
+            return self._copy(layer, args, kwargs, "it is part of a norm that is float")
         if isinstance(layer, Quantize):
             next(self.units)
             return self._copy(layer, args, kwargs)

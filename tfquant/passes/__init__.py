@@ -7,7 +7,7 @@ from tfquant.passes.masks import hide_scores
 from tfquant.passes.merge import merge_clamps
 from tfquant.passes.ones import make_ones
 from tfquant.passes.permutes import cancel_permutes, delay_permutes
-from tfquant.passes.residuals import keep_residuals_float
+from tfquant.passes.residuals import keep_residuals
 
 PASSES = (
     delay_permutes,  # First: what stands between permutations keeps them from meeting.
@@ -16,7 +16,7 @@ PASSES = (
     merge_clamps,  # Before `fuse`, which takes a clamp only where one call reads the kernel.
     fold_forward,  # Before `fuse`, which would make a kernel of the batch norm.
     hide_scores,  # Before grids are placed, which would reach down to -1e9.
-    keep_residuals_float,  # When all readers are known, and before float sums take clamps.
+    keep_residuals,  # When all readers are known, and before float sums take clamps.
     fuse,  # Behind all that moves calls: a kernel and what it computes as well are one from here.
     make_ones,  # Last: the batch norms that no kernel took.
 )

@@ -1,33 +1,44 @@
-"""Sums that only norms read, left float."""
+"""Sums that only norms read: float in front of float norms, of 16 bits in front of others."""
+
+import dataclasses
 
 from keras import layers, tree
 
+from tfquant.configs.elementwise import SumConfig
 from tfquant.graph.graph import Graph
-from tfquant.registry.keras_layers import FLOAT
+from tfquant.registry.keras_layers import NORMS
+
+# Integers of a residual stream, and of what norms make of it.
+BITS = 16
 
 
-def keep_residuals_float(graph: Graph) -> None:
-    """Leaves sums float that only norms read, directly or through further such sums.
+def keep_residuals(graph: Graph) -> None:
+    """Keeps sums that only norms read, directly or through further such sums, from 8 bits.
 
-    The norm is float and reads the sum as it is. The residual stream of a transformer, with its few
-    huge channels, is then never rounded: only what matrices multiply is.
+    The norm reads the sum as it is. The residual stream of a transformer, with its few huge
+    channels, is then never rounded to few integers: only what matrices multiply is.
 
     Args:
-        graph: `Graph`; configs of its nodes are taken away.
+        graph: `Graph`; of its nodes configs are taken away, or replaced by those of wide sums.
     """
+    found = {}
     for node in reversed(graph.nodes):
         outputs = tree.flatten(node.outputs)
         readers = [reader for x in outputs for reader in graph.consumers(x)]
         if (
             type(node.layer) is layers.Add
+            and node.config is not None
             and not node.own
             and readers
             and not any(graph.is_output(x) for x in outputs)
-            and all(_is_float_residual(reader) for reader in readers)
+            and all(_is_norm(reader) or reader in found for reader in readers)
         ):
-            node.config = None
+            norms = (pair for reader in readers for pair in found.get(reader, reader.norms))
+            found[node] = tuple(dict.fromkeys(norms))
+    for node, norms in found.items():
+        wide = dataclasses.replace(node.scheme, activation_bits=BITS)
+        node.norms, node.config = norms, SumConfig(wide.activations) if norms else None
 
 
-def _is_float_residual(node):
-    is_sum = type(node.layer) is layers.Add and node.config is None
-    return is_sum or type(node.layer) in FLOAT
+def _is_norm(node):
+    return bool(node.norms) or (type(node.layer) in NORMS and node.config is None)

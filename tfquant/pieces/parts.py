@@ -12,10 +12,11 @@ class Parts:
         name: Prefix of their names.
         scheme: `Scheme`.
         trainable: Whether their weights train.
+        norm: Name of the norm that they are parts of, or `None`.
     """
 
-    def __init__(self, name, scheme, trainable: bool = True):
-        self.name, self.scheme, self.trainable = name, scheme, trainable
+    def __init__(self, name, scheme, trainable: bool = True, norm: str | None = None):
+        self.name, self.scheme, self.trainable, self.norm = name, scheme, trainable, norm
         self.made = {}
 
     def make(self, name, make, *args, config=None, weights=(), input_shape=None, **kwargs):
@@ -35,7 +36,8 @@ class Parts:
             if len(weights):
                 part.build(input_shape)
                 part.set_weights(weights)
-            self.made[name] = QuantizeAnnotate(part, config if self.scheme.static else None)
+            config = config if self.scheme.static else None
+            self.made[name] = QuantizeAnnotate(part, config, self.norm)
         return self.made[name]
 
     def dense(self, name, kernel, bias, x, config=None):

@@ -40,7 +40,7 @@ class AbsMax(WeightQuantizer):
         """Returns the share `clip` of the largest magnitudes, in steps of the grid; given steps."""
         # A product: graph optimizers turn a division by a constant into one, which rounds
         # differently, and the same model would have other integers in a graph than outside.
-        found = positive(self.largest(x) * self.clip * (1.0 / self.spec.qmax))
+        found = positive(self.largest(x) * self.clip * (1.0 / self.spec.qmax), self.spec)
         return ops.where(self.given > 0, self.given, found)
 
     def set_steps(self, steps) -> None:

@@ -26,7 +26,7 @@ class DoReFa(WeightQuantizer):
 
     def real_steps(self, x=None):
         """Returns the tangents of the largest magnitudes, in steps of the grid."""
-        return positive(ops.tanh(self.largest(x)) * (1.0 / self.spec.qmax))
+        return positive(ops.tanh(self.largest(x)) * (1.0 / self.spec.qmax), self.spec)
 
     def latent(self, w):
         """Returns `tanh(w)`."""

@@ -225,7 +225,7 @@ class WeightQuantizer(Quantizer):
     def best_steps(self, w):
         """Returns the steps of `scale_shape` with the least squared error for `w`, an array."""
         top = ops.convert_to_numpy(self.largest(w))
-        return positive(self.best_clip(w) * top / self.spec.qmax)
+        return positive(self.best_clip(w) * top / self.spec.qmax, self.spec)
 
     def best_clip(self, w) -> np.ndarray:
         """Returns the fraction of the largest magnitude with the least squared error, by step.
@@ -269,6 +269,11 @@ class WeightQuantizer(Quantizer):
         return best
 
 
-def positive(scale):
-    """Replaces steps that are too small to divide by: the channel is zero."""
-    return ops.where(scale > SMALLEST_SCALE, scale, ops.ones_like(scale))
+def positive(scale, spec):
+    """Replaces steps that are too small to divide by: the channel is zero.
+
+    By 1; of 16 bits by that of values up to 1. In steps of 1 LiteRT's addition of 16-bit integers
+    aborts: its multipliers reach 2**15 between the grids of the operands.
+    """
+    step = 1.0 if spec.num_bits <= 8 else 1.0 / spec.qmax
+    return ops.where(scale > SMALLEST_SCALE, scale, step * ops.ones_like(scale))

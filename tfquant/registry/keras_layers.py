@@ -93,10 +93,10 @@ MEAN = (
 # Ways to resize that have an integer kernel.
 INTERPOLATIONS = ("nearest", "bilinear")
 
-# Layers that stay float whatever the scheme. Of a norm's parts the squares of outliers decide the
-# range: in the TFLite converter's own 8-bit file of a MiniLM encoder they reach 50,809, in steps of
-# 199, where nine in ten are below 1.2.
-FLOAT = (layers.LayerNormalization, layers.RMSNormalization)
+# Layers that are float, or are taken apart into parts of 16 bits; see `tfquant.unfold.norms`. Of
+# their squares outliers decide the range: in the TFLite converter's own 8-bit file of a MiniLM
+# encoder they reach 50,809, in steps of 199, where nine in ten are below 1.2.
+NORMS = (layers.GroupNormalization, layers.LayerNormalization, layers.RMSNormalization)
 
 # Functions that one operator of the device computes.
 FUNCTIONS = {

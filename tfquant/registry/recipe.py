@@ -170,10 +170,8 @@ class Recipe:
         """
         return self._with(*(Rule(selector, Row(None)) for selector in selectors))
 
-    def with_families(self, weights: str | None, activations: str | None) -> "Recipe":
-        """Returns a recipe with other families of quantizers throughout, `None` for each row's."""
-        chosen = {"weight_quantizer": weights, "activation_quantizer": activations}
-        chosen = {name: value for name, value in chosen.items() if value is not None}
+    def with_settings(self, **chosen) -> "Recipe":
+        """Returns a recipe with other settings of schemes throughout, `None` for each row's."""
         change = lambda scheme: None if scheme is None else dataclasses.replace(scheme, **chosen)  # noqa: E731
         rules = [
             Rule(rule.selector, dataclasses.replace(rule.row, scheme=change(rule.row.scheme)))

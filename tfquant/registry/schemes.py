@@ -6,6 +6,9 @@ from tfquant.numerics import QuantSpec
 from tfquant.numerics.packing import GROUP_SIZES
 from tfquant.quantizers.families import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, check
 
+# What becomes of norms: calibration weighs both forms, or one is taken whatever it costs.
+NORMS = ("auto", "integer", "float")
+
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
@@ -24,12 +27,15 @@ class Scheme:
         weight_quantizer: Family of weight grids: a name of `tfq.quantizers.WEIGHT_QUANTIZERS`.
         activation_quantizer: Family of activation grids: a name of
             `tfq.quantizers.ACTIVATION_QUANTIZERS`.
+        norms: What becomes of layer, root mean square and group norms where activations have grids:
+            a name of `NORMS`.
         summary: One line for tables.
         device: Name of the device that says which operators there are; `None` for that of the
             processor at hand.
 
     Raises:
-        ValueError: If a family or a size of groups is unknown, or half-precision weights have one.
+        ValueError: If a family, a size of groups or a form of norms is unknown, or half-precision
+            weights have groups.
     """
 
     name: str
@@ -40,12 +46,17 @@ class Scheme:
     edge_weight_bits: int | None = None
     weight_quantizer: str = "abs_max"
     activation_quantizer: str = "moving_average"
+    norms: str = "auto"
     summary: str = dataclasses.field(default="", compare=False)
     device: str | None = None
 
     def __post_init__(self):
         check(WEIGHT_QUANTIZERS, "weight_quantizer", self.weight_quantizer)
         check(ACTIVATION_QUANTIZERS, "activation_quantizer", self.activation_quantizer)
+        if self.norms not in NORMS:
+            raise ValueError(
+                f"`norms` must be one of {', '.join(NORMS)}. Received: {self.norms!r}."
+            )
         if self.group_size not in GROUP_SIZES:
             raise ValueError(
                 "`group_size` must be 32, 64, 128 or 0 (per channel). "

@@ -142,6 +142,8 @@ class ConversionReport(Printable):
             outputs are the file's inputs.
         lost_layers: Names of layers whose output has a range and was not found in the file.
         device: Name of the device that the model simulates.
+        norms: Which norms compute in integers, and what it costs the outputs; empty where none
+            could, or nobody knows.
         elsewhere: Operators of the file that round otherwise on other devices: a dict from their
             names.
         signatures: Reports of the further models in the file, by the key of their signature.
@@ -161,6 +163,7 @@ class ConversionReport(Printable):
     front_layers: dict[str, str] = dataclasses.field(default_factory=dict)
     lost_layers: list[str] = dataclasses.field(default_factory=list)
     device: str = "litert"
+    norms: str = ""
     elsewhere: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     signatures: dict[str, "ConversionReport"] = dataclasses.field(default_factory=dict)
 
@@ -215,6 +218,8 @@ class ConversionReport(Printable):
         if self.front_layers:
             named = ", ".join(f"'{name}' ({kind})" for name, kind in self.front_layers.items())
             yield Text(f"not in the file, run before it: {named}")
+        if self.norms:
+            yield Text(f"norms: {self.norms}")
         yield from _float_lines(self.float_operators)
         if self.lost_layers:
             named = ", ".join(f"'{name}'" for name in self.lost_layers)

@@ -19,6 +19,7 @@ from tfquant.wrappers import (
     Quantize,
     QuantizeWrapper,
 )
+from tfquant.wrappers.norms import norms_in_words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +55,14 @@ class ModelSummary(Printable):
         name: Name of the model.
         layers: One `LayerSummary` for each layer, those of nested models included.
         correction: How calibration corrected biases; empty where it did not, or nobody knows.
+        norms: Which norms compute in integers, and what it costs; empty where none could, or nobody
+            knows.
     """
 
     name: str
     layers: list[LayerSummary]
     correction: str = ""
+    norms: str = ""
 
     @property
     def parameters(self) -> int:
@@ -102,6 +106,8 @@ class ModelSummary(Printable):
         )
         if self.correction:
             yield Text(f"biases corrected: {self.correction}")
+        if self.norms:
+            yield Text(f"norms: {self.norms}")
 
 
 def summarize(model) -> ModelSummary:
@@ -121,7 +127,8 @@ def summarize(model) -> ModelSummary:
             f"A Keras model is expected. Received: {type(model).__module__}.{type(model).__name__}."
         )
     correction = str(getattr(model, "correction", "") or "")
-    return ModelSummary(model.name, [_summary(layer) for layer in leaves(model)], correction)
+    layers = [_summary(layer) for layer in leaves(model)]
+    return ModelSummary(model.name, layers, correction, norms_in_words(model))
 
 
 def _summary(layer) -> LayerSummary:

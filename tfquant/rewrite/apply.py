@@ -24,6 +24,7 @@ def quantize_model(
     unknown_layers: str = "weights",
     weight_quantizer: str | None = None,
     activation_quantizer: str | None = None,
+    norms: str | None = None,
     device: str | None = None,
 ):
     """Returns a quantized copy of `model`.
@@ -46,6 +47,11 @@ def quantize_model(
             `tfq.quantizers.WEIGHT_QUANTIZERS`; `None` for the scheme's own.
         activation_quantizer: What it does to those of activations: a name of
             `tfq.quantizers.ACTIVATION_QUANTIZERS`; `None` for the scheme's own.
+        norms: What becomes of layer, root mean square and group norms where activations have grids.
+            `"integer"` takes them apart into integers of 16 bits, whatever that costs; `"float"`
+            leaves them float; `"auto"` takes integers where `calibrate` finds that the model's
+            outputs lose less than 1 dB by them, and `model.norms` says what was taken and what it
+            costs. `None` for the scheme's own, `"auto"`.
         device: What inference simulates, to the last integer: `"litert"` (LiteRT on x86-64),
             `"litert_arm"` (on ARM64) or `"litert_reference"` (its reference kernels); `None` for
             LiteRT on the processor at hand.
@@ -56,8 +62,8 @@ def quantize_model(
     Raises:
         TypeError: If `model` is not a Keras model.
         ValueError: If the model is not built, cannot be read, is quantized already or has weights
-            that are not finite; if the scheme, a family of quantizers, `unknown_layers`, the device
-            or a name in `skip` is unknown.
+            that are not finite; if the scheme, a family of quantizers, `unknown_layers`, `norms`,
+            the device or a name in `skip` is unknown.
 
     Example:
 
@@ -67,7 +73,8 @@ def quantize_model(
     report = tfq.to_tflite(q, "model.tflite")
     ```
     """
-    recipe = Recipe.of(scheme).with_families(weight_quantizer, activation_quantizer)
+    chosen = _given(weight_quantizer, activation_quantizer, norms)
+    recipe = Recipe.of(scheme).with_settings(**chosen)
     model = readable(model)
     check_model(model)
     recipe = skip_recipe(recipe, model, skip)
@@ -83,6 +90,7 @@ def quantize_apply(
     unknown_layers: str = "weights",
     weight_quantizer: str | None = None,
     activation_quantizer: str | None = None,
+    norms: str | None = None,
     device: str | None = None,
 ):
     """Quantizes the layers of `model` that were marked.
@@ -95,6 +103,7 @@ def quantize_apply(
         unknown_layers: As in `quantize_model`.
         weight_quantizer: As in `quantize_model`.
         activation_quantizer: As in `quantize_model`.
+        norms: As in `quantize_model`.
         device: As in `quantize_model`.
 
     Returns:
@@ -104,9 +113,20 @@ def quantize_apply(
         TypeError: If `model` is not a Keras model.
         ValueError: As `quantize_model`; and if no layer is marked.
     """
-    recipe = Recipe.of(scheme).with_families(weight_quantizer, activation_quantizer)
+    chosen = _given(weight_quantizer, activation_quantizer, norms)
+    recipe = Recipe.of(scheme).with_settings(**chosen)
     check_model(model)
     return _quantized(model, marked_recipe(recipe, model), registry, unknown_layers, device)
+
+
+def _given(weight_quantizer, activation_quantizer, norms) -> dict:
+    """Returns the settings of schemes that were given by name."""
+    given = {
+        "weight_quantizer": weight_quantizer,
+        "activation_quantizer": activation_quantizer,
+        "norms": norms,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _quantized(model, recipe, registry, unknown_layers, device):

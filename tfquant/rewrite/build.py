@@ -78,6 +78,7 @@ class _Builder:
             activation_quantizer=node.scheme.activation_quantizer,
             device=node.scheme.device,
             algorithm=node.algorithm,
+            norms=node.norms,
             name=self.unique(f"quant_{node.alias or layer.name}"),
         )
         for variable, quantizer in wrapper.weight_quantizers:

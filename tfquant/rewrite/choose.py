@@ -14,7 +14,7 @@ from tfquant.graph.graph import Graph, Node, real, trace
 from tfquant.graph.read import is_composite
 from tfquant.graph.states import carried_states
 from tfquant.layers.parts import Constant
-from tfquant.registry.keras_layers import CLAMPS, FLOAT, LINEAR, weights_config
+from tfquant.registry.keras_layers import CLAMPS, LINEAR, NORMS, weights_config
 from tfquant.registry.operations import operation_config
 from tfquant.unfold.decompose import decompose
 from tfquant.unfold.unfold import becomes_others, unfold
@@ -24,7 +24,7 @@ from tfquant.wrappers.annotate import inner
 _logger = logging.getLogger("tfquant")
 
 # Layers with weights that nobody needs to be told about.
-_KNOWN = (layers.BatchNormalization, Constant, *FLOAT)
+_KNOWN = (layers.BatchNormalization, Constant, *NORMS)
 
 _TABLES = (layers.Embedding, layers.ReversibleEmbedding)
 
@@ -138,6 +138,8 @@ def _unwrap(node: Node, rows):
     node.part = layer is not node.origin and node.clone is not layer
     if isinstance(layer, QuantizeAnnotate):
         node.unrolled = node.part
+        if layer.norm is not None:
+            node.norms = ((layer.norm, row.scheme.norms),)
         node.layer, node.clone = layer.layer, node.clone.layer
 
 

@@ -225,6 +225,41 @@ class _Placement:
         self.graph.outputs = tree.map_structure(self._output, self.graph.outputs)
         self.graph.nodes[:] = self.nodes
         self.graph.forget_order()
+        self._note_norms()
+
+    def _note_norms(self):
+        """Notes which norms each `Quantize` is for, if it is for nothing else."""
+        made = [node for node in self.nodes if isinstance(node.layer, Quantize)]
+        for layer in dict.fromkeys(node.layer for node in made if not node.layer.behind_norm):
+            outputs = [node.outputs for node in made if node.layer is layer]
+            readers = [reader for x in outputs for reader in self.graph.consumers(x)]
+            if all(reader.norms for reader in readers) and not any(
+                self.graph.is_output(x) for x in outputs
+            ):
+                layer.norms = tuple(dict.fromkeys(p for reader in readers for p in reader.norms))
+
+    def _behind_norm(self, x, norms=()):
+        """Returns what a call for `norms` is to read in the place of the output of a norm."""
+        node = self.graph.producer(x)
+        if node is None or not node.norms or (norms and {*norms} <= {*node.norms}):
+            return x
+        key = x, "behind_norm"
+        if key not in self.made:
+            scheme, group = node.scheme, self.groups.names.get(x)
+            static = Static(node.config.activations)
+            quantizer = activation_quantizer(scheme.activation_quantizer, static, group)
+            layer = Quantize(
+                quantizer,
+                device=scheme.device,
+                norms=node.norms,
+                behind_norm=True,
+                name=self.unique(f"quantize_{node.layer.name}"),
+            )
+            y = keras.KerasTensor(x.shape, x.dtype, name=x.name)
+            self.nodes.append(Node(layer, layer, (x,), {}, y))
+            self.widths.of[y] = self.widths.of.get(x)
+            self.made[key] = y
+        return self.made[key]
 
     def _place_inputs(self):
         """Quantizes the inputs of the model of which any call reads the integers."""
@@ -252,7 +287,7 @@ class _Placement:
             if width is not None:
                 group = group and f"{group}:{spec.num_bits}"
             return self._quantize(x, group, spec, node.scheme)
-        return x
+        return self._behind_norm(x, node.norms)
 
     def _output(self, x):
         """Returns an output of the model, in the width of the scheme that it was computed under.
@@ -266,7 +301,7 @@ class _Placement:
         if state is not None:
             spec, scheme = state.spec, state.scheme
         if width == spec.stored_bits:
-            return x
+            return self._behind_norm(x)
         return self._quantize(x, state and state.group, spec, scheme)
 
     def _quantize(self, x, group, spec, scheme, fixed=None):

@@ -91,6 +91,7 @@ class Lowered:
         units: Calls of quantized layers, likewise.
         float_layers: Names and types of layers that stayed float.
         weights_only: Names and types of layers of which only the weights are quantized.
+        norms: Names of the parts of norms that calibration left float, and of those norms.
     """
 
     model: keras.Model
@@ -98,6 +99,7 @@ class Lowered:
     units: list[LoweredUnit]
     float_layers: dict[str, str]
     weights_only: dict[str, str]
+    norms: dict[str, str]
 
     @property
     def device(self) -> Device:
@@ -122,9 +124,9 @@ def lower(model) -> Lowered:
     check_is_model(model)
     for layer in model.layers:
         check_finite(layer)
-    points, units, float_layers, weights_only, copies = {}, [], {}, {}, {}
+    points, units, float_layers, weights_only, norms, copies = {}, [], {}, {}, {}, {}
     unique = UniqueNames()
-    bare = _Bare()
+    bare, within = _Bare(), set()  # `within`: what parts of one float norm hand to each other.
 
     def note(name, x, grid):
         on_grid(x, grid)
@@ -133,6 +135,8 @@ def lower(model) -> Lowered:
     def call(layer, *args, **kwargs):
         if isinstance(layer, Quantize):
             (x,) = args
+            if not layer.quantizes:
+                return x
             grid = _numbers(layer.quantizer)
             y = keras.layers.Identity()(x) if grid_of(x) is not None else x
             y = _within(y, grid)
@@ -141,6 +145,10 @@ def lower(model) -> Lowered:
             bare.note_moved([x], [y])
             units.append(LoweredUnit(layer.name, layer, args, {}, [y]))
             return y
+        if isinstance(layer, QuantizeWrapper) and layer.in_float:
+            norms[layer.layer.name] = layer.norms[0][0]
+            kwargs = _own(layer, kwargs)
+            layer = layer.layer
         if isinstance(layer, QuantizeWrapper):
             outputs, unit = _lower_wrapper(layer, args, dict(kwargs), unique, bare)
             units.append(unit)
@@ -152,11 +160,15 @@ def lower(model) -> Lowered:
             return outputs
         if not isinstance(layer, keras.layers.Layer):
             return copy_layer(layer)(*args, **kwargs)
-        float_layers[layer.name] = type(layer).__name__
+        if layer.name not in norms:
+            float_layers[layer.name] = type(layer).__name__
         if layer.name not in copies:
             copies[layer.name] = copy_layer(layer, name=unique(layer.name))
         idle = isinstance(layer, (keras.layers.Identity, keras.layers.Dropout))
-        outputs = copies[layer.name](*(args if idle else bare.shut(args)), **kwargs)
+        part = layer.name in norms
+        apart = args if idle else bare.shut(args, within if part else ())
+        outputs = copies[layer.name](*apart, **kwargs)
+        within.update(tensors(outputs) if part else ())
         if idle:
             bare.note_moved(args, [outputs])
         else:
@@ -170,7 +182,7 @@ def lower(model) -> Lowered:
             f"A model from tfq.quantize_model is expected. Received: '{model.name}', which has no "
             "quantized layers."
         )
-    return Lowered(lowered, list(points.values()), units, float_layers, weights_only)
+    return Lowered(lowered, list(points.values()), units, float_layers, weights_only, norms)
 
 
 class _Bare:
@@ -210,9 +222,10 @@ class _Bare:
     def _is_bare(self, x):
         return isinstance(x, keras.KerasTensor) and x in self.tensors
 
-    def shut(self, args):
-        """Returns `args` with a `Barrier` behind each bare tensor among them."""
-        return tree.map_structure(lambda x: Barrier()(x) if self._is_bare(x) else x, args)
+    def shut(self, args, but=()):
+        """Returns `args` with a `Barrier` behind each bare tensor among them `but` some."""
+        shut = lambda x: Barrier()(x) if self._is_bare(x) and x not in but else x  # noqa: E731
+        return tree.map_structure(shut, args)
 
     def shut_each(self, args):
         """Returns `args` likewise, behind barriers that no other call of a layer shares."""
@@ -233,13 +246,17 @@ def _clamps(layer):
     return isinstance(layer, keras.layers.ReLU) or clamp_of(layer) is not None
 
 
-def _lower_wrapper(layer, args, kwargs, unique, bare):
-    call_site = kwargs.pop("call_site", 0)
-    # Keras fills these in at each call by itself.
-    kwargs.pop("training", None)
+def _own(layer, kwargs):
+    """Returns the keyword arguments of a wrapper that its layer takes, but those Keras fills in."""
+    kwargs = {k: v for k, v in kwargs.items() if k not in ("call_site", "training")}
     masks = [x for x in tree.flatten(kwargs.get("mask")) if x is not None]
     if not masks or not layer.layer_takes_mask:
         kwargs.pop("mask", None)
+    return kwargs
+
+
+def _lower_wrapper(layer, args, kwargs, unique, bare):
+    call_site, kwargs = kwargs.get("call_site", 0), _own(layer, kwargs)
     given = tensors(args)
     grids = [grid_of(x) for x in given]
     name = unique(layer.layer.name + (f"_call{call_site}" if call_site else ""))

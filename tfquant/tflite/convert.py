@@ -32,6 +32,7 @@ from tfquant.tflite.signature import input_names, output_names
 from tfquant.tflite.verify import Verifier, point_tensors, saturated_biases
 from tfquant.tflite.write import write
 from tfquant.wrappers import KnownIntegers, Quantize
+from tfquant.wrappers.norms import norms_in_words
 
 _logger = logging.getLogger("tfquant")
 
@@ -200,6 +201,7 @@ def _convert(model, path, key, types, batch_size, samples, comparing, progress):
             front_layers=_front_layers(front),
             lost_layers=lost,
             device=lowered.device.name,
+            norms=norms_in_words(model),
             elsewhere=elsewhere(lowered, float_file, anchors, assignment),
         )
     if lost:

@@ -106,6 +106,9 @@ def float_operators(file: File, assignment: Assignment, lowered) -> list[FloatOp
             for layer, kind in layers.items():
                 if f"/{layer}" in name and reason != AS_THE_SCHEME_SAYS:
                     reason = f"layer '{layer}' ({kind}) {what}"
+        for part, norm in lowered.norms.items():
+            if f"/{part}" in name:
+                reason = f"norm '{norm}' serves the outputs in float"
         operators.append(FloatOperator(name, op.name, reason))
     return operators
 

@@ -67,12 +67,13 @@ def weight(stored: Stored, dequantize: bool = False) -> TensorParams:
     scale, axis = stored.scales()
     # The widths that the file stores; narrow ones have no DEQUANTIZE for each channel of any axis.
     narrow = kernel.spec.num_bits <= 4 and bool(kernel.channel_axes)
+    bits = kernel.spec.stored_bits  # Integers of 16 bits may all fit into 8.
     return TensorParams(
-        4 if narrow else 8,
+        4 if narrow else bits,
         scale,
         np.zeros(scale.shape, np.int64),
         axis,
-        stored.laid_out(kernel.integers),
+        stored.laid_out(kernel.integers.astype(f"int{bits}")),
         dequantize=dequantize,
         group_size=kernel.group_size,
     )

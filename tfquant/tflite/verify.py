@@ -99,7 +99,7 @@ class Verifier:
 
         def note(layer, args, kwargs, outputs):
             del args, kwargs
-            if isinstance(layer, (Quantize, QuantizeWrapper)):
+            if isinstance(layer, (Quantize, QuantizeWrapper)) and layer.quantizes:
                 self._note_noise(next(units), tree.flatten(outputs)[0], len(rows[0]), by_tensor)
 
         with RecordingScope(quantize_weights=False, see=lambda *_: None):
@@ -131,7 +131,7 @@ class Verifier:
 
         def note(layer, args, kwargs, outputs):
             del args, kwargs
-            if isinstance(layer, (Quantize, QuantizeWrapper)):
+            if isinstance(layer, (Quantize, QuantizeWrapper)) and layer.quantizes:
                 self._note_parity(next(units), tree.flatten(outputs), size)
 
         with CallHook(_without_gradients):

@@ -21,6 +21,7 @@ from tfquant.unfold.layout import (
     unfold_channels_first,
     unfold_pooling_3d,
 )
+from tfquant.unfold.norms import unfold_group_norm, unfold_layer_norm, unfold_rms_norm
 from tfquant.unfold.operations import unfold_operation
 from tfquant.unfold.preprocess import (
     unfold_category_encoding,
@@ -197,13 +198,16 @@ UNFOLDED = {
     layers.EinsumDense: unfold_einsum,
     layers.GRU: unfold_recurrent,
     layers.GroupQueryAttention: unfold_attention,
+    layers.GroupNormalization: unfold_group_norm,
     layers.LSTM: unfold_recurrent,
+    layers.LayerNormalization: unfold_layer_norm,
     layers.Maximum: unfold_merge,
     layers.Minimum: unfold_merge,
     layers.MultiHeadAttention: unfold_attention,
     layers.Multiply: unfold_merge,
     layers.Normalization: unfold_normalization,
     layers.Pipeline: unfold_pipeline,
+    layers.RMSNormalization: unfold_rms_norm,
     layers.RNN: unfold_recurrent,
     layers.Rescaling: unfold_rescaling,
     layers.SimpleRNN: unfold_recurrent,

@@ -2,7 +2,13 @@
 
 from keras import layers
 
-from tfquant.configs.elementwise import OutputConfig, ProductConfig, SameGridConfig, SumConfig
+from tfquant.configs.elementwise import (
+    OutputConfig,
+    ProductConfig,
+    SameGridConfig,
+    ScaleConfig,
+    SumConfig,
+)
 from tfquant.layers.parts import Affine, Scale, Split, Stack, Unstack
 from tfquant.pieces.parts import Parts
 from tfquant.registry import schemes
@@ -61,7 +67,7 @@ class Steps(Parts):
     def scale(self, name, x, factor):
         """Multiplies by constants in 16 bits."""
         settings = {"weights": [factor], "input_shape": factor.shape, "trainable": self.trainable}
-        return self.make(name, Scale, config=OutputConfig(self.wide), **settings)(x)
+        return self.make(name, Scale, config=ScaleConfig(self.wide), **settings)(x)
 
     def masks(self, mask):
         """Returns what new states of each step are multiplied by: 1, or 0 where it is masked."""

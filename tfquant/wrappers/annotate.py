@@ -12,9 +12,16 @@ class QuantizeAnnotate(keras.layers.Layer):
     Args:
         layer: Keras layer.
         quantize_config: `QuantizeConfig` to use, or `None` for the registry's.
+        norm: Name of the norm that `layer` is a part of, or `None`.
     """
 
-    def __init__(self, layer, quantize_config: QuantizeConfig | None = None, **kwargs):
+    def __init__(
+        self,
+        layer,
+        quantize_config: QuantizeConfig | None = None,
+        norm: str | None = None,
+        **kwargs,
+    ):
         kwargs.setdefault("name", f"annotate_{layer.name}")
         super().__init__(autocast=False, **kwargs)
         if quantize_config is not None and not isinstance(quantize_config, QuantizeConfig):
@@ -24,6 +31,7 @@ class QuantizeAnnotate(keras.layers.Layer):
             )
         self.layer = layer
         self.quantize_config = quantize_config
+        self.norm = norm
         self.supports_masking = True
 
     def build(self, *args, **kwargs):
@@ -40,6 +48,7 @@ class QuantizeAnnotate(keras.layers.Layer):
             **super().get_config(),
             "layer": serialize(self.layer),
             "quantize_config": serialize(self.quantize_config),
+            "norm": self.norm,
         }
 
     @classmethod

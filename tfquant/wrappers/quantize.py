@@ -5,7 +5,16 @@ import tensorflow as tf
 from keras import ops
 
 from tfquant import devices
-from tfquant.quantizers import Grid, RecordingScope, Static, grid_of, round_to, steps_of
+from tfquant.quantizers import (
+    Grid,
+    RealScope,
+    RecordingScope,
+    Static,
+    grid_of,
+    round_to,
+    steps_of,
+)
+from tfquant.wrappers.norms import as_pairs
 from tfquant.wrappers.straight_through import straight_through
 
 
@@ -19,16 +28,33 @@ class Quantize(keras.layers.Layer):
         quantizer: `Static`.
         device: Name of the device that inference simulates; `None` for that of the processor at
             hand.
+        norms: As of `QuantizeWrapper`: what it is in front of.
+        behind_norm: Whether it is behind them instead, and rounds only what they compute in float.
+        in_float: Whether they compute in float.
     """
 
-    def __init__(self, quantizer: Static, device: str | None = None, **kwargs):
+    def __init__(
+        self,
+        quantizer: Static,
+        device: str | None = None,
+        norms=(),
+        behind_norm: bool = False,
+        in_float: bool = False,
+        **kwargs,
+    ):
         kwargs["dtype"] = "float32"  # The grid is, whatever policy the model around it has.
         super().__init__(autocast=False, **kwargs)
         self.quantizer, self.device = quantizer, devices.get(device)
         if not self.quantizer.built:
             self.quantizer.build(())
+        self.norms, self.behind_norm, self.in_float = as_pairs(norms), behind_norm, in_float
         self.supports_masking = True
         self.built = True
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether it rounds: not in front of norms in float, nor behind norms in integers."""
+        return not self.norms or self.in_float == self.behind_norm
 
     def call(self, x, training=None):
         """Returns `x` on the grid.
@@ -36,6 +62,11 @@ class Quantize(keras.layers.Layer):
         In training, `x` must be finite: rounding would turn a NaN into a number, which the loss
         would not show. (XLA does not check.)
         """
+        if not self.quantizes:
+            scope = RecordingScope.current()
+            if scope is not None and not isinstance(scope, RealScope):
+                scope.record(self.quantizer, x)
+            return x
         if training:
             check_ranges([self.quantizer], self.name)
             x = tf.debugging.check_numerics(x, f"Values of '{self.name}' must be finite")
@@ -62,6 +93,9 @@ class Quantize(keras.layers.Layer):
             **super().get_config(),
             "quantizer": keras.saving.serialize_keras_object(self.quantizer),
             "device": self.device.name,
+            "norms": self.norms,
+            "behind_norm": self.behind_norm,
+            "in_float": self.in_float,
         }
 
     @classmethod

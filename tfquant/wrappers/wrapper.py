@@ -14,6 +14,7 @@ from tfquant.quantizers.families import weight_quantizer as make_weight_quantize
 from tfquant.wrappers.call import Call
 from tfquant.wrappers.config import QuantizeConfig
 from tfquant.wrappers.hook import CallHook
+from tfquant.wrappers.norms import as_pairs
 from tfquant.wrappers.originals import Originals
 from tfquant.wrappers.quantize import check_ranges
 from tfquant.wrappers.straight_through import straight_through
@@ -59,6 +60,9 @@ class QuantizeWrapper(keras.layers.Layer):
             `"moving_average"`, `"learned_step"`, `"learned_threshold"` or `"learned_clip"`.
         device: Name of the device that inference simulates, a key of `tfquant.devices.DEVICES`;
             `None` for that of the processor at hand.
+        norms: Pairs of the name of a norm that it is a part of, or in front of, and of the form
+            that its scheme asks for.
+        in_float: Whether those norms compute in float: then it is the layer alone.
         algorithm: Name of the algorithm that `tfq.optimize` chooses the integers of the weights
             with where it is told none; `None` for the nearest.
 
@@ -87,6 +91,8 @@ class QuantizeWrapper(keras.layers.Layer):
         activation_quantizer: str = "static",
         device: str | None = None,
         algorithm: str | None = None,
+        norms=(),
+        in_float: bool = False,
         **kwargs,
     ):
         kwargs.setdefault("name", f"quant_{layer.name}")
@@ -107,6 +113,7 @@ class QuantizeWrapper(keras.layers.Layer):
         self.activation_quantizer = activation_quantizer
         self.device = devices.get(device)
         self.algorithm = algorithm
+        self.norms, self.in_float = as_pairs(norms), in_float
         self.batch_norm_frozen = False
         self.dampening = None
         self.originals = Originals(self)
@@ -146,6 +153,11 @@ class QuantizeWrapper(keras.layers.Layer):
         """Pairs of a variable of the layer and its quantizer."""
         return list(zip(self._weights_quantized, self._weight_quantizers, strict=True))
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether it quantizes anything: not as a part of norms that compute in float."""
+        return not self.in_float
+
     def build(self, *args, **kwargs):
         """Does nothing: the layer arrives built."""
 
@@ -184,6 +196,8 @@ class QuantizeWrapper(keras.layers.Layer):
         if self.layer_takes_mask and any(m is not None for m in tree.flatten(mask)):
             # Keras collects the masks of all that came by position.
             kwargs["mask"] = mask[0] if isinstance(mask, tuple) and len(mask) == 1 else mask
+        if self.in_float:
+            return self.call_layer(*args, weights=[], training=training, **kwargs)
         if training:
             if self.dampening is not None:
                 self._dampen()
@@ -358,6 +372,8 @@ class QuantizeWrapper(keras.layers.Layer):
             "activation_quantizer": self.activation_quantizer,
             "device": self.device.name,
             "algorithm": self.algorithm,
+            "norms": self.norms,
+            "in_float": self.in_float,
         }
 
     @classmethod

@@ -18,13 +18,13 @@ def two_tower():
 
 def dlrm():
     """Naumov et al. 2019, arXiv:1906.00091."""
-    dense, ids = keras.Input((4,), name="dense"), keras.Input((3,), dtype="int32", name="ids")
-    x = layers.Dense(8, activation="relu")(dense)
+    numbers, ids = keras.Input((4,), name="numbers"), keras.Input((3,), dtype="int32", name="ids")
+    x = layers.Dense(8, activation="relu")(numbers)
     found = [layers.Embedding(16, 8)(ids[:, i]) for i in range(3)]
     vectors = ops.stack([x, *found], axis=1)
     pairs = layers.Flatten()(ops.matmul(vectors, ops.transpose(vectors, (0, 2, 1))))
     y = layers.Dense(8, activation="relu")(layers.Concatenate()([x, pairs]))
-    return keras.Model([dense, ids], layers.Dense(1, activation="sigmoid")(y))
+    return keras.Model([numbers, ids], layers.Dense(1, activation="sigmoid")(y))
 
 
 def wide_and_deep():
