@@ -110,6 +110,22 @@ def test_types_skips_and_observers_reach_the_file(here):
     assert "FULLY_CONNECTED" in [operator.operator for operator in summary.float_operators]
 
 
+def test_the_best_effort_chooses_integers_on_the_data(here):
+    contents = {}
+    for effort in ("default", "best"):
+        flags = ("--scheme=w4a8", f"--effort={effort}", "--noverify")
+        assert here_and_now("quantize", *GOOD, *flags) == 0
+        contents[effort] = (here / "out.tflite").read_bytes()
+    assert abs(len(contents["best"]) - len(contents["default"])) <= 64  # Buffers are aligned.
+    assert contents["best"] != contents["default"]
+
+
+def test_the_best_effort_needs_data(here, capsys):
+    flags = ("--scheme=w4", "--effort=best", "--output=out.tflite")
+    assert here_and_now("quantize", "model.keras", *flags) == tfquant_cli.USER_ERROR
+    assert "--effort best runs on data, so --calibration" in capsys.readouterr().err
+
+
 def test_the_only_array_of_a_file_needs_no_name(here):
     command = ("quantize", "model.keras", "--output=out.tflite", "--calibration=anonymous.npz")
     assert here_and_now(*command) == 0
