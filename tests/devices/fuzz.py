@@ -27,8 +27,9 @@ def rows(devices):
     """Yields each device, operator and width that it has arithmetic for and that has a case."""
     for device in devices:
         for name, (widths, _) in CASES.items():
-            for bits in widths:
-                if not device.why_not(name.split()[0], bits):
+            row = device.operators.get(name.split()[0])
+            for bits in widths if row else ():
+                if bits in row.steps or (row.weight_bits and bits in row.num_bits):
                     yield device, name, bits
 
 

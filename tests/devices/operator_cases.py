@@ -106,6 +106,37 @@ def _unary(operator, low=-3, high=5, ratio=(-2, 2), options=(), bounds=None, **s
     return case
 
 
+def _vectors(operator, bounds, options, reach):
+    """The row of a function of vectors, among them of one value, of equal ones and of hundreds.
+
+    Args:
+        operator: Its name.
+        bounds: Of the output's grid.
+        options: Options of the operator.
+        reach: Logarithms of the smallest and the largest step.
+    """
+
+    def case(device, rng, bits):
+        length = int(rng.integers(1, 700 if rng.random() < 0.2 else 12))
+        shape, zero = (1, int(rng.integers(1, 6)), length), zero_point(rng, bits)
+        width = int(rng.integers(0, 256))
+        q = np.clip(zero + rng.integers(-width, width + 1, shape), *LIMITS[bits])
+        x = Drawn(rng, bits, shape, power(rng, *reach), zero)
+        x.q = q
+        scale, output_zero = fixed_grid(bounds, bits)
+        return _finish(rng, device, operator, [x], (), shape, scale, output_zero, options)
+
+    return case
+
+
+def _rsqrt(device, rng, bits):
+    zero = zero_point(rng, bits)
+    x = Drawn(rng, bits, shape_of(rng), power(rng, -10, 2), zero)
+    x.q = rng.integers(zero, LIMITS[bits][1] + 1, x.shape)  # LiteRT refuses negative numbers.
+    scale = power(rng, -10, 0)
+    return _finish(rng, device, "RSQRT", [x], (), x.shape, scale, None)
+
+
 def _binary(operator, options):
     def case(device, rng, bits):
         shape = shape_of(rng)
@@ -259,8 +290,10 @@ CASES = {
     "FULLY_CONNECTED no bias": ((8, 16), _kernel("FULLY_CONNECTED", bias=False)),
     "GELU": ((8, 16), _unary("GELU", ratio=(-1.5, 0.5), options=("Gelu", {"approximate": False}))),
     "HARD_SWISH": ((8,), _unary("HARD_SWISH", ratio=(0, 2))),
+    "L2_NORMALIZATION": ((8,), _vectors("L2_NORMALIZATION", (-1, 1), ("L2Norm", {}), (-9, 0))),
     "LEAKY_RELU": ((8, 16), _leaky_relu),
     "LOGISTIC": ((8, 16), _unary("LOGISTIC", bounds=(0, 1))),
+    "LOG_SOFTMAX": ((8,), _vectors("LOG_SOFTMAX", (-16, 0), ("LogSoftmax", {}), (-9, 1))),
     "MEAN": ((8, 16), _reduction("MEAN")),
     "MUL": ((8, 16), _binary("MUL", ("Mul", {}))),
     "PRELU": ((8,), _prelu),
@@ -270,6 +303,7 @@ CASES = {
     "RELU6": ((8, 16), _unary("RELU6")),
     "RELU_N1_TO_1": ((8,), _unary("RELU_N1_TO_1")),
     "RESIZE_BILINEAR": ((8, 16), _resize),
+    "RSQRT": ((8,), _rsqrt),
     "SOFTMAX": ((8, 16), _unary("SOFTMAX", options=("Softmax", {"beta": 1.0}), bounds=(0, 1))),
     "SUB": ((8, 16), _binary("SUB", ("Sub", {"potScaleInt16": False}))),
     "SUM": ((8, 16), _reduction("SUM")),

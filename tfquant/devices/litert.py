@@ -103,7 +103,7 @@ OPERATORS = {
     # and Android's in float32, glibc's since as the real number.
     "GELU": Operator(OWN, _table("GELU"), inexact={16: "table"}),
     "HARD_SWISH": Operator(OWN, {8: builtin.hard_swish}, num_bits=(8,)),
-    "L2_NORMALIZATION": Operator((-1.0, 1.0), num_bits=(8,), inexact={8: "fixed point"}),
+    "L2_NORMALIZATION": Operator((-1.0, 1.0), {8: builtin.unit_length}, num_bits=(8,)),
     "LEAKY_RELU": Operator(OWN, {8: xnnpack.leaky_relu, 16: builtin.leaky_relu}),
     "LOG": Operator(OWN, {8: tables.look_up("LOG", round_half_away)}, num_bits=(8,)),
     "LOGISTIC": Operator(
@@ -111,7 +111,7 @@ OPERATORS = {
         {8: tables.look_up("LOGISTIC"), 16: tables.logistic_16},
         series={16: {-12: gemmlowp.logistic_16}},
     ),
-    "LOG_SOFTMAX": Operator((-16.0, 0.0), num_bits=(8,), inexact={8: "table"}),
+    "LOG_SOFTMAX": Operator((-16.0, 0.0), {8: tables.log_softmax}, num_bits=(8,)),
     "MEAN": Operator(OWN, {8: xnnpack.mean, 16: builtin.mean}),
     "MUL": Operator(OWN, {8: xnnpack.product, 16: builtin.product}),
     "PRELU": Operator(OWN, {8: builtin.prelu}, num_bits=(8,)),
@@ -121,7 +121,7 @@ OPERATORS = {
     "RELU6": Operator(OWN, _clamped(0.0, 6.0)),
     "RELU_N1_TO_1": Operator(OWN, {8: _clamped(-1.0, 1.0)[8]}, num_bits=(8,)),
     "RESIZE_BILINEAR": Operator(INPUTS, {8: xnnpack.resize_bilinear, 16: builtin.resize_bilinear}),
-    "RSQRT": Operator(OWN, num_bits=(8,), inexact={8: "table"}),
+    "RSQRT": Operator(OWN, {8: builtin.inverse_root}, num_bits=(8,)),
     # In 16 bits what lies below exp(-10) counts as exp(-10): of 256 values 1% of the sum.
     "SOFTMAX": Operator(
         (0.0, 1.0),
