@@ -150,8 +150,8 @@ def _binary(operator, options):
 
 
 def _leaky_relu(device, rng, bits):
-    slope = float(np.float32(rng.uniform(0.01, 0.9)))
-    case = _unary("LEAKY_RELU", options=("LeakyRelu", {"alpha": slope}), slope=slope)
+    slope = float(np.float32(2.0 ** rng.uniform(-9, -0.1)))
+    case = _unary("LEAKY_RELU", ratio=(-3, 3), options=("LeakyRelu", {"alpha": slope}), slope=slope)
     return case(device, rng, bits)
 
 
@@ -275,6 +275,23 @@ def _products(operator, rng, bits, top):
     return x, weights, sums, n * n
 
 
+def at_ratio(operator, power):
+    """The row of 1,024 values whose second, or only, step is `2**power` times the output's."""
+
+    def case(device, rng, bits):
+        count = 2 if operator in ("ADD", "SUB") else 1
+        ratios = [0.5, 2.0**power][-count:]
+        inputs = [Drawn(rng, bits, (1, 32, 32), float(np.float32(ratio))) for ratio in ratios]
+        slope = 0.9 if operator == "LEAKY_RELU" else None
+        name = {"LEAKY_RELU": "LeakyRelu"}.get(operator, operator.capitalize())
+        options = (name, {"alpha": slope} if slope else {})
+        settings = {"slope": slope} if slope else {}
+        shape = (1, 32, 32)
+        return _finish(rng, device, operator, inputs, (), shape, 1.0, None, options, **settings)
+
+    return case
+
+
 # Operator -> widths, function of device, generator and width.
 CASES = {
     "ABS": ((8, 16), _unary("ABS")),
@@ -297,7 +314,7 @@ CASES = {
     "MEAN": ((8, 16), _reduction("MEAN")),
     "MUL": ((8, 16), _binary("MUL", ("Mul", {}))),
     "PRELU": ((8,), _prelu),
-    "QUANTIZE": ((8, 16), _unary("QUANTIZE", options=("Quantize", {}))),
+    "QUANTIZE": ((8, 16), _unary("QUANTIZE", ratio=(-9, 8), options=("Quantize", {}))),
     "REDUCE_PROD": ((8,), _reduce_product),
     "RELU": ((8, 16), _unary("RELU")),
     "RELU6": ((8, 16), _unary("RELU6")),
