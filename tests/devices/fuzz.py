@@ -3,7 +3,7 @@
     python tests/devices/fuzz.py --results FILE [--cases 20000] [--devices litert,...]
         [--only SOFTMAX,...] [--arm64 ROOT]
 
-Goes through the operators in pieces of 500 cases and appends what each found to FILE, a line of
+Goes through the operators in pieces of 250 cases and appends what each found to FILE, a line of
 JSON; pieces that are there are not run again, so that it may be stopped at any time. In the end, or
 with `--cases 0` at once, it prints a table of all that FILE holds. A case is the number of a random
 generator; that of the first case that is apart is in the table. Devices that do not run here are
@@ -20,15 +20,16 @@ from operator_cases import CASES
 
 from tfquant.devices import DEVICES
 
-PIECE = 500
+PIECE = 250
 
 
 def rows(devices):
     """Yields each device, operator and width that it has arithmetic for and that has a case."""
     for device in devices:
         for name, (widths, _) in CASES.items():
-            for bits in widths:
-                if not device.why_not(name.split()[0], bits):
+            row = device.operators.get(name.split()[0])
+            for bits in widths if row else ():
+                if bits in row.steps or (row.weight_bits and bits in row.num_bits):
                     yield device, name, bits
 
 

@@ -106,6 +106,29 @@ def _unary(operator, low=-3, high=5, ratio=(-2, 2), options=(), bounds=None, **s
     return case
 
 
+def _vectors(operator, bounds, options, reach):
+    """The row of a function of vectors, among them of one value, of equal ones and of hundreds.
+
+    Args:
+        operator: Its name.
+        bounds: Of the output's grid.
+        options: Options of the operator.
+        reach: Logarithms of the smallest and the largest step.
+    """
+
+    def case(device, rng, bits):
+        length = int(rng.integers(1, 700 if rng.random() < 0.2 else 12))
+        shape, zero = (1, int(rng.integers(1, 6)), length), zero_point(rng, bits)
+        width = int(rng.integers(0, 256))
+        q = np.clip(zero + rng.integers(-width, width + 1, shape), *LIMITS[bits])
+        x = Drawn(rng, bits, shape, power(rng, *reach), zero)
+        x.q = q
+        scale, output_zero = fixed_grid(bounds, bits)
+        return _finish(rng, device, operator, [x], (), shape, scale, output_zero, options)
+
+    return case
+
+
 def _binary(operator, options):
     def case(device, rng, bits):
         shape = shape_of(rng)
@@ -119,18 +142,21 @@ def _binary(operator, options):
 
 
 def _leaky_relu(device, rng, bits):
-    slope = float(np.float32(rng.uniform(0.01, 0.9)))
-    case = _unary("LEAKY_RELU", options=("LeakyRelu", {"alpha": slope}), slope=slope)
+    slope = float(np.float32(2.0 ** rng.uniform(-9, -0.1)))
+    case = _unary("LEAKY_RELU", ratio=(-3, 3), options=("LeakyRelu", {"alpha": slope}), slope=slope)
     return case(device, rng, bits)
 
 
-def _inverse_root(device, rng, bits):
-    zero = zero_point(rng, bits)
-    q = np.random.default_rng(rng.integers(2**32)).integers(zero, LIMITS[bits][1] + 1, (1, 16, 24))
-    x = Drawn(rng, bits, q.shape, power(rng, -16, 0), zero)
-    x.q = q
-    largest = power(rng, -3, 3) / np.sqrt(x.scale * 4.0 ** rng.integers(0, 7))
-    scale = float(np.float32(largest / LIMITS[bits][1]))
+def _rsqrt(device, rng, bits):
+    """LiteRT refuses negative numbers. At 16 bits a table of them is computed: many are asked."""
+    zero, low = zero_point(rng, bits), -10 if bits == 8 else -16
+    shape = shape_of(rng) if bits == 8 else (1, 16, 24)
+    x = Drawn(rng, bits, shape, power(rng, low, 2 if bits == 8 else 0), zero)
+    x.q = np.random.default_rng(rng.integers(2**32)).integers(zero, LIMITS[bits][1] + 1, shape)
+    scale = power(rng, -10, 0)
+    if bits == 16:
+        largest = power(rng, -3, 3) / np.sqrt(x.scale * 4.0 ** rng.integers(0, 7))
+        scale = float(np.float32(largest / LIMITS[bits][1]))
     return _finish(rng, device, "RSQRT", [x], (), x.shape, scale, None)
 
 
@@ -254,6 +280,23 @@ def _products(operator, rng, bits, top):
     return x, weights, sums, n * n
 
 
+def at_ratio(operator, power):
+    """The row of 1,024 values whose second, or only, step is `2**power` times the output's."""
+
+    def case(device, rng, bits):
+        count = 2 if operator in ("ADD", "SUB") else 1
+        ratios = [0.5, 2.0**power][-count:]
+        inputs = [Drawn(rng, bits, (1, 32, 32), float(np.float32(ratio))) for ratio in ratios]
+        slope = 0.9 if operator == "LEAKY_RELU" else None
+        name = {"LEAKY_RELU": "LeakyRelu"}.get(operator, operator.capitalize())
+        options = (name, {"alpha": slope} if slope else {})
+        settings = {"slope": slope} if slope else {}
+        shape = (1, 32, 32)
+        return _finish(rng, device, operator, inputs, (), shape, 1.0, None, options, **settings)
+
+    return case
+
+
 # Operator -> widths, function of device, generator and width.
 CASES = {
     "ABS": ((8, 16), _unary("ABS")),
@@ -269,18 +312,20 @@ CASES = {
     "FULLY_CONNECTED no bias": ((8, 16), _kernel("FULLY_CONNECTED", bias=False)),
     "GELU": ((8, 16), _unary("GELU", ratio=(-1.5, 0.5), options=("Gelu", {"approximate": False}))),
     "HARD_SWISH": ((8,), _unary("HARD_SWISH", ratio=(0, 2))),
+    "L2_NORMALIZATION": ((8,), _vectors("L2_NORMALIZATION", (-1, 1), ("L2Norm", {}), (-9, 0))),
     "LEAKY_RELU": ((8, 16), _leaky_relu),
     "LOGISTIC": ((8, 16), _unary("LOGISTIC", bounds=(0, 1))),
+    "LOG_SOFTMAX": ((8,), _vectors("LOG_SOFTMAX", (-16, 0), ("LogSoftmax", {}), (-9, 1))),
     "MEAN": ((8, 16), _reduction("MEAN")),
     "MUL": ((8, 16), _binary("MUL", ("Mul", {}))),
     "PRELU": ((8,), _prelu),
-    "QUANTIZE": ((8, 16), _unary("QUANTIZE", options=("Quantize", {}))),
+    "QUANTIZE": ((8, 16), _unary("QUANTIZE", ratio=(-9, 8), options=("Quantize", {}))),
     "REDUCE_PROD": ((8,), _reduce_product),
     "RELU": ((8, 16), _unary("RELU")),
     "RELU6": ((8, 16), _unary("RELU6")),
     "RELU_N1_TO_1": ((8,), _unary("RELU_N1_TO_1")),
     "RESIZE_BILINEAR": ((8, 16), _resize),
-    "RSQRT": ((16,), _inverse_root),
+    "RSQRT": ((8, 16), _rsqrt),
     "SOFTMAX": ((8, 16), _unary("SOFTMAX", options=("Softmax", {"beta": 1.0}), bounds=(0, 1))),
     "SUB": ((8, 16), _binary("SUB", ("Sub", {"potScaleInt16": False}))),
     "SUM": ((8, 16), _reduction("SUM")),

@@ -8,7 +8,7 @@ import pytest
 from fuzz import differing, piece, rows
 from hypothesis import strategies
 from one_operator import File, Tensor
-from operator_cases import CASES, clipped, grid_on
+from operator_cases import CASES, at_ratio, clipped, grid_on
 
 from tfquant.devices import DEVICES
 
@@ -76,6 +76,15 @@ def test_a_sigmoid_of_16_bits_is_right_at_every_integer_where_series_begin(
     tensors = Tensor(q.shape, "int16", scale), Tensor(q.shape, "int16", 2.0**-15)
     file = File(name, tensors[:1], tensors[1], (q,))
     np.testing.assert_array_equal(file.run(device.resolver, run), clipped(steps, output))
+
+
+@pytest.mark.parametrize("power", [-7.5, -7.9, -8.0, -8.1, -8.5, -9.97, -10.0, -10.03, -12.0])
+@pytest.mark.parametrize("operator", ["ADD", "LEAKY_RELU", "QUANTIZE", "SUB"])
+@pytest.mark.parametrize("device", DEVICES.values(), ids=lambda device: device.name)
+def test_steps_that_xnnpack_refuses_are_computed_as_litert_does(device, operator, power, run):
+    for seed in range(4):
+        file, expected = at_ratio(operator, power)(device, np.random.default_rng(seed), 8)
+        np.testing.assert_array_equal(file.run(device.resolver, run), expected)
 
 
 @pytest.mark.parametrize(

@@ -171,13 +171,9 @@ def test_functions_of_vectors_are_those_of_the_device(function, size, scale, rng
     tfq.calibrate(q, data, observer="min_max", progress=False)
     report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
     layer = report.layers[-1]
-    assert (layer.operator, layer.arithmetic) == (
-        ("LOG_SOFTMAX", "table")
-        if function is ops.log_softmax
-        else ("L2_NORMALIZATION", "fixed point")
-    )
-    # A float32, or a fixed-point number, beside a tie.
-    assert report.end_to_end.largest <= 1 and report.end_to_end.share_differing < 1e-4
+    operator = "LOG_SOFTMAX" if function is ops.log_softmax else "L2_NORMALIZATION"
+    assert (layer.operator, layer.arithmetic) == (operator, "exact")
+    assert report.op_by_op.differing == 0 == report.end_to_end.differing
 
 
 @pytest.mark.parametrize("axis", [1, -1, (1, 2), (1, 3), (3, 1), (1, 2, 3)])
@@ -320,7 +316,7 @@ def test_vectors_of_length_one_are_integers_between_integers(axis, rng, tmp_path
     _, _, report = converted(make, rng, tmp_path, 0.1)  # Short vectors are mostly rounding.
     assert not report.float_operators
     assert "L2_NORMALIZATION" in {layer.operator for layer in report.layers}
-    assert report.end_to_end.largest <= 1
+    assert report.end_to_end.differing == 0
 
 
 def test_a_dot_layer_of_unit_vectors_is_integer(rng, tmp_path):
@@ -331,7 +327,7 @@ def test_a_dot_layer_of_unit_vectors_is_integer(rng, tmp_path):
     _, _, report = converted(make, rng, tmp_path, 0.1)
     assert not report.float_operators
     assert sum(layer.operator == "L2_NORMALIZATION" for layer in report.layers) == 2
-    assert report.end_to_end.largest <= 1
+    assert report.end_to_end.differing == 0
 
 
 @pytest.mark.parametrize("axes", [2, 1, (2, 2), (1, 2)])

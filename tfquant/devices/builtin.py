@@ -9,12 +9,14 @@ Sources: LiteRT, `reference_integer_ops`, `reference_ops`, and the `Prepare` fun
 import math
 
 import numpy as np
+import tensorflow as tf
 from keras import ops, tree
 
 from tfquant.numerics.fixed_point import (
     multiply_half_away,
     power_of_two,
     quantize_multiplier,
+    requantize_fixed_point,
     requantize_fixed_point_64,
     requantize_half_away,
     round_half_away,
@@ -26,6 +28,17 @@ def to_step(inputs, output):
     (x,) = inputs
     s, so = (ops.cast(g.params.scale, "float64") for g in (x, output))
     return requantize_half_away(x.steps, s / so)
+
+
+def to_step_halves_upward(inputs, output):
+    """Brings integers to another step as `to_step`, both roundings halves upward.
+
+    The kernel does so 16 integers at a time; what is left over rounds as in `to_step`, which this
+    does not know.
+    """
+    (x,) = inputs
+    s, so = (ops.cast(g.params.scale, "float64") for g in (x, output))
+    return requantize_fixed_point(x.steps, s / so)
 
 
 def scaled(inputs, output):
@@ -216,6 +229,69 @@ def _places(old, new, axis):
     shape = [1, 1, 1, 1]
     shape[axis] = new
     return low, high, (place - 2**10 * low).astype(np.float64).reshape(shape)
+
+
+def unit_length(inputs, output):
+    """Brings vectors of the last axis to length 1: `128 * x / sqrt(sum(x**2))`, two roundings."""
+    del output
+    (x,) = inputs
+    steps = tf.cast(x.steps, tf.int64)
+    significand, exponent = _inverse_root(tf.reduce_sum(steps * steps, -1, keepdims=True))
+    return multiply_half_away(steps, significand, exponent + 7)
+
+
+def inverse_root(inputs, output):
+    """`1 / sqrt(x)`, kept in steps of 2**-20; the largest integer at 0."""
+    (x,) = inputs
+    scale, output_scale = (ops.cast(g.params.scale, "float64") for g in (x, output))
+    steps = tf.cast(x.steps, tf.int64)
+    significand, exponent = _inverse_root(tf.maximum(steps, 0))
+    fine = multiply_half_away(tf.ones_like(steps), significand, exponent + 20)
+    significand, exponent = quantize_multiplier(1.0 / (ops.sqrt(scale) * output_scale))
+    y = multiply_half_away(fine, significand, exponent - 20)
+    return tf.where(steps == 0, tf.constant(255.0, y.dtype), y)
+
+
+def _inverse_root(x):
+    """Returns `1 / sqrt(x)` as `(significand, exponent)`: `significand * 2**(exponent - 31)`.
+
+    Five of Newton's steps on `x * 4**n` in 1/4 to 1, from 1, in 32 bits, three before the point:
+
+        y = y * 3 / 2 - x / 2 * y**3
+
+    Args:
+        x: Int64 tensor of what int32 holds, none negative; 0 counts as 1.
+    """
+    bits = tf.bitwise.right_shift(tf.bitcast(tf.cast(tf.maximum(x, 2), tf.float64), tf.int64), 52)
+    length = bits - 1022
+    wide = length > 29  # One pair of bits is cut off.
+    pairs = tf.where(wide, tf.ones_like(x), tf.bitwise.right_shift(31 - length, 1) - 1)
+    y = tf.ones_like(x) * 2**28
+    fraction = tf.where(
+        wide,
+        tf.bitwise.right_shift(x, 3),
+        tf.bitwise.left_shift(x, tf.maximum(2 * pairs - 1, 0)),
+    )
+    half = tf.bitwise.right_shift(fraction + 1, 1)
+    for _ in range(5):
+        cube = _clip_32(_product_32(_product_32(y, y), y) * 2**6)
+        y = _clip_32((_product_32(y, 3 * 2**27) - _product_32(half, cube)) * 2**3)
+    y = _product_32(y, round(math.sqrt(0.5) * 2**31))
+    shift = tf.where(wide, 12 * tf.ones_like(x), 11 - pairs)
+    y = tf.bitwise.left_shift(y, tf.maximum(-shift, 0))
+    one = x <= 1
+    return tf.where(one, tf.ones_like(x) * (2**31 - 1), y), tf.where(
+        one, 0 * x, -tf.maximum(shift, 0)
+    )
+
+
+def _product_32(a, b):
+    """Returns the upper half of the doubled product of 32-bit integers, rounded halves upward."""
+    return tf.bitwise.right_shift(a * b + 2**30, 31)
+
+
+def _clip_32(x):
+    return tf.clip_by_value(x, -(2**31), 2**31 - 1)
 
 
 def hard_swish(inputs, output):

@@ -65,6 +65,29 @@ def _clamped(*bounds):
     return {8: kernel, 16: kernel}
 
 
+def _taken_from(low, theirs, own):
+    """Returns a kernel: XNNPACK's where it takes the ratios of steps, else LiteRT's own.
+
+    Args:
+        low: The smallest ratio of an input's step to the output's that XNNPACK takes; of a slope,
+            the smallest of that times the slope, too.
+        theirs: XNNPACK's kernel.
+        own: LiteRT's.
+    """
+
+    def kernel(inputs, output, **settings):
+        ratios = [x.params.scale / output.params.scale for x in inputs]
+        ratios += [ratio * settings["slope"] for ratio in ratios if "slope" in settings]
+        smallest = ops.min(ops.stack([ops.cast(ratio, "float32") for ratio in ratios]))
+        return ops.cond(
+            smallest >= low,
+            lambda: ops.cast(theirs(inputs, output, **settings), "float64"),
+            lambda: ops.cast(own(inputs, output, **settings), "float64"),
+        )
+
+    return kernel
+
+
 def _matrix_product(inputs, output, sums):
     """Scales as XNNPACK where the second zero point is 0, else as LiteRT's own kernel."""
     theirs = xnnpack.matrix_product(inputs, output, sums)
@@ -86,7 +109,13 @@ OPERATORS = {
     "FULLY_CONNECTED": Operator(OWN, weight_bits=2, grouped=True),
     "TRANSPOSE_CONV": Operator(OWN, weight_bits=8),
     "ABS": Operator(OWN, {8: builtin.magnitude, 16: builtin.magnitude}),
-    "ADD": Operator(OWN, {8: xnnpack.add, 16: builtin.add(15, requantize_one_rounding)}),
+    "ADD": Operator(
+        OWN,
+        {
+            8: _taken_from(2.0**-10, xnnpack.add, builtin.add(20)),
+            16: builtin.add(15, requantize_one_rounding),
+        },
+    ),
     "AVERAGE_POOL_2D": Operator(INPUTS, {8: builtin.average, 16: builtin.average}),
     "BATCH_MATMUL": Operator(
         OWN,
@@ -103,32 +132,47 @@ OPERATORS = {
     # and Android's in float32, glibc's since as the real number.
     "GELU": Operator(OWN, _table("GELU"), inexact={16: "table"}),
     "HARD_SWISH": Operator(OWN, {8: builtin.hard_swish}, num_bits=(8,)),
-    "L2_NORMALIZATION": Operator((-1.0, 1.0), num_bits=(8,), inexact={8: "fixed point"}),
-    "LEAKY_RELU": Operator(OWN, {8: xnnpack.leaky_relu, 16: builtin.leaky_relu}),
+    "L2_NORMALIZATION": Operator((-1.0, 1.0), {8: builtin.unit_length}, num_bits=(8,)),
+    "LEAKY_RELU": Operator(
+        OWN,
+        {8: _taken_from(2.0**-8, xnnpack.leaky_relu, builtin.leaky_relu), 16: builtin.leaky_relu},
+    ),
     "LOG": Operator(OWN, {8: tables.look_up("LOG", round_half_away)}, num_bits=(8,)),
     "LOGISTIC": Operator(
         (0.0, 1.0),
         {8: tables.look_up("LOGISTIC"), 16: tables.logistic_16},
         series={16: {-12: gemmlowp.logistic_16}},
     ),
-    "LOG_SOFTMAX": Operator((-16.0, 0.0), num_bits=(8,), inexact={8: "table"}),
+    "LOG_SOFTMAX": Operator((-16.0, 0.0), {8: tables.log_softmax}, num_bits=(8,)),
     "MEAN": Operator(OWN, {8: xnnpack.mean, 16: builtin.mean}),
     "MUL": Operator(OWN, {8: xnnpack.product, 16: builtin.product}),
     "PRELU": Operator(OWN, {8: builtin.prelu}, num_bits=(8,)),
-    "QUANTIZE": Operator(OWN, {8: xnnpack.to_step, 16: builtin.to_step}),
+    "QUANTIZE": Operator(
+        OWN,
+        {
+            8: _taken_from(2.0**-8, xnnpack.to_step, builtin.to_step_halves_upward),
+            16: builtin.to_step,
+        },
+    ),
     "REDUCE_PROD": Operator(OWN, {8: builtin.reduce_product_or_copy}, num_bits=(8,)),
     "RELU": Operator(OWN, _clamped(0.0)),
     "RELU6": Operator(OWN, _clamped(0.0, 6.0)),
     "RELU_N1_TO_1": Operator(OWN, {8: _clamped(-1.0, 1.0)[8]}, num_bits=(8,)),
     "RESIZE_BILINEAR": Operator(INPUTS, {8: xnnpack.resize_bilinear, 16: builtin.resize_bilinear}),
-    "RSQRT": Operator(OWN, {16: tables.inverse_root()}, inexact={8: "table"}),
+    "RSQRT": Operator(OWN, {8: builtin.inverse_root, 16: tables.inverse_root()}),
     # In 16 bits what lies below exp(-10) counts as exp(-10): of 256 values 1% of the sum.
     "SOFTMAX": Operator(
         (0.0, 1.0),
         {8: tables.softmax_float_table, 16: tables.softmax_16},
         longest={16: 256},
     ),
-    "SUB": Operator(OWN, {8: xnnpack.subtract, 16: builtin.subtract(15)}),
+    "SUB": Operator(
+        OWN,
+        {
+            8: _taken_from(2.0**-10, xnnpack.subtract, builtin.subtract(20)),
+            16: builtin.subtract(15),
+        },
+    ),
     "SUM": Operator(OWN, {8: xnnpack.total, 16: builtin.total}),
     "TANH": Operator(
         (-1.0, 1.0),

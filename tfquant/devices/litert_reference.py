@@ -40,6 +40,10 @@ OPERATORS = {
         litert.OPERATORS["LOGISTIC"], series={16: {-12: _at(-12, tables.logistic_16)}}
     ),
     "LEAKY_RELU": _other("LEAKY_RELU", {8: builtin.leaky_relu}),
+    # Logarithms in fixed point, and the lowest integer where one would leave 5 bits.
+    "LOG_SOFTMAX": dataclasses.replace(
+        litert.OPERATORS["LOG_SOFTMAX"], steps={}, inexact={8: "fixed point"}
+    ),
     "MEAN": _other("MEAN", {8: builtin.mean}),
     "MUL": _other("MUL", {8: builtin.product}),
     "QUANTIZE": _other("QUANTIZE", {8: builtin.to_step}),

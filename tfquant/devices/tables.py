@@ -282,6 +282,21 @@ def softmax_float_table(inputs, output, beta=1.0):
     return ops.floor(e * (1.0 / (total * output.params.scale)) + 0.5)
 
 
+def log_softmax(inputs, output):
+    """The logarithm of the softmax of 8 bits over the last axis, on a table of exponentials.
+
+    s = sum(exp(-x_scale * (max(x) - x)))
+    y = round((x_scale / scale) * q - (x_scale * max(q) + log(s)) / scale),  all in float32
+    """
+    (x,) = inputs
+    scale, output_scale = (ops.cast(g.params.scale, "float32") for g in (x, output))
+    largest = ops.max(x.steps, axis=-1, keepdims=True)
+    total = ops.cumsum(exp((x.steps - largest) * scale), axis=-1)[..., -1:]
+    zero_point = ops.cast(x.params.zero_point, "float32")
+    least = scale * (largest + zero_point) + in_float32(ops.log)(total)
+    return ops.round((scale / output_scale) * (x.steps + zero_point) - least / output_scale)
+
+
 def softmax_integer_table(inputs, output, beta=1.0):
     """The softmax of 8 bits over the last axis, on a table of 16-bit exponentials: ARM64's.
 

@@ -59,14 +59,11 @@ def to_step(inputs, output):
 
         y = floor(x * round(256 * ratio) / 256 + 1/2)
 
-    Source: XNNPACK, `xnn_init_qs8_cvt_*`, which takes ratios of 2**-8 to 2**7; out of them the
-    real product.
+    Source: XNNPACK, `xnn_init_qs8_cvt_*`.
     """
     (x,) = inputs
     ratio = x.params.scale / output.params.scale
-    within = ops.logical_and(ratio >= 2.0**-8, ratio <= 2.0**7)
-    scaled = ops.floor(x.steps * ops.round(256.0 * ratio) * 2.0**-8 + 0.5)
-    return ops.where(within, scaled, x.steps * ratio)
+    return ops.floor(x.steps * ops.round(256.0 * ratio) * 2.0**-8 + 0.5)
 
 
 def leaky_relu(inputs, output, slope):
