@@ -157,7 +157,10 @@ def lower(model) -> Lowered:
         if layer.name not in copies:
             copies[layer.name] = copy_layer(layer, name=unique(layer.name))
         idle = isinstance(layer, (keras.layers.Identity, keras.layers.Dropout))
-        outputs = copies[layer.name](*(args if idle else bare.shut(args)), **kwargs)
+        given = args if idle else bare.shut(args)
+        if isinstance(layer, OperationLayer):
+            given = layer.without_poles(given, [grid_of(x) for x in args])
+        outputs = copies[layer.name](*given, **kwargs)
         if idle:
             bare.note_moved(args, [outputs])
         else:
@@ -247,6 +250,8 @@ def _lower_wrapper(layer, args, kwargs, unique, bare):
     apart = bare.shut(args) if bare.draws_in(layer.layer, args) else args
     if _clamps(layer.layer):
         apart = bare.shut_each(args)
+    if isinstance(layer.layer, OperationLayer):
+        apart = layer.layer.without_poles(apart, grids)
     config = layer.quantize_config if layer.batch_norm is None else _folding_config(layer)
     result = config.lower(layer, call_site, apart, kwargs, grids, name)
     # A layer that does nothing at inference returns its input; its output may lie on another grid.
