@@ -88,7 +88,8 @@ def flattened(model):
     if not any(map(is_readable, model.layers)):
         return model
     flat = clone_graph(model, lambda layer: layer, _call_flat)
-    flat.calibration_samples = getattr(model, "calibration_samples", None)
+    for name in ("calibration_samples", "correction"):  # What calibration left on it.
+        setattr(flat, name, getattr(model, name, None))
     return flat
 
 

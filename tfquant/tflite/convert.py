@@ -201,6 +201,7 @@ def _convert(model, path, key, types, batch_size, samples, comparing, progress):
             lost_layers=lost,
             device=lowered.device.name,
             elsewhere=elsewhere(lowered, float_file, anchors, assignment),
+            correction=str(getattr(whole, "correction", None) or ""),
         )
     if lost:
         _logger.warning(
