@@ -4,6 +4,7 @@ import inspect
 import math
 
 import keras
+import numpy as np
 from keras import tree
 
 from tfquant.graph.graph import clone_graph, put_in_place, tensors
@@ -74,6 +75,16 @@ class Runner:
             for x in call.last:
                 del values[x]
         return [values[x] for x in self.ends]
+
+
+def rows_first(x, shape):
+    """Returns an array of that shape with the free axis in front, where another is there."""
+    return x if not counts_elsewhere(shape) else np.moveaxis(x, shape.index(None), 0)
+
+
+def counts_elsewhere(shape) -> bool:
+    """Whether the rows of a tensor of that shape are counted on another axis than the first."""
+    return None in shape and shape[0] is not None
 
 
 def flattened(model):
