@@ -346,3 +346,15 @@ def test_a_batch_of_a_large_model_is_seen_whole_in_parts(rng, monkeypatch):
         grids.append([float(v) for layer in q.layers for v in layer.weights if "scale" in v.path])
     assert set(seen[:3]) == {32} and max(seen[3:]) < 32 and sum(seen[3:]) == sum(seen[:3])
     assert grids[0] == grids[1]
+
+
+def test_rows_may_be_counted_on_any_axis_of_an_output(rng, tmp_path):
+    x = keras.Input((4, 8))
+    y = keras.ops.transpose(layers.Dense(3)(x), (1, 0, 2))
+    model = keras.Model(x, [y, layers.Dense(2)(x)])
+    rows = rng.normal(size=(20, 4, 8)).astype("float32")
+    q = tfq.calibrate(tfq.quantize_model(model), rows, progress=False)
+    assert q.correction.rows == 7  # One in three.
+    np.testing.assert_allclose(q(rows)[0], model(rows)[0], atol=0.1)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
+    assert report.end_to_end.differing == 0 and not report.not_compared

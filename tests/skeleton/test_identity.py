@@ -201,3 +201,50 @@ def test_kernels_of_convolutions_never_enter_the_converter(rng, tmp_path, monkey
     weights = 4 * sum(w.size for w in model.get_weights() if w.ndim > 1)
     assert len(sizes) == 1 and sizes[0] < weights / 10
     assert report.end_to_end.differing == 0 and report.float_bytes > weights
+
+
+def siamese():
+    inputs, shared = [keras.Input((8,)) for _ in range(2)], layers.Dense(6, activation="relu")
+    towers = [shared(x) for x in inputs]
+    return keras.Model(inputs, [layers.Subtract()(towers), *towers])
+
+
+def same_weights():
+    """Heads of equal kernels and biases on one input, with different grids behind them."""
+    x = keras.Input((8,))
+    heads = [layers.Dense(6, kernel_initializer="ones") for _ in range(2)]
+    return keras.Model(x, [heads[0](x), layers.ReLU(max_value=0.5)(heads[1](x))])
+
+
+def states():
+    x, start = keras.Input((3, 4)), [keras.Input((6,)) for _ in range(2)]
+    return keras.Model([x, *start], layers.LSTM(6, return_state=True)(x, initial_state=start))
+
+
+def residual():
+    x = keras.Input((6, 6, 4))
+    y = layers.Conv2D(4, 3, padding="same", activation="relu")(x)
+    return keras.Model(x, [layers.Add()([x, y]), layers.Concatenate()([y, x])])
+
+
+@pytest.mark.parametrize("make", [siamese, same_weights, states, residual])
+def test_no_row_decides_which_tensor_is_which(make, rng, tmp_path):
+    """Rows of zeros, and of one value, make all tensors of a shape equal."""
+    model = make()
+    rows = [
+        (rng.normal(size=(40, *x.shape[1:])) * gain).astype("float32")
+        for x, gain in zip(model.inputs, (0.3, 1, 3), strict=False)
+    ]
+    q = tfq.calibrate(tfq.quantize_model(model), rows, progress=False)
+    found = []
+    for samples in (rows, [x * 0 for x in rows], [x * 0 + 1 for x in rows]):
+        path = tmp_path / "m.tflite"
+        report = tfq.to_tflite(q, path, samples=samples, progress=False)
+        assert report.end_to_end.differing == 0 and not report.lost_layers
+        interpreter = Interpreter(str(path))
+        details = interpreter.get_tensor_details()
+        found.append([(list(x["shape"]), x["dtype"], x["quantization"]) for x in details])
+    assert found[0] == found[1] == found[2]
+    outputs = keras.tree.flatten(model.predict(rows if len(rows) > 1 else rows[0], verbose=0))
+    for received, expected in zip(device(path, *rows), outputs, strict=True):
+        assert noise(received, expected) < 1e-2

@@ -11,7 +11,7 @@ from keras import activations, layers, ops, tree
 from tfquant.calibrate.bias_correction import noting
 from tfquant.calibrate.real import RealCalls
 from tfquant.calibrate.rows import Rows
-from tfquant.graph.runner import Runner
+from tfquant.graph.runner import Runner, rows_first
 from tfquant.quantizers import RealScope, RecordingScope
 from tfquant.wrappers import CallHook, QuantizeWrapper
 
@@ -91,7 +91,8 @@ class Judge:
         parts = []
         with CallHook(hook) if hook else contextlib.nullcontext():
             for arrays in self.rows.batches(start):
-                parts.append([ops.convert_to_numpy(x) for x in self._run(arrays)])
+                outputs = zip(self._run(arrays), self._run.ends, strict=True)
+                parts.append([rows_first(ops.convert_to_numpy(x), y.shape) for x, y in outputs])
         return [np.concatenate(x) for x in zip(*parts, strict=True)]
 
 

@@ -4,6 +4,7 @@ import inspect
 import math
 
 import keras
+import numpy as np
 from keras import tree
 
 from tfquant.graph.graph import clone_graph, put_in_place, tensors
@@ -76,6 +77,16 @@ class Runner:
         return [values[x] for x in self.ends]
 
 
+def rows_first(x, shape):
+    """Returns an array of that shape with the free axis in front, where another is there."""
+    return x if not counts_elsewhere(shape) else np.moveaxis(x, shape.index(None), 0)
+
+
+def counts_elsewhere(shape) -> bool:
+    """Whether the rows of a tensor of that shape are counted on another axis than the first."""
+    return None in shape and shape[0] is not None
+
+
 def flattened(model):
     """Returns a model of which no layer is a model, with the layers of `model` themselves.
 
@@ -88,7 +99,8 @@ def flattened(model):
     if not any(map(is_readable, model.layers)):
         return model
     flat = clone_graph(model, lambda layer: layer, _call_flat)
-    flat.calibration_samples = getattr(model, "calibration_samples", None)
+    for name in ("calibration_samples", "correction"):  # What calibration left on it.
+        setattr(flat, name, getattr(model, name, None))
     return flat
 
 

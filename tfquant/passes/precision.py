@@ -27,7 +27,8 @@ def in_float32(model):
     if not any(_dtype_of(layer, "compute_dtype") in NARROW for layer in model.layers):
         return model
     copy = _with_policies(model, TO_FLOAT32)
-    copy.calibration_samples = getattr(model, "calibration_samples", None)
+    for name in ("calibration_samples", "correction"):  # What calibration left on it.
+        setattr(copy, name, getattr(model, name, None))
     return copy
 
 

@@ -146,6 +146,8 @@ class ConversionReport(Printable):
             could, or nobody knows.
         elsewhere: Operators of the file that round otherwise on other devices: a dict from their
             names.
+        correction: What calibration made of the biases, and what outputs gained; empty where nobody
+            knows, as of a model from a file.
         signatures: Reports of the further models in the file, by the key of their signature.
     """
 
@@ -165,6 +167,7 @@ class ConversionReport(Printable):
     device: str = "litert"
     norms: str = ""
     elsewhere: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    correction: str = ""
     signatures: dict[str, "ConversionReport"] = dataclasses.field(default_factory=dict)
 
     @property
@@ -215,6 +218,8 @@ class ConversionReport(Printable):
             yield Text(f"SWALLOWED: {line}", style="bold red")
         if self.swallowed:
             yield Text(f"what helps: {HELP}")
+        if self.correction:
+            yield Text(f"biases corrected: {self.correction}")
         if self.front_layers:
             named = ", ".join(f"'{name}' ({kind})" for name, kind in self.front_layers.items())
             yield Text(f"not in the file, run before it: {named}")

@@ -167,6 +167,8 @@ def lower(model) -> Lowered:
         idle = isinstance(layer, (keras.layers.Identity, keras.layers.Dropout))
         part = layer.name in norms
         apart = args if idle else bare.shut(args, within if part else ())
+        if isinstance(layer, OperationLayer):
+            apart = layer.without_poles(apart, [grid_of(x) for x in args])
         outputs = copies[layer.name](*apart, **kwargs)
         within.update(tensors(outputs) if part else ())
         if idle:
@@ -263,6 +265,8 @@ def _lower_wrapper(layer, args, kwargs, unique, bare):
     apart = bare.shut(args) if bare.draws_in(layer.layer, args) else args
     if _clamps(layer.layer):
         apart = bare.shut_each(args)
+    if isinstance(layer.layer, OperationLayer):
+        apart = layer.layer.without_poles(apart, grids)
     config = layer.quantize_config if layer.batch_norm is None else _folding_config(layer)
     result = config.lower(layer, call_site, apart, kwargs, grids, name)
     # A layer that does nothing at inference returns its input; its output may lie on another grid.

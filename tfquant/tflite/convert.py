@@ -203,6 +203,7 @@ def _convert(model, path, key, types, batch_size, samples, comparing, progress):
             device=lowered.device.name,
             norms=norms_in_words(model),
             elsewhere=elsewhere(lowered, float_file, anchors, assignment),
+            correction=str(getattr(whole, "correction", None) or ""),
         )
     if lost:
         _logger.warning(

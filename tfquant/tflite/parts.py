@@ -72,7 +72,8 @@ def report(name: str, signal: np.ndarray, step: float, sqnr: float | None) -> Pa
         step: Of the grid.
         sqnr: Its signal to quantization noise ratio in dB.
     """
-    low, high = float(signal.min()), float(signal.max())
+    signal = signal[np.isfinite(signal)] if np.issubdtype(signal.dtype, np.floating) else signal
+    low, high = (float(f(signal)) if signal.size else 0.0 for f in (np.min, np.max))
     constant = high - low <= CONSTANT * max(abs(low), abs(high))
     levels = None if constant else 1 + math.floor((high - low) / step)
     return PartReport(name, levels, sqnr)

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from tfquant.graph.runner import Runner
+from tfquant.graph.runner import Runner, counts_elsewhere, rows_first
 from tfquant.layers.parts import Constant
 from tfquant.litert.flatbuffer import File
 from tfquant.litert.interpreter import dequantize, run_inner, to_file_inputs
@@ -111,7 +111,8 @@ class Verifier:
         if x not in self.tensor_of or not keras.backend.is_float_dtype(x.dtype):
             return
         index, point = self.tensor_of[x]
-        signal, count = keras.ops.convert_to_numpy(signal), len(self.rows[0][:INNER_ROWS])
+        signal = rows_first(keras.ops.convert_to_numpy(signal), x.shape)
+        count = len(self.rows[0][:INNER_ROWS])
         received, step = dequantize(self.file, index, self.device[index]), point.grid
         first = signal[: len(signal) // rows * count] if signal.ndim else signal
         if first.size != received.size:
@@ -138,7 +139,8 @@ class Verifier:
             for start in range(0, len(self.rows[0]), size):
                 part = [array[start : start + size] for array in self.rows]
                 outputs = runner(part, None if start else note)
-                found.append([keras.ops.convert_to_numpy(y) for y in outputs])
+                ends = zip(outputs, runner.ends, strict=True)
+                found.append([rows_first(keras.ops.convert_to_numpy(y), x.shape) for y, x in ends])
         self._outputs = [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
 
     def _note_parity(self, unit, outputs, rows):
@@ -173,12 +175,13 @@ class Verifier:
         if x not in self.tensor_of:
             return None
         index, _ = self.tensor_of[x]
-        received, count = self.device[index], len(y) if y.shape.rank else 1
+        y = rows_first(keras.ops.convert_to_numpy(y), x.shape)
+        received, count = self.device[index], len(y) if y.ndim else 1
         if rows is not None and count % rows == 0:
             y = y[: count // rows * min(INNER_ROWS, rows)]
         if math.prod(y.shape) != received.size:
             return None  # The rows are not on the first axis.
-        return parity(self.file, index, keras.ops.convert_to_numpy(y), received)
+        return parity(self.file, index, y, received)
 
     def _is_apart(self, x) -> bool:
         """Whether the model and the device have computed something else for `x`."""
@@ -227,7 +230,7 @@ class Verifier:
             for x, y in zip(unit.outputs, outputs, strict=True):
                 own[x] = y
                 index, _ = self.tensor_of[x]
-                y = keras.ops.convert_to_numpy(y)
+                y = rows_first(keras.ops.convert_to_numpy(y), x.shape)
                 if not parity(self.file, index, y, self.device[index]).differing:
                     continue
                 if agree and not fed.differing:
@@ -258,6 +261,8 @@ class Verifier:
             value = self._computed_away(x)
             self.computed_away[x] = value
             return value
+        if counts_elsewhere(x.shape):
+            return None
         index, point = self.tensor_of[x]
         values = dequantize(self.file, index, self.device[index])
         shape = [-1 if n is None else n for n in x.shape[1:]]

@@ -2,9 +2,10 @@
 
 import keras
 import tensorflow as tf
-from keras import tree
+from keras import ops, tree
 
 from tfquant.layers.integers import add
+from tfquant.quantizers import grid_of
 
 
 def _index_of(find):
@@ -28,6 +29,13 @@ _PLAIN = {
     "Add": lambda layer, a, b: add(a, b),
     "Argmax": _index_of(tf.argmax),
     "Argmin": _index_of(tf.argmin),
+}
+
+
+# Operations with a pole at 0, and which argument must not be there.
+_POLES = {
+    **dict.fromkeys(("Log", "Log10", "Log2", "Reciprocal", "Rsqrt"), 0),
+    **dict.fromkeys(("Divide", "TrueDivide"), 1),
 }
 
 
@@ -113,8 +121,39 @@ class OperationLayer(keras.layers.Layer):
         self.held.append(weight)
         return HeldWeight(number, x.shape, x.trainable)
 
+    def without_poles(self, inputs, grids) -> list:
+        """Returns inputs of which none is 0 where the operation has no value.
+
+        A grid holds 0, and brings to it what no real value was. The smallest step of one of 16 bits
+        stands for it, in the simulation and in the file: what LiteRT rounds infinity to there is
+        another number. To 8 bits it rounds it to the end of the grid, which is near what the
+        smallest values give.
+
+        Args:
+            inputs: Tensors.
+            grids: The `Grid` of each, `None` for one that is not on a grid.
+        """
+        name, found = type(self.operation).__name__, list(inputs)
+        position = _POLES.get(name)
+        if name == "Power" and self._exponent() < 0:
+            position = 0
+        at = None if position is None else self.arguments[position : position + 1]
+        grid = grids[at[0].index] if at and isinstance(at[0], Place) else None
+        if grid is not None and grid.spec.stored_bits > 8:
+            x, step = found[at[0].index], grid.params.scale
+            positive = name in ("Log", "Log10", "Log2", "Rsqrt")
+            found[at[0].index] = (
+                ops.maximum(x, step) if positive else ops.where(ops.equal(x, 0.0), step, x)
+            )
+        return found
+
+    def _exponent(self):
+        exponent = self.arguments[1] if len(self.arguments) > 1 else self.keywords.get("x2", 1)
+        return exponent if isinstance(exponent, (int, float)) else 1
+
     def call(self, *inputs):
         """Calls the operation."""
+        inputs = self.without_poles(inputs, [grid_of(x) for x in inputs])
 
         def value(x):
             if isinstance(x, Place):
