@@ -83,3 +83,19 @@ def test_a_part_of_a_split_that_nobody_reads_is_of_integers(rng, tmp_path):
     file = File((tmp_path / "m.tflite").read_bytes())
     (split,) = [op for op in file.ops if op.name in ("SPLIT", "SPLIT_V")]
     assert {file.type(i) for i in split.outputs} == {"INT8"}
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_resized_images_are_exact_behind_training(interpolation, scheme, rng, tmp_path):
+    x = keras.Input((8, 8, 3))
+    y = layers.Conv2D(4, 3, padding="same", activation="relu")(x)
+    y = ops.image.resize(y, (11, 13), interpolation=interpolation)
+    model = keras.Model(x, layers.Conv2D(2, 3)(y))
+    data = rng.normal(size=(32, 8, 8, 3)).astype("float32")
+    q = tfq.quantize_model(model, scheme)
+    tfq.calibrate(q, data, progress=False)
+    q.compile(keras.optimizers.SGD(0.05), "mse")
+    q.fit(data, 0.5 * np.asarray(model(data)), epochs=2, verbose=0)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", samples=data, progress=False)
+    assert report.op_by_op.differing == report.end_to_end.differing == 0
