@@ -7,7 +7,13 @@ import numpy as np
 from keras import layers
 
 from tfquant.configs.elementwise import OutputConfig, SameGridConfig
-from tfquant.configs.parts import ConstantConfig, MaskedScoresConfig, MatMulConfig, ScoresConfig
+from tfquant.configs.parts import (
+    CausalMaskConfig,
+    ConstantConfig,
+    MaskedScoresConfig,
+    MatMulConfig,
+    ScoresConfig,
+)
 from tfquant.layers.parts import Affine, CausalMask, Constant, MatMul, RepeatHeads
 from tfquant.pieces.affine import channel_affine
 from tfquant.pieces.parts import Parts
@@ -105,6 +111,7 @@ class _Scores(Parts):
         for number, mask in enumerate(masks):
             x = self.make(f"masked{number}", layers.Add, config=config)([x, mask])
         if causal:
+            config = CausalMaskConfig(self.scheme.activations)
             x = self.make("causal", CausalMask, HIDDEN, config=config)(x)
         return x
 
