@@ -39,6 +39,7 @@ def transformer(rng, before=True, bias=True):
     x = keras.Input((6, 8))
     norm = lambda y: layers.LayerNormalization(epsilon=1e-9)(y)  # noqa: E731
     y = layers.Dense(8, use_bias=bias)(x)
+    y = y + rng.normal(0, 0.1 if bias else 0, (1, 6, 8)).astype(np.float32)
     for units in (8, 16):
         z = norm(y) if before else y
         z = layers.Dense(units, "relu", use_bias=bias)(z)

@@ -52,6 +52,8 @@ INTEGER = {
     "squeeze": lambda x: ops.squeeze(ops.expand_dims(conv(x), 1), 1),
     "pad": lambda x: ops.pad(conv(x), [[0, 0], [1, 1], [0, 2], [0, 0]]),
     "flip": lambda x: ops.flip(conv(x), 1),
+    "resize": lambda x: ops.image.resize(conv(x), (11, 9)),
+    "resize to the nearest": lambda x: ops.image.resize(conv(x), (12, 7), interpolation="nearest"),
     "repeat": lambda x: ops.repeat(conv(x), 2, axis=1),
     "plus an image": lambda x: conv(x) + IMAGE,
     "an image minus": lambda x: ops.subtract(IMAGE, conv(x)),

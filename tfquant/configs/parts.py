@@ -1,10 +1,11 @@
 """How the layers that composite layers fall into are quantized."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from tfquant.configs.elementwise import OutputConfig, SumConfig
-from tfquant.numerics import QuantParams, QuantSpec
+from tfquant.numerics import QuantParams, QuantSpec, choose_params
 from tfquant.quantizers import AbsMax, Grid, MaskInput, SoftmaxInput, on_grid
 from tfquant.wrappers import QuantizeConfig
 
@@ -78,6 +79,34 @@ class GivenMaskConfig(OutputConfig):
         """Returns one `MaskInput`."""
         del layer
         return [MaskInput(self.activations)]
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class CausalMaskConfig(OutputConfig):
+    """Attention scores plus the constant of a `CausalMask`, in front of a softmax."""
+
+    def __init__(self, activations, **kwargs):
+        super().__init__(activations, **{**kwargs, "operator": "ADD"})
+
+    def get_output_quantizers(self, layer):
+        """Returns one `SoftmaxInput`."""
+        del layer
+        return [SoftmaxInput(self.activations)]
+
+    def device_call(self, call):
+        """Adds the integers that the file holds, on the grid of 0 and the number."""
+        if not call.computes(self.operator):
+            return None
+        bits = self.activations.stored_bits
+        spec = QuantSpec(bits, symmetric=bits > 8)
+        params = choose_params(call.layer.hidden, 0.0, spec)
+        step = np.rint(call.layer.hidden / params.scale)
+        (x,) = call.inputs
+        future = ops.cast(call.layer.future(x.steps), "float32")
+        held = QuantParams(
+            ops.cast(params.scale, "float32"), ops.cast(params.zero_point, "float32")
+        )
+        return call.compute(self.operator, (x, Grid(held, spec, future * float(step))))
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

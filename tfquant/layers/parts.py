@@ -140,9 +140,12 @@ class CausalMask(keras.layers.Layer):
 
     def call(self, x):
         """Returns scores of the shape of `x`."""
+        return x + ops.cast(self.future(x), x.dtype) * self.hidden
+
+    def future(self, x):
+        """Returns `(time, source)`, whether a score is of what lies in the future."""
         time, source = ops.shape(x)[-2:]
-        future = ops.arange(source)[None, :] > ops.arange(time)[:, None]
-        return x + ops.cast(future, x.dtype) * self.hidden
+        return ops.arange(source)[None, :] > ops.arange(time)[:, None]
 
     def get_config(self):
         return {**super().get_config(), "hidden": self.hidden}

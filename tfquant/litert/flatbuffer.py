@@ -257,6 +257,18 @@ class File:
                     operator.builtinOptionsType, operator.builtinOptions = kind, options()
                 operator.builtinOptions.potScaleInt16 = False
 
+    def type_unread(self) -> None:
+        """Gives parts that nobody reads, as of a split, the integers of the other parts."""
+        for op in self.ops:
+            read = [i for i in op.outputs if self.consumers(i) or i in self.outputs]
+            if not read or self.type(read[0]) not in ("INT8", "INT16"):
+                continue
+            part = self.subgraph.tensors[read[0]]
+            for index in op.outputs:
+                if index not in read and self.type(index) == "FLOAT32":
+                    tensor = self.subgraph.tensors[index]
+                    tensor.type, tensor.quantization = part.type, part.quantization
+
     def to_bytes(self) -> bytes:
         """Returns the file; vectors of equal content are stored once."""
         # A builder that is too small doubles, again and again, and holds both while it does.

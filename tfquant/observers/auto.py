@@ -6,8 +6,8 @@ from tfquant.observers.mean_squared_error import MeanSquaredError
 from tfquant.observers.min_max import grid_has_room
 from tfquant.observers.percentile import Percentile
 
-# A range that is not wider than another by this factor is as good: a third of a bit.
-SAME = 1.25
+# A range that is not wider than another by this factor is as good: a fifth of a bit.
+SAME = 1.15
 
 
 class Auto(Observer):

@@ -5,6 +5,7 @@ import dataclasses
 from keras import layers, tree
 
 from tfquant.configs.elementwise import SumConfig
+from tfquant.configs.parts import ConstantConfig
 from tfquant.graph.graph import Graph
 from tfquant.registry.keras_layers import NORMS
 
@@ -38,6 +39,12 @@ def keep_residuals(graph: Graph) -> None:
     for node, norms in found.items():
         wide = dataclasses.replace(node.scheme, activation_bits=BITS)
         node.norms, node.config = norms, SumConfig(wide.activations) if norms else None
+        for constant in filter(_is_constant, map(graph.producer, node.inputs) if norms else ()):
+            constant.norms, constant.config = norms, ConstantConfig(wide.activations)
+
+
+def _is_constant(node):
+    return node is not None and type(node.config) is ConstantConfig
 
 
 def _is_norm(node):

@@ -268,4 +268,6 @@ def _unit_normalization(layer, scheme):
 
 
 def _resize(layer):
-    return ResizeConfig() if layer.interpolation in INTERPOLATIONS else None
+    # Smoothed in front of it, an image is no longer a mean of four neighbours.
+    smoothed = layer.interpolation != "nearest" and getattr(layer, "antialias", False)
+    return ResizeConfig() if layer.interpolation in INTERPOLATIONS and not smoothed else None

@@ -7,7 +7,13 @@ import numpy as np
 from keras import layers
 
 from tfquant.configs.elementwise import OutputConfig, SameGridConfig
-from tfquant.configs.parts import ConstantConfig, MaskedScoresConfig, MatMulConfig, ScoresConfig
+from tfquant.configs.parts import (
+    CausalMaskConfig,
+    ConstantConfig,
+    MaskedScoresConfig,
+    MatMulConfig,
+    ScoresConfig,
+)
 from tfquant.layers.parts import Affine, CausalMask, Constant, MatMul, RepeatHeads
 from tfquant.pieces.affine import channel_affine
 from tfquant.pieces.parts import Parts
@@ -28,10 +34,10 @@ def unfold_attention(layer, scheme):
         softmax((x @ Wq) @ (x @ Wk)^T / sqrt(d) + mask) @ (x @ Wv) @ Wo
 
     `1 / sqrt(d)` is folded into `Wq`. Attention over all axes of an image is that over one
-    axis of as many steps. Attention over one axis of several stays whole.
+    axis of as many steps; over one axis, a product of matrices for each step of the other.
     """
     parts = _Layer(layer, scheme)
-    if parts.axes not in (None, 1, (1, 2), [1, 2]):
+    if parts.axes not in (None, 1, 2, (1, 2), [1, 2]):
         return None
 
     def call(
@@ -52,11 +58,13 @@ def unfold_attention(layer, scheme):
             plain = not (return_attention_scores or use_causal_mask)
             given = [x for x in (query, value, key) if x is not None]
             sized = all(len(x.shape) == 4 and None not in x.shape[1:] for x in given)
-            if not (plain and sized and parts.axes != 1 and all(m is None for m in others)):
+            if not (plain and sized and all(m is None for m in others)):
                 return None
+            if parts.axes in (1, 2):
+                return parts.by_rows(given)
             rows = [parts.joined(f"given{i}", x) for i, x in enumerate(given)]
             return parts.parted("parted", call(*rows), query.shape[1:3])
-        if len(query.shape) != 3 or len(value.shape) != 3:
+        if len(query.shape) != 3 or len(value.shape) != 3 or parts.axes == 2:
             return None
         q = parts.heads("query", query, (2, 1, 3))
         k = parts.heads("key", value if key is None else key, (2, 3, 1))
@@ -103,6 +111,7 @@ class _Scores(Parts):
         for number, mask in enumerate(masks):
             x = self.make(f"masked{number}", layers.Add, config=config)([x, mask])
         if causal:
+            config = CausalMaskConfig(self.scheme.activations)
             x = self.make("causal", CausalMask, HIDDEN, config=config)(x)
         return x
 
@@ -127,16 +136,51 @@ class _Layer(_Scores):
         self.axes = axes[0] if isinstance(axes, (list, tuple)) and len(axes) == 1 else axes
         self.query_heads = self.weights["query"]["kernel"].shape[1]
 
-    def heads(self, name, x, order):
-        """Projects `(batch, time, dim)` to heads, in the order of axes that a product reads."""
+    def kernel(self, name):
+        """Returns kernel, a matrix, and bias of a projection to heads; `None` without a bias."""
         kernel, bias = self.weights[name]["kernel"], self.weights[name].get("bias")
         if name == "query":
             scale = 1.0 / math.sqrt(kernel.shape[-1])
             kernel, bias = kernel * scale, None if bias is None else bias * scale
-        _, heads, size = kernel.shape
-        y = self._project(name, kernel.reshape(len(kernel), -1), bias, x)
+        return kernel.reshape(len(kernel), -1), bias
+
+    def heads(self, name, x, order):
+        """Projects `(batch, time, dim)` to heads, in the order of axes that a product reads."""
+        kernel, bias = self.kernel(name)
+        _, heads, size = self.weights[name]["kernel"].shape
+        y = self._project(name, kernel, bias, x)
         y = self.make(f"{name}_heads", layers.Reshape, (x.shape[1] or -1, heads, size))(y)
         return self.make(f"{name}_order", layers.Permute, order)(y)
+
+    def by_rows(self, given):
+        """Attends along one axis of `(batch, height, width, dim)`, for each step of the other.
+
+        Args:
+            given: Query, value, and key if it is another.
+        """
+        q, v, k = (given[i] for i in (0, 1, -1))
+        steps, other, values = self.axes, 3 - self.axes, 4
+
+        def heads(name, x, order):
+            kernel, bias = self.kernel(name)
+            _, number, size = self.weights[name]["kernel"].shape
+            y = self._project(name, kernel, bias, x)
+            y = self.make(f"{name}_heads", layers.Reshape, (*x.shape[1:3], number, size))(y)
+            return self.make(f"{name}_order", layers.Permute, order)(y)
+
+        q = heads("query", q, (other, 3, steps, values))
+        k = heads("key", k, (other, 3, values, steps))
+        v = heads("value", v, (other, 3, steps, values))
+        scores = self.scores(q, k, [], False)
+        probabilities = self.make("softmax", layers.Softmax)(scores)
+        config = MatMulConfig(self.scheme.activations)
+        mixed = self.make("mix", MatMul, config=config)(self.drop(probabilities), v)
+        name = "attention_output"
+        kernel, bias = self.weights[name]["kernel"], self.weights[name].get("bias")
+        order = (3, 1, 2, 4) if self.axes == 1 else (1, 3, 2, 4)
+        x = self.make("mix_order", layers.Permute, order)(mixed)
+        x = self.make("mix_joined", layers.Reshape, (*x.shape[1:3], math.prod(kernel.shape[:2])))(x)
+        return self._project(name, kernel.reshape(-1, kernel.shape[-1]), bias, x)
 
     def joined(self, name, x):
         """Makes one axis of two in front of the last."""

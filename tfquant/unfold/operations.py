@@ -265,6 +265,16 @@ def _exponent(x):
     return int(value) if value.is_integer() else None
 
 
+def _resize(operation, x):
+    """Returns the layer of an operation on images, whose output lies on the grid of its input."""
+    if len(x.shape) != 4 or "float" not in x.dtype:
+        return None
+    names = ("interpolation", "antialias", "crop_to_aspect_ratio", "pad_to_aspect_ratio")
+    settings = {name: getattr(operation, name) for name in (*names, "fill_mode", "fill_value")}
+    size, data_format = operation.size, operation.data_format
+    return layers.Resizing(*size, data_format=data_format, name=operation.name, **settings)
+
+
 def _cast(operation, x):
     return layers.Identity(name=operation.name) if operation.dtype == x.dtype else None
 
@@ -441,6 +451,7 @@ OPERATIONS = {
     "Clip": _layer(_clip),
     "Mean": _layer(_pool(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D)),
     "Max": _layer(_pool(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D)),
+    "Resize": _layer(_resize),
     "Relu": _layer(_activation("relu")),
     "Relu6": _layer(_activation("relu6")),
     "Sigmoid": _layer(_activation("sigmoid")),

@@ -1,5 +1,7 @@
 """Layers that are whole networks, unfolded into layers that have a kernel each."""
 
+import math
+
 import keras
 from keras import activations, layers
 
@@ -93,7 +95,7 @@ def unfold_dot(layer, scheme):
 
 
 def unfold_unit_normalization(layer, scheme):
-    """Counts the axis from the end, as the layer with a kernel does; see `unfold`."""
+    """Moves its axes to the end, as one, which the layer with a kernel takes; see `unfold`."""
     axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
 
     def call(x):
@@ -102,13 +104,22 @@ def unfold_unit_normalization(layer, scheme):
         norm = QuantizeAnnotate(layers.UnitNormalization(name=layer.name))
         if list(axes) == [rank - 1]:
             return norm(x)
-        if len(places) != 1 or places == [rank - 1]:
-            return None
         others = [axis for axis in range(1, rank) if axis not in places]
-        back = [1 + [*others, *places].index(axis) for axis in range(1, rank)]
-        parts = Parts(layer.name, scheme)
-        y = norm(parts.make("axis_last", layers.Permute, [*others, *places])(x))
-        return parts.make("axis_back", layers.Permute, back)(y)
+        sizes = [x.shape[axis] for axis in places]
+        if 0 in places or places == [rank - 1] or (len(places) > 1 and None in x.shape[1:]):
+            return None
+        order, parts = [*others, *places], Parts(layer.name, scheme)
+        moved = order != list(range(1, rank))
+        y = parts.make("axis_last", layers.Permute, order)(x) if moved else x
+        if len(places) > 1:
+            shape = y.shape[1:]
+            kept = [x.shape[axis] for axis in others]
+            y = parts.make("axes_joined", layers.Reshape, (*kept, math.prod(sizes)))(y)
+        y = norm(y)
+        if len(places) > 1:
+            y = parts.make("axes_parted", layers.Reshape, shape)(y)
+        back = [1 + order.index(axis) for axis in range(1, rank)]
+        return parts.make("axis_back", layers.Permute, back)(y) if moved else y
 
     return call if scheme.static else None
 
