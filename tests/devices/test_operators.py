@@ -78,7 +78,11 @@ def test_a_sigmoid_of_16_bits_is_right_at_every_integer_where_series_begin(
     np.testing.assert_array_equal(file.run(device.resolver, run), clipped(steps, output))
 
 
-@pytest.mark.parametrize("power", [-7.5, -7.9, -8.0, -8.1, -8.5, -9.97, -10.0, -10.03, -12.0])
+# On both sides of what XNNPACK takes: 2**-10 of sums, 2**-8 to 2**7 of a single tensor.
+POWERS = (-12.0, -10.03, -10.0, -9.97, -8.5, -8.1, -8.0, -7.9, -7.5, 6.9, 7.0, 7.1, 7.54, 7.8)
+
+
+@pytest.mark.parametrize("power", POWERS)
 @pytest.mark.parametrize("operator", ["ADD", "LEAKY_RELU", "QUANTIZE", "SUB"])
 @pytest.mark.parametrize("device", DEVICES.values(), ids=lambda device: device.name)
 def test_steps_that_xnnpack_refuses_are_computed_as_litert_does(device, operator, power, run):

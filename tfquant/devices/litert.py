@@ -65,12 +65,13 @@ def _clamped(*bounds):
     return {8: kernel, 16: kernel}
 
 
-def _taken_from(low, theirs, own):
+def _taken_between(low, high, theirs, own):
     """Returns a kernel: XNNPACK's where it takes the ratios of steps, else LiteRT's own.
 
     Args:
-        low: The smallest ratio of an input's step to the output's that XNNPACK takes; of a slope,
-            the smallest of that times the slope, too.
+        low: The smallest ratio of an input's step to the output's that XNNPACK takes, and of that
+            times a slope.
+        high: The largest.
         theirs: XNNPACK's kernel.
         own: LiteRT's.
     """
@@ -78,9 +79,9 @@ def _taken_from(low, theirs, own):
     def kernel(inputs, output, **settings):
         ratios = [x.params.scale / output.params.scale for x in inputs]
         ratios += [ratio * settings["slope"] for ratio in ratios if "slope" in settings]
-        smallest = ops.min(ops.stack([ops.cast(ratio, "float32") for ratio in ratios]))
+        ratios = ops.stack([ops.cast(ratio, "float32") for ratio in ratios])
         return ops.cond(
-            smallest >= low,
+            ops.logical_and(ops.min(ratios) >= low, ops.max(ratios) <= high),
             lambda: ops.cast(theirs(inputs, output, **settings), "float64"),
             lambda: ops.cast(own(inputs, output, **settings), "float64"),
         )
@@ -112,7 +113,7 @@ OPERATORS = {
     "ADD": Operator(
         OWN,
         {
-            8: _taken_from(2.0**-10, xnnpack.add, builtin.add(20)),
+            8: _taken_between(2.0**-10, 2.0**8, xnnpack.add, builtin.add(20)),
             16: builtin.add(15, requantize_one_rounding),
         },
     ),
@@ -135,7 +136,10 @@ OPERATORS = {
     "L2_NORMALIZATION": Operator((-1.0, 1.0), {8: builtin.unit_length}, num_bits=(8,)),
     "LEAKY_RELU": Operator(
         OWN,
-        {8: _taken_from(2.0**-8, xnnpack.leaky_relu, builtin.leaky_relu), 16: builtin.leaky_relu},
+        {
+            8: _taken_between(2.0**-8, 2.0**7, xnnpack.leaky_relu, builtin.leaky_relu),
+            16: builtin.leaky_relu,
+        },
     ),
     "LOG": Operator(OWN, {8: tables.look_up("LOG", round_half_away)}, num_bits=(8,)),
     "LOGISTIC": Operator(
@@ -150,7 +154,7 @@ OPERATORS = {
     "QUANTIZE": Operator(
         OWN,
         {
-            8: _taken_from(2.0**-8, xnnpack.to_step, builtin.to_step_halves_upward),
+            8: _taken_between(2.0**-8, 2.0**7, xnnpack.to_step, builtin.to_step_halves_upward),
             16: builtin.to_step,
         },
     ),
@@ -169,7 +173,7 @@ OPERATORS = {
     "SUB": Operator(
         OWN,
         {
-            8: _taken_from(2.0**-10, xnnpack.subtract, builtin.subtract(20)),
+            8: _taken_between(2.0**-10, 2.0**8, xnnpack.subtract, builtin.subtract(20)),
             16: builtin.subtract(15),
         },
     ),
