@@ -62,7 +62,7 @@ def test_a_family_of_quantizers(tmp_path, monkeypatch):
         """`scale = 2**ceil(log2(max(|w|) / qmax))`."""
 
         def real_steps(self, x=None):
-            largest = positive(self.largest(x)) / self.spec.qmax
+            largest = positive(self.largest(x) / self.spec.qmax, self.spec)
             return 2.0 ** ops.ceil(ops.log2(largest))
 
     monkeypatch.setitem(WEIGHT_QUANTIZERS, "powers_of_two", None)

@@ -38,6 +38,11 @@ class Algorithm(abc.ABC):
         return ()
 
     @property
+    def compresses(self) -> bool:
+        """Whether it gives outputs up for smaller weights: what it chose is then taken anyhow."""
+        return False
+
+    @property
     def by_layer(self) -> bool:
         """Whether a layer is all that it looks at: it is then asked layer by layer."""
         return True

@@ -57,6 +57,11 @@ class Codebook(Algorithm):
         if self.shared not in SHARED:
             raise ValueError(f"`shared` must be one of {SHARED}. Received: {self.shared!r}.")
 
+    @property
+    def compresses(self) -> bool:
+        """True."""
+        return True
+
     def choose(self, block) -> None:
         """Gives the layers of a block integers, one after the other."""
         for site in block.sites:

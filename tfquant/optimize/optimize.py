@@ -74,8 +74,9 @@ def optimize(model, data, algorithm=None, *, seed=0, batch_size=32, steps=None, 
     outputs = Outputs(model, wrappers, rows)
     with _bar(progress) as bar:
         _Run(streams, plan, np.random.default_rng(seed), bar).run()
-    names = {algorithm.name for algorithms in plan.values() for algorithm in algorithms}
-    model.optimization = outputs.weigh(sorted(names))
+    asked = {algorithm for algorithms in plan.values() for algorithm in algorithms}
+    names = sorted({algorithm.name for algorithm in asked})
+    model.optimization = outputs.weigh(names, any(algorithm.compresses for algorithm in asked))
     model.predict_function = model.test_function = model.train_function = None
     return model
 

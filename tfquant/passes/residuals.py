@@ -7,6 +7,7 @@ from keras import layers, tree
 from tfquant.configs.elementwise import SumConfig
 from tfquant.configs.parts import ConstantConfig
 from tfquant.graph.graph import Graph
+from tfquant.layers.parts import Constant
 from tfquant.registry.keras_layers import NORMS
 
 # Integers of a residual stream, and of what norms make of it.
@@ -44,7 +45,7 @@ def keep_residuals(graph: Graph) -> None:
 
 
 def _is_constant(node):
-    return node is not None and type(node.config) is ConstantConfig
+    return node is not None and type(node.layer) is Constant and node.config is not None
 
 
 def _is_norm(node):

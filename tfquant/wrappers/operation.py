@@ -32,9 +32,10 @@ _PLAIN = {
 }
 
 
-# Operations with a pole at 0, and which argument must not be there.
+# Operations that are infinite at 0, and which argument must not be there. A logarithm is
+# minus infinity, which a grid and LiteRT both take for the least value there is.
 _POLES = {
-    **dict.fromkeys(("Log", "Log10", "Log2", "Reciprocal", "Rsqrt"), 0),
+    **dict.fromkeys(("Reciprocal", "Rsqrt"), 0),
     **dict.fromkeys(("Divide", "TrueDivide"), 1),
 }
 
@@ -125,8 +126,8 @@ class OperationLayer(keras.layers.Layer):
         """Returns inputs of which none is 0 where the operation has no value.
 
         A grid holds 0, and brings to it what no real value was. The smallest step of one of 16 bits
-        stands for it, in the simulation and in the file: what LiteRT rounds infinity to there is
-        another number. To 8 bits it rounds it to the end of the grid, which is near what the
+        stands for it, in the simulation and in the file: LiteRT rounds infinity to the lowest
+        number there. To 8 bits it rounds it to the end of the grid, which is near what the
         smallest values give.
 
         Args:
@@ -141,9 +142,8 @@ class OperationLayer(keras.layers.Layer):
         grid = grids[at[0].index] if at and isinstance(at[0], Place) else None
         if grid is not None and grid.spec.stored_bits > 8:
             x, step = found[at[0].index], grid.params.scale
-            positive = name in ("Log", "Log10", "Log2", "Rsqrt")
             found[at[0].index] = (
-                ops.maximum(x, step) if positive else ops.where(ops.equal(x, 0.0), step, x)
+                ops.maximum(x, step) if name == "Rsqrt" else ops.where(ops.equal(x, 0.0), step, x)
             )
         return found
 
