@@ -3,6 +3,7 @@
 import abc
 
 import keras
+import numpy as np
 from keras import ops
 
 from tfquant.layers.scope import Scope
@@ -42,7 +43,8 @@ class Quantizer(keras.layers.Layer, abc.ABC):
         """
         if not self.calibrated:
             return None
-        scale, zero_point = (ops.convert_to_numpy(v) for v in self.params())
+        # Not `ops.convert_to_numpy`: variables of several workers are no arrays to it.
+        scale, zero_point = (np.asarray(v.numpy()) for v in self.params())
         return QuantParams(scale.astype("float32"), int(zero_point))
 
     @abc.abstractmethod
