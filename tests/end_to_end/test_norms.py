@@ -109,6 +109,19 @@ def test_a_residual_stream_stays_of_16_bits(before, scheme, rng, tmp_path):
     assert sums and all(layer.activation_bits == 16 for layer in sums)
 
 
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
+def test_vectors_shorter_than_any_that_calibration_saw_keep_their_length(scheme, rng):
+    x = keras.Input((6, 8))
+    model = keras.Model(x, layers.LayerNormalization(epsilon=1e-9)(layers.Dense(8)(x)))
+    data = rng.normal(size=(64, 6, 8)).astype(np.float32)
+    q = tfq.quantize_model(model, scheme, norms="integer")
+    tfq.calibrate(q, data, progress=False)
+    short = data / 3.0
+    # The root would end at that of the shortest vector that it saw: a third of the length, 4 dB.
+    expected, received = model(short), q(short)
+    assert sqnr(expected, received) > (25 if scheme == "w8a8" else 33)
+
+
 @pytest.mark.parametrize("before", [True, False], ids=["before", "behind"])
 def test_auto_leaves_norms_float_that_integers_ruin(before, rng, tmp_path):
     scheme = "w8a16"  # In 8 bits the shortest vectors are lost in front of the norms.

@@ -100,14 +100,3 @@ def test_a_mask_does_not_widen_the_range_of_scores(rng):
     tfq.calibrate(quantized, data, progress=False)
     (quantizer,) = quantized.get_layer("quant_attention_masked0").output_quantizers[0]
     assert float(quantizer.scale.value) * 255 < 30  # Of 1000 that the mask subtracts.
-
-
-def test_attention_over_one_axis_of_several_stays_whole_with_integer_weights(rng, tmp_path):
-    x = keras.Input((3, 3, 4))
-    y = layers.MultiHeadAttention(2, 3, attention_axes=(1,), name="attention")(x, x)
-    quantized = tfq.quantize_model(keras.Model(x, y))
-    tfq.calibrate(quantized, rng.normal(size=(8, 3, 3, 4)).astype(np.float32), progress=False)
-    report = tfq.to_tflite(quantized, tmp_path / "q.tflite", progress=False)
-    (layer,) = (layer for layer in report.layers if layer.name == "attention")
-    assert layer.weight_bits == 8
-    assert report.end_to_end.largest < 1e-5  # Relative: both compute in float.

@@ -25,11 +25,19 @@ class OutputConfig(QuantizeConfig):
         outputs: Number of outputs.
         fixed: `(scale, zero_point)` where the device dictates the grid, else `None`.
         operator: Name of the device's operator, or `None`.
+        headroom: How many times the range that calibration finds the grid covers.
     """
 
-    def __init__(self, activations, outputs: int = 1, fixed=None, operator: str | None = None):
+    def __init__(
+        self,
+        activations,
+        outputs: int = 1,
+        fixed=None,
+        operator: str | None = None,
+        headroom: float = 1.0,
+    ):
         self.activations = QuantSpec.of(activations)
-        self.outputs = outputs
+        self.outputs, self.headroom = outputs, headroom
         self.fixed = tuple(fixed) if fixed else None
         self.operator = operator
 
@@ -43,7 +51,10 @@ class OutputConfig(QuantizeConfig):
         del layer
         if self.fixed:
             return [Fixed(self.activations, *self.fixed) for _ in range(self.outputs)]
-        return [Static(self.activations) for _ in range(self.outputs)]
+        quantizers = [Static(self.activations) for _ in range(self.outputs)]
+        for quantizer in quantizers:
+            quantizer.headroom = self.headroom
+        return quantizers
 
     def device_call(self, call):
         """Computes the operator on integers."""
@@ -63,6 +74,7 @@ class OutputConfig(QuantizeConfig):
             "outputs": self.outputs,
             "fixed": self.fixed,
             "operator": self.operator,
+            "headroom": self.headroom,
         }
 
 

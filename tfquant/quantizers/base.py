@@ -21,6 +21,7 @@ class Quantizer(keras.layers.Layer, abc.ABC):
         spec: `QuantSpec` of the grid.
 
     Attributes:
+        headroom: How many times the range that calibration finds an activation's grid covers.
         active: Whether values are quantized at all; a schedule turns it off for a float warm-up.
             It shapes the graph: functions traced before must be traced again.
     """
@@ -29,6 +30,7 @@ class Quantizer(keras.layers.Layer, abc.ABC):
         super().__init__(autocast=False, **kwargs)
         self.spec = spec
         self.group = None
+        self.headroom = 1.0
         self.active = True
 
     @property

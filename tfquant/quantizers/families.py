@@ -55,7 +55,9 @@ def activation_quantizer(name: str, quantizer, group: str | None = None):
     plain = ACTIVATION_QUANTIZERS[PLAIN_ACTIVATIONS]
     if type(quantizer) is not plain:
         return quantizer
-    if group is not None:
-        return plain(quantizer.spec, group=group)
     kind = ACTIVATION_QUANTIZERS[name]
-    return kind(quantizer.spec) if kind is not plain else quantizer
+    if kind is plain and group is None:
+        return quantizer
+    made = kind(quantizer.spec) if group is None else plain(quantizer.spec, group=group)
+    made.headroom = quantizer.headroom
+    return made

@@ -92,4 +92,5 @@ def _set_params(observer, members):
         low, high = observer.range(quantizer.spec)
         if low == high == 0 and quantizer.spec.num_bits > 8:
             low, high = UNSEEN
+        low, high = (quantizer.headroom * end for end in (low, high))
         quantizer.set_params(choose_params(low, high, quantizer.spec))

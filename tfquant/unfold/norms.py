@@ -16,6 +16,9 @@ from tfquant.wrappers import QuantizeAnnotate
 # Squares of outliers decide the range of what a norm divides by: 8 bits leave the others nothing.
 BITS = 16
 
+# Vectors that are so many times shorter than any that calibration saw still have their length.
+HEADROOM = 4.0
+
 
 def unfold_layer_norm(layer, scheme):
     """Normalizes vectors; see `unfold` and `_unit`."""
@@ -121,7 +124,8 @@ class _Norm:
         total = self.shaped(total, (-1, 1), "total")
         shift = self._constant("epsilon", np.full((1, 1, 1), epsilon), False)(total)
         total = make("shifted", layers.Add, config=SumConfig(spec))([total, shift])
-        root = make("root", InverseRoot, epsilon, config=InverseRootConfig(spec))(total)
+        config = InverseRootConfig(spec, headroom=HEADROOM)
+        root = make("root", InverseRoot, epsilon, config=config)(total)
         root = self._nearer(total, root)
         return make("unit", layers.Multiply, config=ProductConfig(spec))([x, root])
 
@@ -134,7 +138,8 @@ class _Norm:
         one = make("one", layers.Multiply, config=ProductConfig(spec, fixed=to_2))([length, root])
         three = self._constant("three", np.full((1, 1, 1), 3.0), False)(one)
         two = make("two", layers.Subtract, config=SumConfig(spec, -1, fixed=to_4))([three, one])
-        return make("nearer", layers.Multiply, config=ProductConfig(spec))([root, two])
+        config = ProductConfig(spec, headroom=HEADROOM)
+        return make("nearer", layers.Multiply, config=config)([root, two])
 
     def scaled(self, x, size, gamma, beta, shape):
         """Returns `x * sqrt(size) / 2 * gamma + beta`.
