@@ -41,7 +41,7 @@ def test_the_file_is_exact_of_8_bits_and_compresses(rng, tmp_path):
     x = layers.Dense(256, activation="relu", bias_initializer="random_normal")(inputs)
     model = keras.Model(inputs, layers.Dense(64, bias_initializer="random_normal")(x))
     x = rng.normal(size=(64, 64)).astype("float32")
-    files = {}
+    files, packed = {}, {}
     for name, algorithm in (("nearest", None), ("codebook", tfq.Codebook(2))):
         q = calibrated(model, x, "w8a8")
         if algorithm:
@@ -49,9 +49,11 @@ def test_the_file_is_exact_of_8_bits_and_compresses(rng, tmp_path):
         report = tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
         assert report.end_to_end.differing == 0
         files[name] = (tmp_path / "m.tflite").read_bytes()
+        kernels = b"".join(k.T.astype(np.int8).tobytes() for k in integers(q).values())
+        assert all(k.T.astype(np.int8).tobytes() in files[name] for k in integers(q).values())
+        packed[name] = len(gzip.compress(kernels))
     assert {op.operator for op in inspect(tmp_path / "m.tflite").operators} == {"FULLY_CONNECTED"}
     assert abs(len(files["codebook"]) - len(files["nearest"])) <= 64  # Buffers are aligned.
-    packed = {name: len(gzip.compress(content)) for name, content in files.items()}
     assert packed["codebook"] < 0.45 * packed["nearest"]
 
 
