@@ -42,7 +42,7 @@ def test_the_file_is_exact_of_8_bits_and_compresses(rng, tmp_path):
     model = keras.Model(inputs, layers.Dense(64, bias_initializer="random_normal")(x))
     x = rng.normal(size=(64, 64)).astype("float32")
     files, packed = {}, {}
-    for name, algorithm in (("nearest", None), ("codebook", tfq.Codebook(2))):
+    for name, algorithm in (("nearest", None), ("codebook", tfq.Codebook(2, shared="layer"))):
         q = calibrated(model, x, "w8a8")
         if algorithm:
             tfq.optimize(q, x, algorithm, progress=False)

@@ -19,8 +19,8 @@ class Codebook(Algorithm):
     """Gives the weights of a layer `2**num_bits` different integers of their grid.
 
     The file stays that of the scheme, 8 bits usually, and runs wherever it runs; what is saved is
-    the entropy of the weights: compressed, or as the look-up tables that a device has for it, they
-    take `num_bits` each.
+    the entropy of the weights: as the look-up tables that a device has for it they take `num_bits`
+    each, and about that in a compressed file where levels are those of the layer.
 
     Levels are the centres of weighted k-means, the weights being what each input's error costs,
     rounded to the grid (Han et al. 2016, arXiv:1510.00149; Choi et al. 2017, arXiv:1612.01543,
