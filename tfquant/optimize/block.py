@@ -27,6 +27,12 @@ class Block:
     rng: np.random.Generator
     tick: object = lambda share: None
 
+    def one_by_one(self):
+        """Yields the sites, and counts each as done behind it."""
+        for site in self.sites:
+            yield site
+            self.tick(1.0)
+
     @property
     def inputs(self) -> list:
         """KerasTensors that the calls read and do not compute."""

@@ -7,8 +7,7 @@ import numpy as np
 
 from tfquant.numerics.codebooks import TABLES, k_means
 from tfquant.optimize.algorithm import Algorithm
-from tfquant.optimize.gptq import give, prepare
-from tfquant.rounding.quadratic import descend, gptq
+from tfquant.optimize.gptq import give, prepare, rounded
 
 # What shares the levels of a codebook.
 SHARED = ("channel", "layer")
@@ -64,17 +63,15 @@ class Codebook(Algorithm):
 
     def choose(self, block) -> None:
         """Gives the layers of a block integers, one after the other."""
-        for site in block.sites:
+        for site in block.one_by_one():
             self._choose(site, block.rng)
-            block.tick(1.0)
 
     def _choose(self, site, rng):
         moments, importance = prepare(site, rng, self.damping, self.refit)
         steps = site.best_steps(site.wanted, importance)
         spread = site.spread(steps)
         levels = self._levels(site, spread, importance)
-        q = gptq(site.wanted, spread, moments.hessian, levels, self.damping)
-        q = descend(q, site.wanted, spread, moments.hessian, levels, self.sweeps)
+        q = rounded(site, spread, moments, levels, self.damping, self.sweeps)
         give(site, q, steps, moments)
 
     def _levels(self, site, spread, importance):

@@ -51,16 +51,15 @@ class GPTQ(Algorithm):
 
     def choose(self, block) -> None:
         """Gives the layers of a block integers, one after the other."""
-        for site in block.sites:
+        for site in block.one_by_one():
             self._choose(site, block.rng)
-            block.tick(1.0)
 
     def _choose(self, site, rng):
         moments, importance = prepare(site, rng, self.damping, self.refit)
         steps = site.best_steps(site.wanted, importance)
         spread = site.spread(steps)
-        q = gptq(site.wanted, spread, moments.hessian, site.bounds, self.damping, self.order)
-        q = descend(q, site.wanted, spread, moments.hessian, site.bounds, self.sweeps)
+        options = self.damping, self.sweeps, self.order
+        q = rounded(site, spread, moments, site.bounds, *options)
         if self.deviation and not site.quantizer.grouped:
             gain = _gain(site, q * spread, moments)
             steps = (steps * site.by_step(gain)).astype(np.float32)
@@ -92,6 +91,22 @@ def prepare(site, rng, damping, refit: bool):
             site.wanted = Refit(site.weights, moments)(ridge)
     importance = np.maximum(np.einsum("gkk->gk", moments.hessian), 0.0)
     return moments, importance + damping * importance.mean(axis=1, keepdims=True)
+
+
+def rounded(site, spread, moments, grid, damping, sweeps, order=True):
+    """Returns integers of `grid` for the wanted weights: rounded in turn, then one by one.
+
+    Args:
+        site: `Site`.
+        spread: Steps, one for each weight, as matrices.
+        moments: `Moments`.
+        grid: As the bounds of `quadratic.gptq`.
+        damping: As of `quadratic.gptq`.
+        sweeps: As of `quadratic.descend`.
+        order: As of `quadratic.gptq`.
+    """
+    q = gptq(site.wanted, spread, moments.hessian, grid, damping, order)
+    return descend(q, site.wanted, spread, moments.hessian, grid, sweeps)
 
 
 def give(site, integers, steps, moments: Moments) -> None:
