@@ -281,11 +281,14 @@ def _products(operator, rng, bits, top):
 
 
 def at_ratio(operator, power):
-    """The row of 1,024 values whose second, or only, step is `2**power` times the output's."""
+    """The row of 1,024 values whose second, or only, step is `2**power` times the output's.
+
+    Of a product the first step is 1.
+    """
 
     def case(device, rng, bits):
-        count = 2 if operator in ("ADD", "SUB") else 1
-        ratios = [0.5, 2.0**power][-count:]
+        count = 2 if operator in ("ADD", "MUL", "SUB") else 1
+        ratios = [0.5 if count == 2 and operator != "MUL" else 1.0, 2.0**power][-count:]
         inputs = [Drawn(rng, bits, (1, 32, 32), float(np.float32(ratio))) for ratio in ratios]
         slope = 0.9 if operator == "LEAKY_RELU" else None
         name = {"LEAKY_RELU": "LeakyRelu"}.get(operator, operator.capitalize())

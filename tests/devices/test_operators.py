@@ -11,6 +11,7 @@ from one_operator import File, Tensor
 from operator_cases import CASES, at_ratio, clipped, grid_on
 
 from tfquant.devices import DEVICES
+from tfquant.devices.device import EXACT, UNUSUAL_STEPS
 
 # Cases of each operator in the long set, `pytest -m long`; `fuzz.py` runs them in pieces.
 MANY = int(os.environ.get("TFQUANT_OPERATOR_CASES", "20000"))
@@ -78,17 +79,54 @@ def test_a_sigmoid_of_16_bits_is_right_at_every_integer_where_series_begin(
     np.testing.assert_array_equal(file.run(device.resolver, run), clipped(steps, output))
 
 
-# On both sides of what XNNPACK takes: 2**-10 of sums, 2**-8 to 2**7 of a single tensor.
+# On both sides of what XNNPACK takes: 2**-10 to below 2**8 of sums, 2**-8 to 2**7 of one tensor.
 POWERS = (-12.0, -10.03, -10.0, -9.97, -8.5, -8.1, -8.0, -7.9, -7.5, 6.9, 7.0, 7.1, 7.54, 7.8)
+POWERS += (7.99, 8.0, 8.01, 9.5, 12.0)
 
 
 @pytest.mark.parametrize("power", POWERS)
-@pytest.mark.parametrize("operator", ["ADD", "LEAKY_RELU", "QUANTIZE", "SUB"])
+@pytest.mark.parametrize("operator", ["ADD", "LEAKY_RELU", "MUL", "QUANTIZE", "SUB"])
 @pytest.mark.parametrize("device", DEVICES.values(), ids=lambda device: device.name)
 def test_steps_that_xnnpack_refuses_are_computed_as_litert_does(device, operator, power, run):
     for seed in range(4):
         file, expected = at_ratio(operator, power)(device, np.random.default_rng(seed), 8)
-        np.testing.assert_array_equal(file.run(device.resolver, run), expected)
+        scales = [tensor.scale for tensor in file.inputs]
+        if device.arithmetic(operator, 8, scales, file.output.scale) == EXACT:
+            np.testing.assert_array_equal(file.run(device.resolver, run), expected)
+
+
+@pytest.mark.parametrize(
+    ("operator", "scales", "scale", "label"),
+    [
+        ("ADD", (2.0**-12, 1.0), 1.0, EXACT),
+        ("ADD", (1.0, 255.9), 1.0, EXACT),
+        ("ADD", (1.0, 256.0), 1.0, UNUSUAL_STEPS),
+        ("MUL", (16.0, 15.9), 1.0, EXACT),
+        ("MUL", (16.0, 16.0), 1.0, UNUSUAL_STEPS),
+        ("QUANTIZE", (1.0,), 256.0, EXACT),
+        ("QUANTIZE", (1.0,), 257.0, UNUSUAL_STEPS),
+        ("QUANTIZE", (128.0,), 1.0, EXACT),
+        ("QUANTIZE", (129.0,), 1.0, UNUSUAL_STEPS),
+    ],
+)
+def test_no_operator_is_called_exact_at_steps_that_are_not_modelled(operator, scales, scale, label):
+    assert DEVICES["litert"].arithmetic(operator, 8, scales, scale) == label
+    assert DEVICES["litert_reference"].arithmetic(operator, 8, scales, scale) == EXACT
+    assert DEVICES["litert"].arithmetic(operator, 8) == EXACT
+
+
+@pytest.mark.parametrize("operator", ["ADD", "MUL"])
+def test_a_step_256_times_that_of_a_sum_or_product_is_computed_otherwise(operator):
+    device, case = DEVICES["litert"], at_ratio(operator, 9.5)
+    cases = [case(device, np.random.default_rng(seed), 8) for seed in range(6)]
+    assert any(np.any(file.run(device.resolver) != expected) for file, expected in cases)
+
+
+def test_what_is_left_over_by_sixteen_rounds_otherwise_where_a_step_grows_more_than_256_fold():
+    q = np.full((1, 17), -128, "int8")  # 160 steps below the zero point: minus one half.
+    tensors = Tensor(q.shape, "int8", 1.0, 32), Tensor(q.shape, "int8", 320.0)
+    found = File("QUANTIZE", tensors[:1], tensors[1], (q,), "Quantize").run()
+    np.testing.assert_array_equal(found[0], [0] * 16 + [-1])
 
 
 @pytest.mark.parametrize(

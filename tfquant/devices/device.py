@@ -2,7 +2,7 @@
 
 import dataclasses
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from keras import ops
@@ -11,6 +11,9 @@ from keras import ops
 OWN, INPUTS = "own", "inputs"
 
 EXACT = "exact"
+
+# Why an operator differs where the steps of its tensors are so far apart that other kernels run.
+UNUSUAL_STEPS = "steps far apart"
 
 # How near to a power of two LiteRT takes a step for one, as the difference of logarithms.
 POWER_TOLERANCE = 1e-3
@@ -36,6 +39,8 @@ class Operator:
         longest: Longest vectors that it computes without losing them: a dict from the width.
         series: What computes in place of `steps` where the first input's step is a power of two, to
             a thousandth of its logarithm: a dict from the width to one from that logarithm.
+        modelled: Whether `steps` is the kernel's, as a function of the steps of the inputs and that
+            of the output: a dict from the width; any are where it has none.
     """
 
     grid: str | tuple[float, float] | None
@@ -46,6 +51,9 @@ class Operator:
     inexact: Mapping[int, str] = dataclasses.field(default_factory=dict)
     longest: Mapping[int, int] = dataclasses.field(default_factory=dict)
     series: Mapping[int, Mapping[int, Callable]] = dataclasses.field(default_factory=dict)
+    modelled: Mapping[int, Callable[[Sequence[float], float], bool]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def kernel(self, num_bits: int, input_scale: float | None) -> Callable | None:
         """Returns what computes a width where the first input has a step; `None` for no steps."""
@@ -138,15 +146,28 @@ class Device:
             steps = ops.where(taken, kernel(inputs, output, **settings), steps)
         return steps
 
-    def arithmetic(self, name: str, num_bits: int | None) -> str:
+    def arithmetic(
+        self,
+        name: str,
+        num_bits: int | None,
+        input_scales: Sequence[float] = (),
+        scale: float | None = None,
+    ) -> str:
         """Returns `"exact"`, or why what an operator computes may differ from the simulation.
 
         Args:
             name: Name of the operator.
             num_bits: Width of its output.
+            input_scales: Steps of its inputs.
+            scale: Step of its output; `None` for one as usual.
         """
         operator = self.operators.get(name)
-        return EXACT if operator is None else operator.inexact.get(num_bits, EXACT)
+        if operator is None:
+            return EXACT
+        modelled = operator.modelled.get(num_bits)
+        if scale is not None and modelled is not None and not modelled(input_scales, scale):
+            return UNUSUAL_STEPS
+        return operator.inexact.get(num_bits, EXACT)
 
     def why_not(self, name: str, num_bits: int) -> str:
         """Returns why the device does not compute an operator in integers; nothing if it does."""

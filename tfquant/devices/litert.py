@@ -5,6 +5,9 @@ Source: the TFLite 8-bit quantization specification
 kernel computes measurement: each row is compared with LiteRT by the tests.
 """
 
+import math
+
+import numpy as np
 from keras import ops
 
 from tfquant.devices import builtin, gemmlowp, tables, xnnpack
@@ -50,6 +53,9 @@ _MOVES = (
     "UNPACK",
 )
 
+# XNNPACK takes sums whose steps are below 256 times the output's.
+_BELOW_256 = float(np.nextafter(np.float32(256.0), np.float32(0.0)))
+
 # Comparisons, whose output is no number. Kernels compare `round(256 * scale * (q - zero_point))` of
 # both operands: right on one grid whose steps keep different integers apart. At 1 LiteRT aborts.
 COMPARISONS = frozenset({"EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL", "NOT_EQUAL"})
@@ -89,6 +95,16 @@ def _taken_between(low, high, theirs, own):
     return kernel
 
 
+def _ratios_between(low, high):
+    """Returns whether every input's step, divided by the output's, lies between two bounds."""
+    return lambda scales, scale: all(low <= x / scale <= high for x in scales)
+
+
+def _factor_below_256(scales, scale):
+    """Whether what a product of integers is multiplied by is no more than kernels take."""
+    return math.prod(scales) / scale <= _BELOW_256
+
+
 def _matrix_product(inputs, output, sums):
     """Scales as XNNPACK where the second zero point is 0, else as LiteRT's own kernel."""
     theirs = xnnpack.matrix_product(inputs, output, sums)
@@ -113,9 +129,10 @@ OPERATORS = {
     "ADD": Operator(
         OWN,
         {
-            8: _taken_between(2.0**-10, 2.0**8, xnnpack.add, builtin.add(20)),
+            8: _taken_between(2.0**-10, _BELOW_256, xnnpack.add, builtin.add(20)),
             16: builtin.add(15, requantize_one_rounding),
         },
+        modelled={8: _ratios_between(0.0, _BELOW_256)},
     ),
     "AVERAGE_POOL_2D": Operator(INPUTS, {8: builtin.average, 16: builtin.average}),
     "BATCH_MATMUL": Operator(
@@ -149,7 +166,9 @@ OPERATORS = {
     ),
     "LOG_SOFTMAX": Operator((-16.0, 0.0), {8: tables.log_softmax}, num_bits=(8,)),
     "MEAN": Operator(OWN, {8: xnnpack.mean, 16: builtin.mean}),
-    "MUL": Operator(OWN, {8: xnnpack.product, 16: builtin.product}),
+    "MUL": Operator(
+        OWN, {8: xnnpack.product, 16: builtin.product}, modelled={8: _factor_below_256}
+    ),
     "PRELU": Operator(OWN, {8: builtin.prelu}, num_bits=(8,)),
     "QUANTIZE": Operator(
         OWN,
@@ -157,6 +176,8 @@ OPERATORS = {
             8: _taken_between(2.0**-8, 2.0**7, xnnpack.to_step, builtin.to_step_halves_upward),
             16: builtin.to_step,
         },
+        # What is left over by 16 rounds halves away from zero: how many depends on the batch.
+        modelled={8: _ratios_between(2.0**-8, 2.0**7)},
     ),
     "REDUCE_PROD": Operator(OWN, {8: builtin.reduce_product_or_copy}, num_bits=(8,)),
     "RELU": Operator(OWN, _clamped(0.0)),
@@ -173,7 +194,7 @@ OPERATORS = {
     "SUB": Operator(
         OWN,
         {
-            8: _taken_between(2.0**-10, 2.0**8, xnnpack.subtract, builtin.subtract(20)),
+            8: _taken_between(2.0**-10, _BELOW_256, xnnpack.subtract, builtin.subtract(20)),
             16: builtin.subtract(15),
         },
     ),

@@ -10,9 +10,9 @@ from tfquant.numerics.fixed_point import requantize_half_away
 
 
 def _other(name, kernels):
-    """Returns the operator as on x86-64, but for its kernels of some widths."""
+    """Returns the operator as on x86-64, but for its kernels of some widths, at any steps."""
     row = litert.OPERATORS[name]
-    return dataclasses.replace(row, steps={**row.steps, **kernels})
+    return dataclasses.replace(row, steps={**row.steps, **kernels}, modelled={})
 
 
 def _at(power, kernel):

@@ -53,11 +53,17 @@ def _layer_report(unit, op, grids):
                 "scale": (float(kernel.scale.min()), float(kernel.scale.max())),
             }
     name = op.name if op else ("QUANTIZE" if isinstance(unit.layer, Quantize) else "-")
+    inputs = [read for read in map(grid_of, unit.inputs) if read is not None]
     return LayerReport(
         name=unit.name,
         operator=name,
         activation_bits=grid.spec.num_bits if grid else None,
-        arithmetic=unit.layer.device.arithmetic(name, grid and grid.spec.stored_bits),
+        arithmetic=unit.layer.device.arithmetic(
+            name,
+            grid and grid.spec.stored_bits,
+            [float(read.params.scale) for read in inputs],
+            float(grid.params.scale) if grid else None,
+        ),
         note=_note(unit),
         **fields,
     )
