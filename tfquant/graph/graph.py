@@ -1,8 +1,10 @@
 """A functional model as a list of calls, read through Keras's public cloning."""
 
+import collections
 import dataclasses
 import functools
 import inspect
+import itertools
 
 import keras
 from keras import tree
@@ -27,6 +29,7 @@ class Node:
         marked: Whether it is to be quantized, if it can be.
         part: Whether its layer is one of those that `origin` was unfolded into.
         unrolled: Whether it is of a part that may be called again and again, at every step.
+        call: Number of the call of a layer that it was taken apart from; `None` for no such.
         own: Whether its config was given with the layer, by the user or by what took it apart.
         scheme: `Scheme` of the call, its width; `None` where it stays float.
         config: `QuantizeConfig` of the call; `None` where it stays float.
@@ -48,6 +51,7 @@ class Node:
     marked: bool = False
     part: bool = False
     unrolled: bool = False
+    call: int | None = None
     own: bool = False
     scheme: object = None
     config: object = None
@@ -224,7 +228,7 @@ class _Tracer:
     def __init__(self, take_apart):
         self.take_apart = take_apart
         self.copies, self.parts, self.graphs = {}, {}, {}
-        self.unique = UniqueNames()
+        self.unique, self.taken_apart = UniqueNames(), itertools.count()
 
     def trace(self, model, shapes=None, origin=None):
         """Returns the `Graph` of `model`.
@@ -264,7 +268,12 @@ class _Tracer:
             if (layer, shapes) not in self.graphs:
                 inside = None if layer is origin else origin
                 self.graphs[layer, shapes] = self.trace(layer, shapes, inside)
-            return _replay(self.graphs[layer, shapes], inputs, nodes)
+            before = len(nodes)
+            outputs = _replay(self.graphs[layer, shapes], inputs, nodes)
+            calls = collections.defaultdict(lambda: next(self.taken_apart))
+            for node in nodes[before:]:
+                node.call = node.call if node.call is None else calls[node.call]
+            return outputs
         args, kwargs = _positional(layer, args, kwargs)
         parts = self.parts[layer]
         if callable(parts):
@@ -272,8 +281,11 @@ class _Tracer:
             args, kwargs = masks.read(args, kwargs)
             model = parts(args, kwargs)
             if model is not None:
-                inputs = list(dict.fromkeys(tensors((args, kwargs))))
+                inputs, before = list(dict.fromkeys(tensors((args, kwargs)))), len(nodes)
                 outputs = _replay(self.trace(model, origin=origin), inputs, nodes)
+                number = next(self.taken_apart)
+                for node in nodes[before:]:
+                    node.call = number
                 return masks.handed_on(args, kwargs, outputs)
         if parts is None or callable(parts):
             copy = self.copies[layer] = truthful(self._copy(layer), args, kwargs)

@@ -116,12 +116,13 @@ class _Groups:
         self._group_states()
 
     def _group_steps(self):
-        """Gives what an unrolled layer computes again and again one grid."""
+        """Gives what one call of an unrolled layer computes again and again one grid."""
         nodes = [node for node in self.graph.nodes if node.unrolled and not _keeps_grid(node)]
-        count = collections.Counter(node.layer for node in nodes)
+        count = collections.Counter((node.layer, node.call) for node in nodes)
         for node in nodes:
-            if count[node.layer] > 1:
-                self.names.update(dict.fromkeys(tree.flatten(node.outputs), node.clone.name))
+            if count[node.layer, node.call] > 1:
+                group = f"{node.clone.name}@{node.call}"
+                self.names.update(dict.fromkeys(tree.flatten(node.outputs), group))
 
     def _group_concatenations(self):
         """Gives the branches of each concatenation one grid: it moves integers as they are."""
