@@ -314,6 +314,15 @@ CASES = {
     "FULLY_CONNECTED INT4": ((8,), _kernel("FULLY_CONNECTED", 4)),
     "FULLY_CONNECTED no bias": ((8, 16), _kernel("FULLY_CONNECTED", bias=False)),
     "GELU": ((8, 16), _unary("GELU", ratio=(-1.5, 0.5), options=("Gelu", {"approximate": False}))),
+    "GELU tanh": (
+        (8, 16),
+        _unary(
+            "GELU",
+            ratio=(-1.5, 0.5),
+            options=("Gelu", {"approximate": True}),
+            function="GELU_TANH",
+        ),
+    ),
     "HARD_SWISH": ((8,), _unary("HARD_SWISH", ratio=(0, 2))),
     "L2_NORMALIZATION": ((8,), _vectors("L2_NORMALIZATION", (-1, 1), ("L2Norm", {}), (-9, 0))),
     "LEAKY_RELU": ((8, 16), _leaky_relu),

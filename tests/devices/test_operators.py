@@ -32,7 +32,7 @@ def run(device, request):
 @pytest.mark.parametrize(("device", "name", "bits"), ROWS)
 def test_an_operator_computes_what_litert_does(device, name, bits, run):
     exact = device.arithmetic(name.split()[0], bits) == "exact"
-    assert exact == ((name, bits) not in OFF_BY_ONE)
+    assert exact == ((name.split()[0], bits) not in OFF_BY_ONE)
 
     @hypothesis.given(strategies.integers(0, 2**32))
     @hypothesis.settings(max_examples=5, deadline=None, database=None)
@@ -48,7 +48,7 @@ def test_an_operator_computes_what_litert_does(device, name, bits, run):
 def test_an_operator_computes_what_litert_does_in_many_cases(device, name, bits, run):
     found = piece(device, name, bits, range(MANY), run)
     share = found["apart"] / found["values"]
-    assert share <= OFF_BY_ONE.get((name, bits), 0.0), found
+    assert share <= OFF_BY_ONE.get((name.split()[0], bits), 0.0), found
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=lambda device: device.name)

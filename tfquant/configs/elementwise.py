@@ -141,6 +141,19 @@ class LeakyReluConfig(OutputConfig):
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
+class TanhGeluConfig(OutputConfig):
+    """The approximation of a GELU by a hyperbolic tangent."""
+
+    def __init__(self, activations, **kwargs):
+        super().__init__(activations, **{**kwargs, "operator": "GELU"})
+
+    def settings(self, call):
+        """Returns the name of the approximation."""
+        del call
+        return {"function": "GELU_TANH"}
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
 class ReduceConfig(OutputConfig):
     """Sums and means over some axes: the integers are summed, then scaled once."""
 

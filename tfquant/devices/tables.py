@@ -80,10 +80,18 @@ def _erf_gelu(x):
     return np.float32(0.5) * x * in_float32(ops.erfc)(x * np.float32(-math.sqrt(0.5)))
 
 
+def _tanh_gelu(x):
+    """`0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))`, in float32 but for `tanh`."""
+    half, cubic, one = np.float32(0.5), np.float32(0.044715), np.float32(1.0)
+    inner = np.float32(math.sqrt(2.0 / math.pi)) * (x + cubic * x * x * x)
+    return half * x * (one + in_float32(ops.tanh)(inner))
+
+
 FUNCTIONS = {
     "ELU": lambda x: ops.where(x < 0, in_float32(ops.expm1)(x), x),
     "EXP": exp,
     "GELU": _erf_gelu,
+    "GELU_TANH": _tanh_gelu,
     "LOG": in_float32(ops.log),
     "LOGISTIC": in_float32(ops.sigmoid),
     "RSQRT": lambda x: np.float32(1.0) / ops.sqrt(x),
@@ -99,11 +107,14 @@ def look_up(name, round_to_integer=ops.round):
     Args:
         name: Key of `FUNCTIONS`.
         round_to_integer: How the table is rounded: XNNPACK's to even, LiteRT's own half away.
+
+    Returns:
+        The kernel; its `function` is the key of another form of the function.
     """
 
-    def kernel(inputs, output):
+    def kernel(inputs, output, function=name):
         (x,) = inputs
-        y = FUNCTIONS[name](x.steps * x.params.scale)
+        y = FUNCTIONS[function](x.steps * x.params.scale)
         return round_to_integer(y * (1.0 / output.params.scale))
 
     return kernel
@@ -120,11 +131,14 @@ def interpolate(name, fused=False):
     Args:
         name: Key of `FUNCTIONS`.
         fused: Whether products are added without rounding them, as a compiler for ARM64 does.
+
+    Returns:
+        The kernel; its `function` is the key of another form of the function.
     """
 
-    def kernel(inputs, output):
+    def kernel(inputs, output, function=name):
         (x,) = inputs
-        table = make_table(FUNCTIONS[name], x.params.scale, output.params.scale, fused)
+        table = make_table(FUNCTIONS[function], x.params.scale, output.params.scale, fused)
         return interpolated(table, x.steps)
 
     return kernel

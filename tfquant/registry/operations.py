@@ -7,6 +7,7 @@ from tfquant.configs.elementwise import (
     ReduceConfig,
     ReduceProductConfig,
     SameGridConfig,
+    TanhGeluConfig,
 )
 from tfquant.registry.keras_layers import activation_config, operator_config
 
@@ -20,6 +21,9 @@ VECTOR_FUNCTIONS = {"LogSoftmax": activations.log_softmax, "Softmax": activation
 # The device's operators of functions of one tensor, and of sums over some axes.
 FUNCTIONS = {"Abs": "ABS", "Absolute": "ABS", "Exp": "EXP", "Log": "LOG", "Rsqrt": "RSQRT"}
 REDUCTIONS = {"Mean": "MEAN", "Prod": "REDUCE_PROD", "Sum": "SUM"}
+
+# All that one operator of the device computes.
+KERNELS = frozenset({*MOVING, *VECTOR_FUNCTIONS, *FUNCTIONS, *REDUCTIONS})
 
 
 def operation_config(operation, scheme, outputs: int):
@@ -38,6 +42,8 @@ def operation_config(operation, scheme, outputs: int):
     if name in REDUCTIONS:
         kind = ReduceProductConfig if name == "Prod" else ReduceConfig
         return operator_config(REDUCTIONS[name], scheme, kind)
+    if name == "Gelu":  # Of the approximation: a layer stands for the other.
+        return operator_config("GELU", scheme, TanhGeluConfig)
     if name in FUNCTIONS:
         return operator_config(FUNCTIONS[name], scheme)
     return OutputConfig(scheme.activations, outputs)

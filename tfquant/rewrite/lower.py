@@ -5,7 +5,7 @@ import itertools
 
 import keras
 import numpy as np
-from keras import tree
+from keras import ops, tree
 
 from tfquant.configs.elementwise import SameGridConfig
 from tfquant.configs.linear import LinearConfig
@@ -127,6 +127,7 @@ def lower(model) -> Lowered:
     points, units, float_layers, weights_only, norms, copies = {}, [], {}, {}, {}, {}
     unique = UniqueNames()
     bare, within = _Bare(), set()  # `within`: what parts of one float norm hand to each other.
+    neutral = set()  # Pairs of a constant and of what all its values are.
 
     def note(name, x, grid):
         on_grid(x, grid)
@@ -169,7 +170,14 @@ def lower(model) -> Lowered:
         apart = args if idle else bare.shut(args, within if part else ())
         if isinstance(layer, OperationLayer):
             apart = layer.without_poles(apart, [grid_of(x) for x in args])
-        outputs = copies[layer.name](*apart, **kwargs)
+        kept = _kept_by_neutral(layer, apart, neutral) if part else None
+        if kept is None:
+            outputs = copies[layer.name](*apart, **kwargs)
+        else:
+            outputs = keras.layers.Identity()(kept)
+        if isinstance(layer, Constant):
+            values = ops.convert_to_numpy(layer.values)
+            neutral.update((outputs, x) for x in (0, 1) if (values == x).all())
         within.update(tensors(outputs) if part else ())
         if idle:
             bare.note_moved(args, [outputs])
@@ -239,6 +247,18 @@ class _Bare:
             return Barrier(self.numbers[x])(x)
 
         return tree.map_structure(shut, args)
+
+
+def _kept_by_neutral(layer, args, neutral):
+    """Returns the tensor that zeros are added to, or ones multiplied with; `None` for others.
+
+    A converter leaves nothing of that, and no tensor to be found by its name.
+    """
+    value, given = {keras.layers.Add: 0, keras.layers.Multiply: 1}.get(type(layer)), tensors(args)
+    if value is None or len(given) != 2:
+        return None
+    pairs = zip(given, reversed(given), strict=True)
+    return next((x for x, constant in pairs if (constant, value) in neutral), None)
 
 
 def _clamps(layer):

@@ -16,6 +16,7 @@ from tfquant.layers.copy import copy_layer
 from tfquant.layers.parts import Constant, MatMul, Select
 from tfquant.pieces.affine import channel_affine, constants, hard_sigmoid
 from tfquant.pieces.products import contract
+from tfquant.registry.operations import KERNELS
 from tfquant.unfold.attention import LARGE, unfold_dot_product_attention
 from tfquant.wrappers import QuantizeAnnotate
 
@@ -29,6 +30,14 @@ def unfold_operation(operation, scheme):
     """
     make = OPERATIONS.get(type(operation).__name__)
     return None if make is None else make(operation, scheme)
+
+
+def has_kernel(operation) -> bool:
+    """Whether an operation, or a layer without weights, may become kernels of integers."""
+    if isinstance(operation, layers.Layer):
+        return not operation.weights
+    name = type(operation).__name__
+    return name in OPERATIONS or name in KERNELS
 
 
 def _layer(make):

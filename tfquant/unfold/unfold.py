@@ -13,6 +13,7 @@ from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.layers.parts import MaskedProduct, MatMul, Unmask
 from tfquant.pieces.affine import channel_affine, hard_sigmoid
 from tfquant.pieces.parts import Parts
+from tfquant.registry.keras_layers import activation_config
 from tfquant.unfold.attention import unfold_attention, unfold_softmax
 from tfquant.unfold.composite import is_worthwhile, unfold_composite
 from tfquant.unfold.einsum import unfold_einsum
@@ -24,7 +25,7 @@ from tfquant.unfold.layout import (
     unfold_pooling_3d,
 )
 from tfquant.unfold.norms import unfold_group_norm, unfold_layer_norm, unfold_rms_norm
-from tfquant.unfold.operations import unfold_operation
+from tfquant.unfold.operations import has_kernel, unfold_operation
 from tfquant.unfold.preprocess import (
     unfold_category_encoding,
     unfold_normalization,
@@ -125,13 +126,21 @@ def unfold_unit_normalization(layer, scheme):
 
 
 def unfold_activation(layer, scheme):
-    """Takes a hard sigmoid apart: a shift, a clamp and a factor; see `unfold`.
+    """Takes a hard sigmoid apart, and functions of the user's that consist of several; see `unfold`.
 
     hard_sigmoid(x) = relu6(x + 3) / 6
     """
-    if layer.activation is not activations.hard_sigmoid or not scheme.static:
+    if not scheme.static or activation_config(layer.activation, scheme) is not None:
         return None
-    return lambda x: hard_sigmoid(x, layer.name)
+    if layer.activation is activations.hard_sigmoid:
+        return lambda x: hard_sigmoid(x, layer.name)
+
+    def call(x):
+        y = layer.activation(x)
+        model = keras.Model(x, y) if isinstance(y, keras.KerasTensor) else None
+        return None if model is None or not all(map(has_kernel, model.operations)) else y
+
+    return call
 
 
 def unfold_elu(layer, scheme):
