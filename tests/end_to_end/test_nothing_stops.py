@@ -222,3 +222,39 @@ def test_columns_that_a_rescaling_brings_together_are_scaled_in_float(rng, tmp_p
     assert not report.swallowed
     noise = np.sum((np.asarray(model(table)) - np.asarray(q(table))) ** 2)
     assert 10 * np.log10(np.sum(np.asarray(model(table)) ** 2) / noise) > 35
+
+
+class Unreadable(layers.Layer):
+    """A product that runs on real tensors only, with arguments of both kinds."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 4), name="kernel")
+
+    def call(self, x, shift=None, factor=None, negated=False):
+        if isinstance(x, keras.KerasTensor):
+            raise TypeError("Real tensors only.")
+        y = x @ self.kernel * (-1.0 if negated else 1.0)
+        y = y if shift is None else y + shift
+        return y if factor is None else y * factor
+
+    def compute_output_spec(self, x, shift=None, factor=None, negated=False):
+        return keras.KerasTensor((*x.shape[:-1], 4), x.dtype)
+
+
+@pytest.mark.parametrize("settings", [{}, {"factor": None, "negated": True}, {"factor": 3.0}])
+def test_a_call_takes_tensors_and_settings(settings, rng, tmp_path):
+    x, shift = keras.Input((8,), name="x"), keras.Input((4,), name="shift")
+    layer = Unreadable(name="own")
+    y = layer(layers.Dense(8)(x), shift=shift, **settings)
+    model = keras.Model([x, shift], layers.Dense(2)(layer(layers.Dense(8)(x), shift=y)))
+    data = [rng.normal(size=(64, n)).astype("float32") for n in (8, 4)]
+    q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    expected, received = (m.predict(data, verbose=0) for m in (model, q))
+    np.testing.assert_allclose(received, expected, atol=0.05 * np.abs(expected).max())
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+    assert report.end_to_end.largest <= 2
+    path = tmp_path / "model.keras"
+    q.save(path)
+    with keras.saving.custom_object_scope({"Unreadable": Unreadable}):
+        loaded = keras.saving.load_model(path)
+    np.testing.assert_array_equal(loaded.predict(data, verbose=0), received)

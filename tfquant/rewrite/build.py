@@ -49,6 +49,7 @@ class _Builder:
         if isinstance(inner, OperationLayer):
             args, kwargs = tensors((args, kwargs)), {}
         if node.config is not None:
+            kwargs = {name: x for name, x in kwargs.items() if name not in _settings(node)}
             site = self.sites[node.layer] = self.sites.get(node.layer, -1) + 1
             kwargs = {**kwargs, "call_site": site} if site else kwargs
         return layer(*args, **kwargs)
@@ -73,7 +74,7 @@ class _Builder:
             layer,
             node.config,
             batch_norm=node.batch_norm and node.batch_norm.filled(),
-            call_sites=[CallSite(call.clamp, call.group) for call in calls],
+            call_sites=[CallSite(call.clamp, call.group, _settings(call)) for call in calls],
             weight_quantizer=node.scheme.weight_quantizer,
             activation_quantizer=node.scheme.activation_quantizer,
             device=node.scheme.device,
@@ -85,3 +86,13 @@ class _Builder:
             if isinstance(quantizer, WeightQuantizer):
                 quantizer.fit(variable.value)
         return wrapper
+
+
+def _settings(node) -> dict:
+    """Returns the keyword arguments that are no tensors, where others are.
+
+    Keras takes no mixture of both among the arguments that a layer hands on.
+    """
+    if isinstance(node.layer, Quantize) or not tensors(node.kwargs):
+        return {}
+    return {name: x for name, x in node.kwargs.items() if not tensors(x)}

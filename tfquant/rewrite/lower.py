@@ -148,7 +148,8 @@ def lower(model) -> Lowered:
             return y
         if isinstance(layer, QuantizeWrapper) and layer.in_float:
             norms[layer.layer.name] = layer.norms[0][0]
-            kwargs = _own(layer, kwargs)
+            settings = layer.call_sites[kwargs.get("call_site", 0)].settings
+            kwargs = {**settings, **_own(layer, kwargs)}
             layer = layer.layer
         if isinstance(layer, QuantizeWrapper):
             outputs, unit = _lower_wrapper(layer, args, dict(kwargs), unique, bare)
@@ -278,7 +279,8 @@ def _own(layer, kwargs):
 
 
 def _lower_wrapper(layer, args, kwargs, unique, bare):
-    call_site, kwargs = kwargs.get("call_site", 0), _own(layer, kwargs)
+    call_site = kwargs.get("call_site", 0)
+    kwargs = {**layer.call_sites[call_site].settings, **_own(layer, kwargs)}
     given = tensors(args)
     grids = [grid_of(x) for x in given]
     name = unique(layer.layer.name + (f"_call{call_site}" if call_site else ""))

@@ -4,7 +4,7 @@ import math
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers, ops
 
 from tfquant.configs.elementwise import OutputConfig, SameGridConfig
 from tfquant.configs.parts import (
@@ -14,7 +14,7 @@ from tfquant.configs.parts import (
     MatMulConfig,
     ScoresConfig,
 )
-from tfquant.layers.parts import Affine, CausalMask, Constant, MatMul, RepeatHeads
+from tfquant.layers.parts import Affine, CausalMask, Constant, MatMul, RepeatHeads, Select
 from tfquant.pieces.affine import channel_affine
 from tfquant.pieces.parts import Parts
 from tfquant.wrappers import QuantizeAnnotate
@@ -99,10 +99,24 @@ class _Scores(Parts):
 
     def hidden(self, name, mask):
         """Returns `HIDDEN` where a mask is 0 and 0 where it is 1."""
-        # Two operators with one constant each: both results have exact integers.
         config = OutputConfig(self.scheme.activations)
+        if not keras.backend.is_float_dtype(mask.dtype):
+            shown, hidden = (
+                self.make(f"{name}_mask_{side}", self._number, number, mask, config=config)(mask)
+                for side, number in (("shown", 0.0), ("hides", HIDDEN))
+            )
+            chosen = mask if mask.dtype == "bool" else ops.cast(mask, "bool")
+            select = self.make(f"{name}_mask_hidden", Select, config=SameGridConfig())
+            return select(chosen, shown, hidden)
+        # Two operators with one constant each: both results have exact integers.
         shifted = self.make(f"{name}_mask_shifted", Affine, 1.0, -1.0, config=config)(mask)
         return self.make(f"{name}_mask_hidden", Affine, -HIDDEN, config=config)(shifted)
+
+    @staticmethod
+    def _number(number, like, name):
+        """Returns the layer that holds one number for all that a tensor has."""
+        values = np.full((1,) * len(like.shape), number, np.float32)
+        return Constant.of(values, trainable=False, name=name)
 
     def scores(self, q, k, masks, causal):
         """Multiplies queries and keys and adds the masks."""

@@ -27,10 +27,12 @@ class CallSite:
     Attributes:
         clamp: `(low, high)` of the activation behind the layer, or `None`. `(0, None)` is ReLU.
         group: Name of the group of grids that must agree which the output belongs to, or `None`.
+        settings: Keyword arguments of the call that are no tensors, where others are.
     """
 
     clamp: tuple[float | None, float | None] | None = None
     group: str | None = None
+    settings: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.clamp is not None:
@@ -196,6 +198,7 @@ class QuantizeWrapper(keras.layers.Layer):
         if self.layer_takes_mask and any(m is not None for m in tree.flatten(mask)):
             # Keras collects the masks of all that came by position.
             kwargs["mask"] = mask[0] if isinstance(mask, tuple) and len(mask) == 1 else mask
+        kwargs = {**self.call_sites[call_site].settings, **kwargs}
         if self.in_float:
             return self.call_layer(*args, weights=[], training=training, **kwargs)
         if training:
