@@ -1,6 +1,6 @@
 """Backbones of KerasHub with two small layers and random weights: `BACKBONES`, by name.
 
-A function takes `keras_hub.models` and returns a built model. `data_of` makes inputs for any of them.
+A function takes `keras_hub.models` and returns a built model; `data_of` makes its inputs.
 """
 
 import keras
@@ -211,9 +211,7 @@ BACKBONES = {
     ),
     "esm": _text("ESM"),
     "f_net": _text("FNet", {**_PLAIN, "max_sequence_length": STEPS}),
-    "falcon": lambda models: models.FalconBackbone(
-        **_PLAIN, num_attention_heads=2
-    ),
+    "falcon": lambda models: models.FalconBackbone(**_PLAIN, num_attention_heads=2),
     "gemma": _gemma,
     "gemma3": _gemma3,
     "gpt2": _text("GPT2"),

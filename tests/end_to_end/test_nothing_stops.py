@@ -258,3 +258,52 @@ def test_a_call_takes_tensors_and_settings(settings, rng, tmp_path):
     with keras.saving.custom_object_scope({"Unreadable": Unreadable}):
         loaded = keras.saving.load_model(path)
     np.testing.assert_array_equal(loaded.predict(data, verbose=0), received)
+
+
+class PromisesMore(layers.Layer):
+    """A product that promises a second output and returns none."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 4), name="kernel")
+
+    def call(self, x):
+        if isinstance(x, keras.KerasTensor):
+            raise TypeError("Real tensors only.")
+        return x @ self.kernel, None
+
+    def compute_output_spec(self, x):
+        return tuple(keras.KerasTensor((*x.shape[:-1], 4), x.dtype) for _ in range(2))
+
+
+class Heads(layers.Layer):
+    """Heads apart and joined again, by sizes that are read from a tensor of free length."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.before, self.behind = layers.Dense(8), layers.Dense(8)
+
+    def build(self, shape):
+        self.before.build(shape)
+        self.behind.build((None, None, 8))
+
+    def call(self, x):
+        y = self.before(x)
+        batch, steps = ops.shape(y)[:2]
+        y = ops.reshape(y, (batch, steps, 2, 4))
+        return self.behind(ops.reshape(ops.tanh(y), [batch, steps, -1]))
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+@pytest.mark.parametrize("make", [lambda: PromisesMore(name="own"), lambda: Heads(name="own")])
+def test_what_an_own_layer_does_not_tell_is_no_error(make, rng, tmp_path):
+    x = keras.Input((None, 8))
+    y = keras.tree.flatten(make()(layers.Dense(8)(x)))[0]
+    model = keras.Model(x, layers.Dense(2)(y))
+    data = rng.normal(size=(64, 5, 8)).astype("float32")
+    q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    expected, received = (m.predict(data, verbose=0) for m in (model, q))
+    np.testing.assert_allclose(received, expected, atol=0.06 * np.abs(expected).max())
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+    assert report.end_to_end.largest <= 2

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import logging
 
 import keras
 from keras import tree
@@ -13,6 +14,8 @@ from tfquant.graph.walk import is_readable
 from tfquant.layers.copy import copy_layer, transfer_weights, undrawn
 from tfquant.layers.integers import truthful
 from tfquant.layers.parts import Remask, Unmask
+
+_logger = logging.getLogger("tfquant")
 
 
 @dataclasses.dataclass(eq=False)
@@ -279,10 +282,10 @@ class _Tracer:
         if callable(parts):
             masks = _Masks(self, layer, origin, nodes)
             args, kwargs = masks.read(args, kwargs)
-            model = parts(args, kwargs)
-            if model is not None:
+            graph = self._parts(layer, parts(args, kwargs), origin)
+            if graph is not None:
                 inputs, before = list(dict.fromkeys(tensors((args, kwargs)))), len(nodes)
-                outputs = _replay(self.trace(model, origin=origin), inputs, nodes)
+                outputs = _replay(graph, inputs, nodes)
                 number = next(self.taken_apart)
                 for node in nodes[before:]:
                     node.call = number
@@ -306,6 +309,14 @@ class _Tracer:
             nodes.append(Node(part, part, (x,), {}, y, origin))
             x = y
         return x
+
+    def _parts(self, layer, model, origin):
+        """Returns the `Graph` of what stands for a layer; `None` where that cannot be called."""
+        try:
+            return None if model is None else self.trace(model, origin=origin)
+        except ValueError as error:  # Parts of the user's may want sizes that are free here.
+            _logger.debug("The parts of layer '%s' cannot be called: %s", layer.name, error)
+            return None
 
 
 def _positional(layer, args, kwargs):

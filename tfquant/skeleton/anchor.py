@@ -107,10 +107,11 @@ def _found(float_file, points):
     graph = float_file.graph
     numbers = _number(graph.operations)
     by_number: dict[str, list[tuple[Point, str]]] = {}
-    for point, tensor in zip(points, graph.points, strict=True):
+    # Some layers promise a tensor and return none.
+    given = [(p, x) for p, x in zip(points, graph.points, strict=True) if x is not None]
+    for point, tensor in given:
         by_number.setdefault(numbers[tensor.name], []).append((point, tensor.name))
-    found = {}
-    of_point = {p.tensor: x for p, x in zip(points, graph.points, strict=True)}
+    found, of_point = {}, {point.tensor: x for point, x in given}
     for index, tensor in _tensors(float_file, of_point, numbers).items():
         pairs, path = by_number.get(numbers[tensor.name], []), _path(tensor)
         if pairs:

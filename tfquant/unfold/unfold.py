@@ -126,7 +126,7 @@ def unfold_unit_normalization(layer, scheme):
 
 
 def unfold_activation(layer, scheme):
-    """Takes a hard sigmoid apart, and functions of the user's that consist of several; see `unfold`.
+    """Takes apart a hard sigmoid, and functions of the user that consist of several; see `unfold`.
 
     hard_sigmoid(x) = relu6(x + 3) / 6
     """

@@ -69,7 +69,7 @@ def straight_through(exact, real, args, variables, frozen=()):
                 tape.watch(watched)
                 scope, arguments = given(tensors)
                 with scope:
-                    flat_outputs = tree.flatten(real(arguments))
+                    flat_outputs = [y for y in tree.flatten(real(arguments)) if y is not None]
             pairs = zip(flat_outputs, upstream, strict=True)
             pairs = [(y, dy) for y, dy in pairs if _is_float(y) and dy is not None]
             outputs, upstream = map(list, zip(*pairs, strict=True))
@@ -79,10 +79,12 @@ def straight_through(exact, real, args, variables, frozen=()):
             # Variables of frozen layers, which TensorFlow saw being read.
             return (gradients, [None] * len(variables)) if variables else gradients
 
-        return tree.flatten(outputs), gradient
+        return [y for y in tree.flatten(outputs) if y is not None], gradient
 
-    outputs = joined(*of_args, *of_grids, *of_variables)
+    outputs = iter(joined(*of_args, *of_grids, *of_variables))
     structure, output_grids, losses = returned
+    # Some layers return none in the place of a tensor.
+    outputs = [None if y is None else next(outputs) for y in tree.flatten(structure)]
     for y, grid in zip(outputs, output_grids, strict=True):
         if grid is not None:
             on_grid(y, grid)
