@@ -217,3 +217,20 @@ def test_a_cell_that_cannot_be_read_has_its_weights_in_integers(rng, tmp_path):
     assert [quantizer.spec.num_bits for _, quantizer in wrapper.weight_quantizers] == [8, 8]
     assert any("'own' (RNN)" in op.reason for op in report.float_operators)
     assert report.end_to_end.largest <= 1
+
+
+@pytest.mark.parametrize("first", ["relu", "relu6"])
+@pytest.mark.parametrize("second", ["relu", "relu6"])
+def test_a_clamp_of_what_is_clamped_has_no_grid_of_its_own(first, second, rng, tmp_path):
+    keras.utils.set_random_seed(0)
+    x = keras.Input((8, 8, 3))
+    y = layers.Activation(first)(layers.Conv2D(8, 3, padding="same")(x))
+    z = layers.DepthwiseConv2D(3, padding="same")(layers.Activation(second)(y))
+    model = keras.Model(x, layers.Add()([layers.Conv2D(8, 1)(z), layers.Conv2D(8, 1)(y)]))
+    data = 6 * rng.normal(size=(32, 8, 8, 3)).astype("float32")
+    q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+    assert not report.lost_layers and not report.float_operators
+    assert report.end_to_end.differing == 0
+    expected, received = (m.predict(data, verbose=0) for m in (model, q))
+    np.testing.assert_allclose(received, expected, atol=0.1 * np.abs(expected).max())
