@@ -15,12 +15,13 @@ import contextlib
 import dataclasses
 import logging
 import os
+import pathlib
+import runpy
 import sys
 import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
-from importlib import metadata
 
 from absl import flags
 
@@ -86,7 +87,7 @@ def main(argv: list[str]) -> int:
             print(_overview())
             return OK if argv else USER_ERROR
         if argv[0] == "--version":
-            print(f"tfquant {metadata.version('tfquant')}")
+            print(f"tfquant {_version()}")
             return OK
         command = _command(argv[0])
         values = _flag_values(command)
@@ -231,6 +232,12 @@ def _flag_values(command):
         "verbose", False, "Show what TensorFlow logs, and tracebacks.", flag_values=values
     )
     return values
+
+
+def _version():
+    """The version of the package beside, which is not imported for it."""
+    about = pathlib.Path(__file__).with_name("tfquant") / "about.py"
+    return runpy.run_path(str(about))["__version__"]
 
 
 def _overview():

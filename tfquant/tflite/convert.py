@@ -30,7 +30,6 @@ from tfquant.tflite.compared import Compared, compare_all
 from tfquant.tflite.describe import elsewhere, float_operators, layer_reports
 from tfquant.tflite.signature import input_names, output_names
 from tfquant.tflite.verify import Verifier, point_tensors, saturated_biases
-from tfquant.tflite.write import write
 from tfquant.wrappers import KnownIntegers, Quantize
 from tfquant.wrappers.norms import norms_in_words
 
@@ -230,6 +229,8 @@ def _write_what_runs(lowered, batch_size, rows, types, key):
     Returns:
         `(file, content, float_file, anchors, lost, assignment)`.
     """
+    from tfquant.tflite.write import write  # ai-edge-quantizer takes long to import.
+
     refused = {}
     while True:
         float_file = convert_float(lowered, batch_size, rows)
