@@ -7,6 +7,7 @@ import numpy as np
 from keras import tree
 from rich.progress import Progress
 
+from tfquant.data.batches import cast, check_form
 from tfquant.litert.inspect import checked_file
 from tfquant.litert.interpreter import run, to_file_inputs
 from tfquant.litert.parity import of_outputs
@@ -32,7 +33,8 @@ def compare(model, path, data, *, batch_size: int = 32, progress: bool = True) -
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it is no `.tflite` file, or model, file and data do not fit each other.
+        ValueError: If it is no `.tflite` file, model, file and data do not fit each other, or the
+            data hold NaN or Inf.
 
     Example:
 
@@ -84,17 +86,8 @@ def _rows(data, inputs):
             f"Received: shapes {[array.shape for array in arrays]}."
         )
     for x, array in zip(inputs, arrays, strict=True):
-        if not _fits(x.shape, array.shape):
-            raise ValueError(
-                f"Input '{x.name}' must have the shape {x.shape}. Received: shape {array.shape}."
-            )
-        if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
-            raise ValueError(f"Input '{x.name}' must hold numbers. Received: {array.dtype}.")
-    return [array.astype(_dtype(x)) for x, array in zip(inputs, arrays, strict=True)]
-
-
-def _dtype(x):
-    return "float32" if keras.backend.is_float_dtype(x.dtype) else x.dtype
+        check_form(array, x, f"Input '{x.name}'", (None, *x.shape[1:]))
+    return [cast(array, x, f"Input '{x.name}'") for x, array in zip(inputs, arrays, strict=True)]
 
 
 def _fits(wanted, got):

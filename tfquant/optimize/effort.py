@@ -1,14 +1,18 @@
 """`quantize`: a float model and data to a model of integers, at an effort that is chosen."""
 
 import dataclasses
+import logging
 
 import numpy as np
 
 from tfquant.calibrate import calibrate
+from tfquant.calibrate.seen import fewer
 from tfquant.data.batches import batches
 from tfquant.optimize.optimize import optimize
 from tfquant.registry.recipe import Recipe
 from tfquant.rewrite import quantize_model
+
+_logger = logging.getLogger("tfquant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +105,8 @@ def quantize(
         return q
     if optimizes:  # It is read twice; a generator can be only once.
         parts = list(batches(data, q.inputs, batch_size, steps))
+        if steps is not None and len(parts) < steps:
+            _logger.warning("Integers are chosen on little: %s.", fewer(len(parts), steps))
         data, steps = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)], None
     if recipe.static:
         calibrate(

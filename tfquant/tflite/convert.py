@@ -20,7 +20,7 @@ from tfquant.litert.interpreter import run as run_here
 from tfquant.passes.front import split_front
 from tfquant.passes.precision import TO_FLOAT32, in_float32, policy
 from tfquant.report import ConversionReport
-from tfquant.report.conversion import HELP
+from tfquant.report.conversion import HELP, RANDOM
 from tfquant.rewrite.lower import lower
 from tfquant.rewrite.validate import check_is_model
 from tfquant.skeleton.anchor import anchor, layer_names
@@ -30,7 +30,7 @@ from tfquant.tflite.compared import Compared, compare_all
 from tfquant.tflite.describe import elsewhere, float_operators, layer_reports
 from tfquant.tflite.signature import input_names, output_names
 from tfquant.tflite.verify import Verifier, point_tensors, saturated_biases
-from tfquant.wrappers import KnownIntegers, Quantize
+from tfquant.wrappers import KnownIntegers, Quantize, QuantizeWrapper
 from tfquant.wrappers.norms import norms_in_words
 
 _logger = logging.getLogger("tfquant")
@@ -203,6 +203,7 @@ def _convert(model, path, key, types, batch_size, samples, comparing, progress):
             norms=norms_in_words(model),
             elsewhere=elsewhere(lowered, float_file, anchors, assignment),
             correction=str(getattr(whole, "correction", None) or ""),
+            output_sqnr=dict(zip(output_names(lowered), compared.output_sqnr, strict=False)),
         )
     if lost:
         _logger.warning(
@@ -216,6 +217,8 @@ def _convert(model, path, key, types, batch_size, samples, comparing, progress):
             "; ".join(report.swallowed),
             HELP,
         )
+    for doubt in report.doubts:
+        _logger.warning("Look at this: %s.", doubt)
     if compared.why_not:
         _logger.warning("The file could not be compared with the model: %s", compared.why_not)
     return content, report
@@ -386,8 +389,17 @@ def _sample_rows(model, samples):
         elif keras.backend.is_float_dtype(x.dtype):
             rows.append(generator.uniform(low, high, shape).astype("float32"))
         else:
-            rows.append(generator.integers(0, 2, shape).astype(x.dtype))
-    return rows, "random inputs"
+            rows.append(generator.integers(*_integer_range(model, x), shape).astype(x.dtype))
+    return rows, RANDOM
+
+
+def _integer_range(model, x):
+    """Returns the bounds of integers that an input takes: of a table's rows, or of its type."""
+    for layer in model.layers:
+        table = layer.layer if isinstance(layer, QuantizeWrapper) else layer
+        if isinstance(table, keras.layers.Embedding) and layer.input is x:
+            return 0, table.input_dim
+    return 0, 256 if x.dtype == "uint8" else 2
 
 
 def _input_range(model, x):

@@ -1,6 +1,7 @@
 """What the report says of each layer and of each float operator."""
 
 import dataclasses
+import math
 
 import keras
 
@@ -45,7 +46,8 @@ def _layer_report(unit, op, grids):
     fields = {}
     if unit.kernels:
         kernel = unit.kernels[0]
-        fields = {"weight_bits": 16, "weight_sqnr": _weight_sqnr(unit)}
+        fields = {"weight_bits": 16, "weight_sqnr": _weight_sqnr(unit), "dynamic": unit.dynamic}
+        fields["weight_bytes"] = sum(_num_bytes(kernel) for kernel in unit.kernels)
         if kernel.spec is not None:
             fields |= {
                 "weight_bits": kernel.spec.num_bits,
@@ -53,14 +55,23 @@ def _layer_report(unit, op, grids):
                 "scale": (float(kernel.scale.min()), float(kernel.scale.max())),
             }
     name = op.name if op else ("QUANTIZE" if isinstance(unit.layer, Quantize) else "-")
+    bits = grid.spec.num_bits if grid else None
+    if unit.dynamic:
+        bits = unit.layer.quantize_config.input_quantizer(unit.layer.layer).spec.num_bits
     return LayerReport(
         name=unit.name,
         operator=name,
-        activation_bits=grid.spec.num_bits if grid else None,
+        activation_bits=bits,
         arithmetic=unit.layer.device.arithmetic(name, grid and grid.spec.stored_bits),
         note=_note(unit),
         **fields,
     )
+
+
+def _num_bytes(kernel):
+    """Returns the bytes of a kernel in a file, which holds 4 or 8 bits, or half precision."""
+    stored = 16 if kernel.spec is None else 4 if kernel.spec.num_bits <= 4 else 8
+    return (math.prod(kernel.variable.shape) * stored + 7) // 8
 
 
 def _granularity(kernel):
@@ -106,6 +117,9 @@ def float_operators(file: File, assignment: Assignment, lowered) -> list[FloatOp
             for layer, kind in layers.items():
                 if f"/{layer}" in name and reason != AS_THE_SCHEME_SAYS:
                     reason = f"layer '{layer}' ({kind}) {what}"
+        unit = assignment.units.get(index)
+        if reason == AS_THE_SCHEME_SAYS and unit is not None and unit.dynamic:
+            reason = "its inputs are quantized when the file runs, its outputs are float"
         for part, norm in lowered.norms.items():
             if f"/{part}" in name:
                 reason = f"norm '{norm}' serves the outputs in float"
