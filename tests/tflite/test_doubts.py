@@ -8,6 +8,7 @@ import pytest
 from keras import layers
 
 import tfquant as tfq
+from tfquant.calibrate.samples import sample_rows
 from tfquant.report import Parity
 from tfquant.report.conversion import LEAST_SQNR
 
@@ -68,9 +69,7 @@ def test_random_inputs_are_named_loudly(scheme, images, tmp_path, caplog):
     assert not [line for line in (*warned, str(report)) if RANDOM in line]
 
 
-def test_random_inputs_lie_in_the_ranges_of_calibration(images, tmp_path, monkeypatch):
-    from tfquant.tflite import convert
-
+def test_random_inputs_lie_in_the_ranges_of_calibration(images):
     x = keras.Input((5,), dtype="int32", name="tokens")
     y = layers.GlobalAveragePooling1D()(layers.Embedding(50, 8, name="table")(x))
     image = keras.Input((8, 8, 3), name="image")
@@ -79,7 +78,7 @@ def test_random_inputs_lie_in_the_ranges_of_calibration(images, tmp_path, monkey
     data = [np.arange(320).reshape(64, 5) % 50, images]
     q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
     q.calibration_samples = None
-    (tokens, pixels), origin = convert._sample_rows(q, None)
+    (tokens, pixels), origin = sample_rows(q)
     assert origin == "random inputs"
     assert tokens.min() >= 0 and 40 < tokens.max() < 50
     assert pixels.min() >= 0 and 150 < pixels.max() <= 201

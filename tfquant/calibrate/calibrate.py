@@ -102,6 +102,7 @@ def calibrate(
         plain = None if norms is not None and norms.floating else plain
         correction = correct_biases(model, wrappers, runner, judge, methods, wanted, plain)
     model.calibration_samples, model.correction, model.norms = samples, correction, norms
+    model.calibration = seen.record(observer)
     _forget_traces(model)
     if doubts := seen.doubts(steps):
         _logger.warning(

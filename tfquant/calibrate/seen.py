@@ -1,5 +1,7 @@
 """What calibration data cannot tell a model, in words."""
 
+import hashlib
+
 import numpy as np
 
 
@@ -14,6 +16,7 @@ class Seen:
         self._inputs = inputs
         self._batches = self._rows = 0
         self._first, self._same = None, True
+        self._hash = hashlib.sha256()
         self._ranges = [(np.inf, -np.inf)] * len(inputs)
 
     def note(self, arrays) -> None:
@@ -22,12 +25,20 @@ class Seen:
             self._first = [array[:1] for array in arrays]
         self._batches += 1
         self._rows += len(arrays[0])
+        for array in arrays:
+            plain = array.astype(str) if array.dtype == object else array
+            self._hash.update(np.ascontiguousarray(plain))
         pairs = zip(arrays, self._first, strict=True)
         self._same = self._same and all(_equal(array, first) for array, first in pairs)
         for index, array in enumerate(arrays):
             if array.dtype.kind == "f":
                 low, high = self._ranges[index]
                 self._ranges[index] = min(low, array.min()), max(high, array.max())
+
+    def record(self, observer) -> dict:
+        """Returns what was seen: who watched, how many rows, and a hash of them all in order."""
+        named = observer if isinstance(observer, str) else getattr(observer, "__name__", "own")
+        return {"observer": named, "rows": self._rows, "sha256": self._hash.hexdigest()}
 
     def doubts(self, steps: int | None) -> list[str]:
         """Returns why ranges may be wrong, empty where nothing speaks for it.

@@ -8,13 +8,15 @@ from keras import tree
 from rich.progress import Progress
 
 from tfquant.data.batches import cast, check_form
-from tfquant.litert.inspect import checked_file
+from tfquant.litert.inspect import checked_file, damage_named
 from tfquant.litert.interpreter import run, to_file_inputs
 from tfquant.litert.parity import of_outputs
 from tfquant.report import Parity
 
 
-def compare(model, path, data, *, batch_size: int = 32, progress: bool = True) -> Parity:
+def compare(
+    model, path, data, *, labels=None, batch_size: int = 32, progress: bool = True
+) -> Parity:
     """Runs a model and a file on the same inputs and counts the differences.
 
     Where the file returns integers, the model's outputs are compared in steps of its grid, which
@@ -25,6 +27,8 @@ def compare(model, path, data, *, batch_size: int = 32, progress: bool = True) -
         path: The `.tflite` file; it may come from any converter.
         data: Array, list of arrays in the order of the model's inputs, or dict from input name to
             array.
+        labels: The right class of each row, or one-hot; `None` without. With them the result has
+            `accuracies` of model and file.
         batch_size: Rows that the model computes at once.
         progress: Whether to show a progress bar.
 
@@ -55,13 +59,16 @@ def compare(model, path, data, *, batch_size: int = 32, progress: bool = True) -
     rows = _rows(data, model.inputs)
     _check_fit(file, file.inputs, model.inputs, "inputs", path)
     _check_fit(file, file.outputs, model.outputs, "outputs", path)
-    file_rows = to_file_inputs(file, _in_file_types(file, rows))
+    with damage_named(path):
+        file_rows = to_file_inputs(file, _in_file_types(file, rows))
     with Progress(transient=True, disable=not progress) as bar:
         keras_task = bar.add_task("Running Keras", total=len(rows[0]))
         expected = _predict(model, rows, batch_size, lambda: bar.advance(keras_task, batch_size))
         file_task = bar.add_task("Running LiteRT", total=len(rows[0]))
-        received = run(content, file_rows, lambda: bar.advance(file_task))
-    return of_outputs(file, expected, received)
+        with damage_named(path):
+            received = run(content, file_rows, lambda: bar.advance(file_task))
+            _check_outputs(expected, received)
+    return of_outputs(file, expected, received, labels)
 
 
 def _rows(data, inputs):
@@ -108,6 +115,13 @@ def _check_fit(file, indices, tensors, role, path):
             f"Model and file must have the same {role}. Expected: {role} of shapes {ours}. "
             f"Received: '{path}' with {theirs}."
         )
+
+
+def _check_outputs(expected, received):
+    """Raises unless outputs have as many values: a file may compute other shapes than it says."""
+    for ours, theirs in zip(expected, received, strict=True):
+        if ours.size != theirs.size:
+            raise ValueError(f"outputs of {ours.shape} are expected. Received: {theirs.shape}")
 
 
 def _in_file_types(file, rows):

@@ -42,21 +42,47 @@ def _apart(expected, received):
     return np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
 
 
-def of_outputs(file: File, expected, received) -> Parity:
+def of_outputs(file: File, expected, received, labels=None) -> Parity:
     """Compares what a model and its file return, with the share of equal predictions.
 
     Args:
         file: The file.
         expected: One array of real values for each output, in the file's order.
         received: What the file returned, likewise.
+        labels: One for each row, or one row of as many numbers as there are scores; `None` without.
     """
     outputs = list(zip(file.outputs, expected, received, strict=True))
     parts = [parity(file, index, *pair) for index, *pair in outputs]
     pairs = [(_on_grid(file, index, ours), theirs) for index, ours, theirs in outputs]
     total = sum(parts[1:], parts[0])
     return dataclasses.replace(
-        total, rows=len(received[0]), equal_predictions=equal_predictions(pairs)
+        total,
+        rows=len(received[0]),
+        equal_predictions=equal_predictions(pairs),
+        accuracies=None if labels is None else _accuracies(expected, received, labels),
     )
+
+
+def _accuracies(expected, received, labels):
+    """Returns the shares of rows that model and file get right.
+
+    Raises:
+        ValueError: If labels do not fit the outputs.
+    """
+    scores, labels = expected[0], np.asarray(labels)
+    fits = len(expected) == 1 and scores.ndim == 2 and len(labels) == len(scores)
+    if fits and labels.shape == scores.shape and scores.shape[1] > 1:
+        labels = labels.argmax(-1)
+    elif not (fits and labels.size == len(scores) and labels.dtype.kind in "biuf"):
+        shapes = [y.shape for y in expected]
+        raise ValueError(
+            "`labels` must be one for each row of scores, or as many numbers as scores. Received: "
+            f"labels of shape {labels.shape} for outputs of shapes {shapes}."
+        )
+    ours, theirs = (
+        float(np.mean(y[0].argmax(-1) == labels.reshape(-1))) for y in (expected, received)
+    )
+    return ours, theirs
 
 
 def _on_grid(file, index, values):

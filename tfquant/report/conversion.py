@@ -4,6 +4,7 @@ import dataclasses
 
 from rich.text import Text
 
+from tfquant.calibrate.samples import RANDOM
 from tfquant.report.printable import Printable, notes, plain_table
 
 # Integers that a part of a tensor has to itself: with fewer, little is left of it.
@@ -14,9 +15,6 @@ FEW_LEVELS = 8
 # or an output has more noise than this: in dB against the float model, half of its power.
 APART_SHARE, APART_STEPS, APART = 0.5, 2, 0.05
 LEAST_EQUAL, LEAST_SQNR = 0.9, 3.0
-
-# Where inputs of a comparison came from, if nobody gave any.
-RANDOM = "random inputs"
 
 # What helps a part that the grid of a whole swallows.
 HELP = (
@@ -39,6 +37,8 @@ class Parity:
         equal_predictions: Share of inputs whose largest output is the same one; `None` where an
             output is no vector of scores.
         in_steps: Whether differences are counted in output steps.
+        accuracies: `(expected, received)`: shares of rows whose largest output is the label;
+            `None` without labels.
     """
 
     values: int
@@ -47,6 +47,7 @@ class Parity:
     rows: int = 0
     equal_predictions: float | None = None
     in_steps: bool = True
+    accuracies: tuple[float, float] | None = None
 
     @property
     def share_differing(self) -> float:
@@ -61,6 +62,25 @@ class Parity:
             max(self.rows, other.rows),
             in_steps=self.in_steps and other.in_steps,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorReport:
+    """An input or output of a file.
+
+    Attributes:
+        name: Its name in the signature.
+        dtype: Type of its values, such as `"INT8"`.
+        shape: Its shape; -1 is a free dimension.
+        scale: Step of its grid; `None` where it has none.
+        zero_point: Integer that stands for 0; `None` without a grid.
+    """
+
+    name: str
+    dtype: str
+    shape: list[int]
+    scale: float | None = None
+    zero_point: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +186,10 @@ class ConversionReport(Printable):
         signatures: Reports of the further models in the file, by the key of their signature.
         output_sqnr: Dict from the names of outputs of real numbers to their signal to quantization
             noise ratio in dB, file against float model; empty where nothing was compared.
+        inputs: A `TensorReport` for each input of the file.
+        outputs: Likewise.
+        provenance: What it was made with: `"recipe"`, `"calibration"` (observer, rows and a hash
+            of the data), `"versions"` and `"seconds"`.
     """
 
     width = 160
@@ -187,6 +211,9 @@ class ConversionReport(Printable):
     correction: str = ""
     signatures: dict[str, "ConversionReport"] = dataclasses.field(default_factory=dict)
     output_sqnr: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    inputs: list[TensorReport] = dataclasses.field(default_factory=list)
+    outputs: list[TensorReport] = dataclasses.field(default_factory=list)
+    provenance: dict = dataclasses.field(default_factory=dict)
 
     @property
     def broken_claims(self) -> list[str]:

@@ -10,7 +10,7 @@ from tfquant.configs.linear import LinearConfig, unit_product
 from tfquant.litert.flatbuffer import File
 from tfquant.numerics import QuantSpec
 from tfquant.quantizers import grid_of
-from tfquant.report import FloatOperator, LayerReport
+from tfquant.report import FloatOperator, LayerReport, TensorReport
 from tfquant.skeleton.anchor import MOVES
 from tfquant.tflite.assign import AS_THE_SCHEME_SAYS, REFUSED, Assignment
 from tfquant.tflite.verify import sqnr
@@ -102,6 +102,17 @@ def _weight_sqnr(unit):
     variable, quantizer = unit.layer.weight_quantizers[0]
     weights = variable.numpy()
     return sqnr(weights, keras.ops.convert_to_numpy(quantizer.call(variable.value)))
+
+
+def tensor_reports(file: File, indices, names) -> list[TensorReport]:
+    """Describes inputs or outputs of a file, by their names in its signature."""
+    found = []
+    for index, name in zip(indices, names, strict=True):
+        scale, free = file.scale(index), file.subgraph.tensors[index].shapeSignature
+        shape = file.shape(index) if free is None else free
+        grid = (float(scale[0]), int(file.zero_point(index)[0])) if scale.size else ()
+        found.append(TensorReport(name, file.type(index), [int(n) for n in shape], *grid))
+    return found
 
 
 def float_operators(file: File, assignment: Assignment, lowered) -> list[FloatOperator]:
