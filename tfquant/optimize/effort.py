@@ -54,10 +54,12 @@ def quantize(
     skip=(),
     norms: str | None = None,
     observer=None,
+    bias_correction: bool | str | None = None,
     batch_size: int = 32,
     steps: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    **settings,
 ):
     """Quantizes a model on data: `quantize_model`, `calibrate` and, at the best, `optimize`.
 
@@ -73,10 +75,13 @@ def quantize(
         norms: Likewise.
         observer: What chooses the ranges of activations, as of `calibrate`; `None` for that of the
             effort.
+        bias_correction: As of `calibrate`; `None` for that of the effort.
         batch_size: Rows to compute at once, where `data` is not batched already.
         steps: Number of batches to take; `None` takes all.
         seed: Of what is drawn by chance.
         progress: Whether to show progress bars.
+        **settings: Further ones of `quantize_model`: `device`, `registry`, `unknown_layers`,
+            `weight_quantizer`, `activation_quantizer`.
 
     Returns:
         `keras.Model`, as `quantize_model` returns it, calibrated.
@@ -100,7 +105,7 @@ def quantize(
     if data is None and (recipe.static or optimizes):
         why = "grids of activations" if recipe.static else f"effort={effort!r}"
         raise ValueError(f"`data` must be rows of the model's inputs for {why}. Received: None.")
-    q = quantize_model(model, recipe, skip=skip, norms=norms)
+    q = quantize_model(model, recipe, skip=skip, norms=norms, **settings)
     if data is None:
         return q
     if optimizes:  # It is read twice; a generator can be only once.
@@ -115,7 +120,9 @@ def quantize(
             batch_size=batch_size,
             steps=steps,
             observer=observer or chosen.observer,
-            bias_correction=chosen.bias_correction,
+            bias_correction=(
+                chosen.bias_correction if bias_correction is None else bias_correction
+            ),
             progress=progress,
         )
     if optimizes:
