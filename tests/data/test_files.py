@@ -1,8 +1,11 @@
 """Files are written whole, and stay what their owner made them."""
 
+import errno
 import os
 import pathlib
 import stat
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -129,3 +132,36 @@ def test_what_goes_wrong_leaves_the_old_file(tmp_path):
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old"
     assert [x.name for x in tmp_path.iterdir()] == ["file"]
+
+
+WRITES = """
+import resource, signal, sys
+import h5py, numpy
+from tfquant.data.files import replacing
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # As of a disk that is full.
+try:
+    with replacing(sys.argv[1]) as temporary:
+        with h5py.File(temporary, "w") as file:
+            file["x"] = numpy.arange(200_000.0)
+except OSError as error:
+    print(error.errno, error.filename)
+"""
+
+
+def test_what_a_library_says_of_a_full_disk_is_an_error_of_the_system(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    call = [sys.executable, "-c", WRITES, str(path)]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == [str(errno.EFBIG), str(path)], done.stderr[-600:]
+    assert path.read_bytes() == b"old" and [x.name for x in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x, errno = 28, y"), ValueError("no disk at all")])
+def test_only_errors_of_the_system_are_made_such(tmp_path, error):
+    kind = OSError if "errno" in str(error) else ValueError
+    for writing in (replacing, new_folder):
+        with pytest.raises(kind), writing(str(tmp_path / "file")):
+            raise error
+    assert list(tmp_path.iterdir()) == []

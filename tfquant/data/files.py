@@ -4,7 +4,9 @@ Imports the standard library only: `tfquant_cli.py` reads this file without impo
 """
 
 import contextlib
+import errno
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -65,8 +67,9 @@ def replacing(path: str, suffix: str = ".tmp"):
             with open(temporary, "rb") as source, open(path, "wb", buffering=0) as to:
                 shutil.copyfileobj(source, to)
             os.unlink(temporary)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        _raise_as_system_error(error, path)
         raise
 
 
@@ -81,9 +84,24 @@ def new_folder(path: str):
     try:
         yield temporary
         os.rename(temporary, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary)
+        _raise_as_system_error(error, path)
         raise
+
+
+def _raise_as_system_error(error, path):
+    """Raises an `OSError` that names the file, where a library tells of one in its own words.
+
+    HDF5 names no file, or only the number; TensorFlow has errors of its own.
+    """
+    number, said = getattr(error, "errno", None), re.search(r"errno = (\d+)", str(error))
+    if number is None and said:
+        number = int(said.group(1))
+    elif number is None and "No space left on device" in str(error):
+        number = errno.ENOSPC
+    if number is not None and getattr(error, "filename", None) is None:
+        raise OSError(number, os.strerror(number), path) from error
 
 
 def _beside(path, suffix):

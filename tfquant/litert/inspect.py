@@ -87,10 +87,11 @@ class FileSummary(Printable):
         for name in ("operator", "output", "in", "out", "weights", "scales"):
             table.add_column(name, overflow="ellipsis", no_wrap=True)
         table.add_column("bytes", justify="right")
-        for operator in self.operators:
+        outputs = _without_model([operator.output for operator in self.operators])
+        for operator, output in zip(self.operators, outputs, strict=True):
             table.add_row(
                 operator.operator,
-                Text(operator.output),
+                Text(output),
                 operator.input_type or "",
                 operator.output_type,
                 operator.weight_type or "",
@@ -110,6 +111,15 @@ class FileSummary(Printable):
             f"{self.path}: {self.num_bytes:,} bytes, {self.weight_bytes:,} of them stored values, "
             f"{len(self.operators)} operators"
         )
+
+
+def _without_model(names):
+    """Returns names of tensors without the model's name, with which the converter begins them."""
+    firsts = {name.partition("/")[0] for name in names if "/" in name}
+    if len(firsts) != 1:
+        return names
+    prefix = f"{firsts.pop()}/"
+    return [name.removeprefix(prefix) for name in names]
 
 
 def inspect(path) -> FileSummary:
