@@ -87,12 +87,14 @@ class Parser(argparse_flags.ArgumentParser):
     def __init__(self, **kwargs):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(inherited_absl_flags=None, allow_abbrev=False, **kwargs)
-        self.names = {"--help"}
+        self.names, self.needed = {"--help"}, []
 
     def add_argument(self, *names, **settings):
         """Adds an argument, and remembers what it is called."""
         if hasattr(self, "names"):
             self.names |= {name for name in names if name.startswith("--")}
+            if settings.get("required"):
+                self.needed.append(f"{names[0]} {settings['metavar']}")
         return super().add_argument(*names, **settings)
 
     def error(self, message):
@@ -125,7 +127,7 @@ def main(argv: list[str]) -> int:
             return OK
         command = _command(argv[0])
         parser = _parser(command)
-        if {"-h", "--help"} & set(argv[1:]):
+        if {"-h", "--help", "--helpfull"} & set(argv[1:]):
             print(parser.format_help().rstrip())
             return OK
         values = _parse(command, parser, argv[1:])
@@ -437,6 +439,7 @@ def _parser(command):
     command.flags(parser)
     parser.add_argument("--json", action="store_true", help="Print JSON, and nothing else.")
     parser.add_argument("--verbose", action="store_true", help="Show what TensorFlow logs.")
+    parser.usage = " ".join([parser.prog, *command.arguments, *parser.needed, "[flags]"])
     return parser
 
 
