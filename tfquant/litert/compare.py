@@ -57,8 +57,9 @@ def compare(
             f"({type(model).__name__}), which has no known inputs."
         )
     rows = _rows(data, model.inputs)
-    _check_fit(file, file.inputs, model.inputs, "inputs", path)
-    _check_fit(file, file.outputs, model.outputs, "outputs", path)
+    with damage_named(path, ours=ValueError):
+        _check_fit(file, file.inputs, model.inputs, "inputs", path)
+        _check_fit(file, file.outputs, model.outputs, "outputs", path)
     with damage_named(path):
         file_rows = to_file_inputs(file, _in_file_types(file, rows))
     with Progress(transient=True, disable=not progress) as bar:
@@ -68,7 +69,8 @@ def compare(
         with damage_named(path):
             received = run(content, file_rows, lambda: bar.advance(file_task))
             _check_outputs(expected, received)
-    return of_outputs(file, expected, received, labels)
+    with damage_named(path, ours=ValueError):
+        return of_outputs(file, expected, received, labels)
 
 
 def _rows(data, inputs):

@@ -186,10 +186,17 @@ def checked_file(content: bytes, path: str) -> File:
 
 
 @contextlib.contextmanager
-def damage_named(path: str):
-    """Makes what damage raises inside a `ValueError` that names the file."""
+def damage_named(path: str, ours=()):
+    """Makes what damage raises inside a `ValueError` that names the file.
+
+    Args:
+        path: The file.
+        ours: Kinds of errors that are raised as they are, as they tell of something else.
+    """
     try:
         yield
+    except ours:
+        raise
     except (RuntimeError, *DAMAGE) as error:
         words = f"which is damaged: {type(error).__name__}: {error}"
         raise ValueError(f"A .tflite file is expected. Received: '{path}', {words}") from error

@@ -37,8 +37,9 @@ def run(path, data):
     with open(path, "rb") as opened:
         content = opened.read()
     file = checked_file(content, path)
-    names = [_names(file, kind) for kind in ("inputs", "outputs")]
-    rows = _rows(file, data, names[0])
+    with damage_named(path, ours=ValueError):
+        names = [_names(file, kind) for kind in ("inputs", "outputs")]
+        rows = _rows(file, data, names[0])
     with damage_named(path):
         received = interpreter.run(content, interpreter.to_file_inputs(file, rows))
         values = [
