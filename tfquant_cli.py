@@ -7,31 +7,51 @@ commands do is in `tfquant/cli.py`.
     exit code 0    done
               1    internal error, with its traceback
               2    a mistake of the user, told in one line
-              3    the file was written, and could not be compared with its model
+              3    the file was written, and could not be compared with its model; or a comparison
+                   did not reach what was asked for
               130  interrupted
 """
 
+import argparse
 import contextlib
 import dataclasses
+import difflib
 import logging
 import os
+import pathlib
+import re
+import runpy
 import sys
 import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
-from importlib import metadata
 
-from absl import flags
+from absl.flags import argparse_flags
 
 OK, INTERNAL_ERROR, USER_ERROR, NOT_COMPARED, INTERRUPTED = 0, 1, 2, 3, 130
 
+# What may be asked for; tests compare each with the package, which is not imported here.
+SCHEMES = (
+    *("w8a8", "w8a16", "w4a8", "w2a8", "w8", "w4", "w4_g32"),
+    *("w8a8_dynamic", "w4a8_g32", "f16"),
+)
+OBSERVERS = ("auto", "min_max", "moving_average", "percentile", "mean_squared_error", "entropy")
+WEIGHT_QUANTIZERS = ("abs_max", "dorefa", "learned_step", "learned_threshold")
+ACTIVATION_QUANTIZERS = (
+    *("static", "moving_average", "learned_step", "learned_clip", "learned_threshold"),
+)
+DEVICES = ("litert", "litert_arm", "litert_reference")
+NORMS = ("auto", "integer", "float")
+EFFORTS = ("fast", "default", "best")
+GROUP_SIZES = ("0", "32", "64", "128")
+UNKNOWN_LAYERS = ("weights", "float")
+BIAS_CORRECTIONS = ("auto", "mean", "mean_deviation", "none")
+TYPES = ("int8", "uint8", "int16", "float32")
 FORMATS = ("tflite", "packed")
 
-NORMS = ("auto", "integer", "float")
-GROUP_SIZES = ("0", "32", "64", "128")
-TYPES = ("int8", "uint8", "int16", "float32")
-EFFORTS = ("fast", "default", "best")
+# Endings of what is written; no ending fits, too.
+ENDINGS = {"tflite": (".tflite",), "packed": (".keras",), "report": (".json",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +62,8 @@ class Command:
         name: What the user types.
         summary: One line for the list of commands.
         arguments: Names of the files it takes, in order. They must exist.
-        flags: Function that defines its flags in a `FlagValues`.
-        required: Flags that must be given.
+        flags: Function that adds its flags to a parser.
+        example: How it is called.
         reads: Flags that name files to read.
         writes: Flags that name files to write.
     """
@@ -51,20 +71,35 @@ class Command:
     name: str
     summary: str
     arguments: tuple[str, ...]
-    flags: Callable[[flags.FlagValues], None]
-    required: tuple[str, ...] = ()
+    flags: Callable[[argparse.ArgumentParser], None]
+    example: str
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
-
-    @property
-    def usage(self) -> str:
-        """How to call it."""
-        required = [f"--{name} {name.upper()}" for name in self.required]
-        return " ".join(["tfquant", self.name, *self.arguments, *required, "[flags]"])
 
 
 class Mistake(Exception):
     """A mistake of the user; the message says what was expected and what came."""
+
+
+class Parser(argparse_flags.ArgumentParser):
+    """A parser that raises `Mistake` instead of ending the process."""
+
+    def __init__(self, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(inherited_absl_flags=None, allow_abbrev=False, **kwargs)
+        self.names, self.needed = {"--help"}, []
+
+    def add_argument(self, *names, **settings):
+        """Adds an argument, and remembers what it is called."""
+        if hasattr(self, "names"):
+            self.names |= {name for name in names if name.startswith("--")}
+            if settings.get("required"):
+                self.needed.append(f"{names[0]} {settings['metavar']}")
+        return super().add_argument(*names, **settings)
+
+    def error(self, message):
+        """Raises; argparse would print and exit."""
+        raise Mistake(f"{message}. See: {self.prog} --help")
 
 
 def run() -> None:
@@ -82,19 +117,21 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     try:
-        if not argv or argv[0] in ("-h", "--help", "help"):
+        if argv[:1] == ["help"]:
+            argv = [*argv[1:2], "--help"]
+        if not argv or argv[0] in ("-h", "--help"):
             print(_overview())
             return OK if argv else USER_ERROR
         if argv[0] == "--version":
-            print(f"tfquant {metadata.version('tfquant')}")
+            print(f"tfquant {_version()}")
             return OK
         command = _command(argv[0])
-        values = _flag_values(command)
-        if {"-h", "--help"} & set(argv[1:]):
-            print(_help(command, values))
+        parser = _parser(command)
+        if {"-h", "--help", "--helpfull"} & set(argv[1:]):
+            print(parser.format_help().rstrip())
             return OK
-        arguments = _parse(command, values, argv[1:])
-        return _run(command, arguments, values)
+        values = _parse(command, parser, argv[1:])
+        return _run(command, values)
     except Mistake as mistake:
         return _fail(mistake)
     except KeyboardInterrupt:
@@ -106,73 +143,232 @@ def main(argv: list[str]) -> int:
         return OK
 
 
-def _quantize_flags(values):
-    text = lambda name, default, words: flags.DEFINE_string(  # noqa: E731
-        name, default, words, flag_values=values
+def one_of(names) -> Callable[[str], str]:
+    """Returns a type of argument: one of `names`, in any case."""
+
+    def convert(text):
+        if text.lower() not in names:
+            raise argparse.ArgumentTypeError(_unknown(text.lower(), names))
+        return text.lower()
+
+    return convert
+
+
+def scheme(text: str) -> str | dict:
+    """A type of argument: a name of `SCHEMES` in any case, or fields of a `Scheme` of widths."""
+    name = text.lower()
+    if name in SCHEMES:
+        return name
+    found = re.fullmatch(r"w(\d+)(?:a(\d+))?(?:_g(\d+))?(_dynamic)?", name)
+    if found is None:
+        words = _unknown(name, SCHEMES)
+        raise argparse.ArgumentTypeError(f"{words}. Or widths, such as w5a8, w3, w6a6_g64")
+    weights, activations, group, dynamic = found.groups()
+    return {
+        "name": name,
+        "weight_bits": int(weights),
+        "activation_bits": activations and int(activations),
+        "group_size": int(group or 0),
+        "dynamic": dynamic is not None,
+    }
+
+
+def positive(text: str) -> int:
+    """A type of argument: a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on. Received: {text!r}")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """A type of argument: a number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1. Received: {text!r}")
+    return number
+
+
+def names(text: str) -> list[str]:
+    """A type of argument: names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _unknown(text, known):
+    near = difflib.get_close_matches(text, known, 1)
+    guess = f", did you mean {near[0]}?" if near else ""
+    return f"must be one of {', '.join(known)}. Received: {text}{guess}"
+
+
+def _choice(parser, name, known, words, default=None):
+    listed = f"{words} One of {', '.join(known)}."
+    metavar = name.upper()
+    parser.add_argument(
+        f"--{name}", type=one_of(known), default=default, help=listed, metavar=metavar
     )
-    text(
+
+
+def _text(parser, name, words, **settings):
+    parser.add_argument(f"--{name}", help=words, metavar=name.upper(), **settings)
+
+
+def _yes_no(parser, name, words):
+    """Adds a flag that is on, and turned off by `--noNAME` or `--no_NAME`."""
+    parser.add_argument(f"--{name}", action="store_true", default=True, help=argparse.SUPPRESS)
+    parser.add_argument(
+        f"--no{name}", f"--no_{name}", dest=name, action="store_false", default=True, help=words
+    )
+
+
+def _quantize_flags(parser):
+    _text(
+        parser,
+        "output",
+        "The file to write; packed: a .keras file, or a SavedModel's new folder.",
+        required=True,
+    )
+    _choice(
+        parser, "format", FORMATS, "A LiteRT file, or a Keras model on packed weights.", "tflite"
+    )
+    _text(parser, "report", "A .json file to write the report to; tfquant report shows it again.")
+    _text(parser, "calibration", "A .npz file of inputs. Schemes with static activations need it.")
+    _text(
+        parser,
         "scheme",
-        None,
-        "How weights and activations are stored: w8a8 (if there is no --recipe), w8a16, w4a8, ...",
+        "How weights and activations are stored (w8a8 if there is no --recipe): "
+        f"{', '.join(SCHEMES)}; or other widths, such as w5a8 or w3a8_g32_dynamic.",
+        type=scheme,
     )
-    text("recipe", None, "A .json or .yaml file: which scheme each layer has, see tfq.Recipe.")
-    flags.DEFINE_enum(
-        "group_size",
-        None,
-        GROUP_SIZES,
-        "Inputs of a channel whose weights share a scale, 0 for all; the default is the scheme's.",
-        flag_values=values,
-    )
-    flags.DEFINE_enum(
-        "norms",
-        None,
-        NORMS,
-        "Form of layer, root mean square and group norms; the default is the scheme's, auto.",
-        flag_values=values,
-    )
-    text("calibration", None, "A .npz file of inputs. Schemes with static activations need it.")
-    text("output", None, "The file to write; packed: a .keras file, or a SavedModel's new folder.")
-    flags.DEFINE_enum(
-        "format",
-        "tflite",
-        FORMATS,
-        "What to write: a LiteRT file, or a Keras model on packed weights.",
-        flag_values=values,
-    )
-    flags.DEFINE_enum(
+    _text(parser, "recipe", "A .json or .yaml file: which scheme each layer has, see tfq.Recipe.")
+    _choice(
+        parser,
         "effort",
-        "default",
         EFFORTS,
         "fast: data are seen once; default: ranges and biases that serve the outputs; best: and "
         "integers chosen on all of the data, in minutes (512 to 1024 rows serve).",
-        flag_values=values,
+        "default",
     )
-    text("observer", None, "What chooses the ranges of activations: min_max, percentile, ...")
-    text("report", None, "A .json file to write the report to.")
-    for name in ("input_type", "output_type"):
-        words = f"Type of the file's {name.split('_')[0]}s; the default is that of the activations."
-        flags.DEFINE_enum(name, None, TYPES, words, flag_values=values)
-    flags.DEFINE_list("skip", [], "Names of layers that stay float.", flag_values=values)
-    _batch_size(values, "Rows of a calibration batch.")
-    flags.DEFINE_bool(
-        "verify", True, "Whether to run model and file and compare them.", flag_values=values
+    _choice(
+        parser,
+        "group_size",
+        GROUP_SIZES,
+        "Inputs of a channel whose weights share a scale, 0 for all; the default is the scheme's.",
     )
-
-
-def _compare_flags(values):
-    flags.DEFINE_string("data", None, "A .npz file of inputs.", flag_values=values)
-    _batch_size(values, "Rows that the Keras model computes at once.")
-
-
-def _demo_flags(values):
-    flags.DEFINE_string("output", "digits.tflite", "The .tflite file to write.", flag_values=values)
-    flags.DEFINE_integer(
-        "epochs", 8, "Passes over the training rows.", lower_bound=1, flag_values=values
+    _text(
+        parser,
+        "edge_weight_bits",
+        "Width of the weights of the first and the last layer.",
+        type=positive,
     )
+    _choice(
+        parser, "weight_quantizer", WEIGHT_QUANTIZERS, "Grids of weights, as training learns them."
+    )
+    _choice(
+        parser, "activation_quantizer", ACTIVATION_QUANTIZERS, "Grids of activations, likewise."
+    )
+    _choice(
+        parser,
+        "observer",
+        OBSERVERS,
+        "What chooses the ranges of activations; the default is the effort's.",
+    )
+    _choice(
+        parser,
+        "bias_correction",
+        BIAS_CORRECTIONS,
+        "How biases are corrected on the data; the default is the effort's.",
+    )
+    _choice(
+        parser,
+        "norms",
+        NORMS,
+        "Form of layer, root mean square and group norms; the default is the scheme's, auto.",
+    )
+    _choice(
+        parser, "device", DEVICES, "What is simulated; the default is LiteRT on this processor."
+    )
+    _choice(
+        parser,
+        "unknown_layers",
+        UNKNOWN_LAYERS,
+        "What of a layer of unknown kind is quantized.",
+        "weights",
+    )
+    _text(
+        parser,
+        "skip",
+        "Names of layers that stay float, with commas between them.",
+        type=names,
+        default=[],
+    )
+    _text(parser, "batch_size", "Rows of a calibration batch (32).", type=positive, default=32)
+    _text(parser, "steps", "Number of calibration batches; the default is all.", type=positive)
+    _text(parser, "seed", "Of what is drawn by chance (0).", type=int, default=0)
+    for end in ("input", "output"):
+        _choice(
+            parser,
+            f"{end}_type",
+            TYPES,
+            f"Type of the file's {end}s; the default is that of the activations.",
+        )
+    _text(
+        parser,
+        "file_batch",
+        "Rows that the file takes at once (1), 0 for any.",
+        type=int,
+        default=1,
+    )
+    _yes_no(parser, "verify", "Do not run model and file to compare them.")
+    _yes_no(parser, "strict", "Write a file that computes something else than the model, too.")
+    _loading(parser)
 
 
-def _batch_size(values, words):
-    flags.DEFINE_integer("batch_size", 32, words, lower_bound=1, flag_values=values)
+def _compare_flags(parser):
+    _text(
+        parser,
+        "data",
+        "A .npz file of inputs, and of labels (y, label, labels, target, targets) if any.",
+        required=True,
+    )
+    _text(
+        parser,
+        "batch_size",
+        "Rows that the Keras model computes at once (32).",
+        type=positive,
+        default=32,
+    )
+    _text(parser, "max_differing", "Exit with 3 if more values differ.", type=int)
+    _text(
+        parser,
+        "min_agreement",
+        "Exit with 3 if a smaller share of rows has the same prediction.",
+        type=share,
+    )
+    _loading(parser)
+
+
+def _demo_flags(parser):
+    _text(parser, "output", "The .tflite file to write (digits.tflite).", default="digits.tflite")
+    _text(parser, "epochs", "Passes over the training rows (8).", type=positive, default=8)
+
+
+def _loading(parser):
+    """Adds flags that say how a Keras file is read."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="A module, or a .py file, that registers layers of your own; may be given again.",
+    )
+    parser.add_argument(
+        "--allow_unsafe",
+        action="store_true",
+        help="Run code that a Keras file holds: Lambda layers. Of files that you trust.",
+    )
 
 
 COMMANDS = (
@@ -181,7 +377,7 @@ COMMANDS = (
         "quantize a Keras model, write a .tflite file and compare the two, or pack its weights",
         ("MODEL.keras",),
         _quantize_flags,
-        required=("output",),
+        "tfquant quantize model.keras --calibration data.npz --output model.tflite",
         reads=("calibration", "recipe"),
         writes=("output", "report"),
     ),
@@ -189,28 +385,38 @@ COMMANDS = (
         "inspect",
         "show layers or operators, bits and sizes of a .keras or .tflite file",
         ("FILE",),
-        lambda values: None,
+        _loading,
+        "tfquant inspect model.tflite",
     ),
     Command(
         "compare",
         "run a Keras model and a .tflite file on the same data",
         ("MODEL.keras", "MODEL.tflite"),
         _compare_flags,
-        required=("data",),
+        "tfquant compare model.keras model.tflite --data data.npz --max_differing 0",
         reads=("data",),
+    ),
+    Command(
+        "report",
+        "show a report again that --report wrote",
+        ("REPORT.json",),
+        lambda parser: None,
+        "tfquant report report.json",
     ),
     Command(
         "demo",
         "train a small network on handwritten digits, quantize it, show what came out",
         (),
         _demo_flags,
+        "tfquant demo --output digits.tflite",
         writes=("output",),
     ),
     Command(
         "doctor",
-        "say whether the compiled low-bit operations are there, and how to get them if not",
+        "say what is installed, whether the low-bit operations are compiled, and how to mend it",
         (),
-        lambda values: None,
+        lambda parser: None,
+        "tfquant doctor --json",
     ),
 )
 
@@ -219,18 +425,32 @@ def _command(name):
     for command in COMMANDS:
         if command.name == name:
             return command
-    known = ", ".join(command.name for command in COMMANDS)
-    raise Mistake(f"a command must be one of {known}. Received: {name}")
+    raise Mistake(f"a command {_unknown(name, [command.name for command in COMMANDS])}")
 
 
-def _flag_values(command):
-    values = flags.FlagValues()
-    values.set_gnu_getopt(True)  # Flags may stand before and behind the files.
-    command.flags(values)
-    flags.DEFINE_bool(
-        "verbose", False, "Show what TensorFlow logs, and tracebacks.", flag_values=values
+def _parser(command):
+    parser = Parser(
+        prog=f"tfquant {command.name}",
+        description=f"tfquant {command.name}: {command.summary}.",
+        epilog=f"example:\n  {command.example}",
     )
-    return values
+    for name in command.arguments:
+        parser.add_argument(name)
+    command.flags(parser)
+    parser.add_argument("--json", action="store_true", help="Print JSON, and nothing else.")
+    parser.add_argument("--verbose", action="store_true", help="Show what TensorFlow logs.")
+    parser.usage = " ".join([parser.prog, *command.arguments, *parser.needed, "[flags]"])
+    return parser
+
+
+def _version():
+    """The version of the package beside, which is not imported for it."""
+    return _beside("about.py")["__version__"]
+
+
+def _beside(*names):
+    """What a file of the package defines, run without the package."""
+    return runpy.run_path(str(pathlib.Path(__file__).with_name("tfquant").joinpath(*names)))
 
 
 def _overview():
@@ -244,71 +464,73 @@ def _overview():
             "",
             *rows,
             "",
-            "tfquant COMMAND --help shows the flags of a command.",
+            "tfquant help COMMAND shows the flags of a command, and an example.",
         ]
     )
 
 
-def _help(command, values):
-    lines = [f"tfquant {command.name}: {command.summary}", "", f"usage: {command.usage}", ""]
-    for name in values:
-        flag = values[name]
-        label = f"--[no]{name}" if flag.boolean else f"--{name}"
-        default = "" if flag.default in (None, []) else f" Default: {flag.default}."
-        lines.append(f"  {label:<15} {flag.help}{default}")
-    return "\n".join(lines)
-
-
-def _parse(command, values, argv):
-    """Reads flags into `values`, checks the files that they name, and returns the arguments."""
-    try:
-        arguments = values(["tfquant", *argv])[1:]
-    except flags.Error as error:
-        raise Mistake(str(error)) from error
-    if len(arguments) != len(command.arguments):
-        received = " ".join(arguments) or "no file"
-        raise Mistake(f"usage: {command.usage}. Received: {received}")
-    for name in command.required:
-        if not values[name].value:
-            raise Mistake(f"--{name} is needed. usage: {command.usage}")
-    read = [*arguments, *(values[name].value for name in command.reads)]
-    for path in filter(None, read):
+def _parse(command, parser, argv):
+    """Reads the flags, and checks the files that they name."""
+    space, unknown = parser.parse_known_args([_underscored(text) for text in argv])
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        if not flag.startswith("-"):
+            files = " ".join(command.arguments) or "no file"
+            raise Mistake(f"{parser.prog} takes {files}. Received also: {' '.join(unknown)}")
+        near = difflib.get_close_matches(flag, parser.names, 1)
+        guess = f", did you mean {near[0]}?" if near else ""
+        raise Mistake(f"a flag of {parser.prog} is expected. Received: {flag}{guess}")
+    values = vars(space)
+    values["arguments"] = [values.pop(name) for name in command.arguments]
+    read = [*values["arguments"], *filter(None, (values[name] for name in command.reads))]
+    for path in read:
         if not os.path.isfile(path):
             raise Mistake(f"a file is expected. Received: '{path}', which is not there")
-    written = [values[name].value for name in command.writes if values[name].value]
-    for index, path in enumerate(written):
-        _check_output(path, [*filter(None, read), *written[:index]])
-    return arguments
+    written = [(name, values[name]) for name in command.writes if values[name]]
+    for index, (name, path) in enumerate(written):
+        others = [*read, *(other for _, other in written[:index])]
+        _check_output(path, values.get("format", "tflite") if name == "output" else name, others)
+    return values
 
 
-def _check_output(path, others):
+def _underscored(text):
+    """Makes `--batch-size=8` of a flag `--batch_size=8`."""
+    if not text.startswith("--"):
+        return text
+    name, equals, value = text[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def _check_output(path, kind, others):
     """Raises if `path` cannot be written, before anybody waits for what goes in."""
-    folder = os.path.dirname(path) or "."
-    if os.path.isdir(path):
-        raise Mistake(f"a file is expected. Received: '{path}', which is a folder")
-    if not os.path.isdir(folder):
-        raise Mistake(f"the folder of '{path}' does not exist: '{folder}'")
-    if not os.access(folder, os.W_OK):
-        raise Mistake(f"the folder of '{path}' cannot be written: '{folder}'")
+    ending = os.path.splitext(path)[1].lower()
+    special = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    if ending and ending not in ENDINGS[kind] and not special:
+        wanted = f"a name that ends in {ENDINGS[kind][0]}"
+        raise Mistake(f"{wanted} is expected for {kind}. Received: '{path}'")
     if os.path.realpath(path) in map(os.path.realpath, others):
         raise Mistake(f"each file has one use. Received: '{path}' twice")
+    files = _beside("data", "files.py")
+    is_folder = kind == "packed" and not ending
+    try:
+        files["check_new_folder" if is_folder else "check_file"](path)
+    except OSError as error:
+        raise Mistake(str(error)) from error
 
 
-def _run(command, arguments, values):
-    verbose = values["verbose"].value
+def _run(command, values):
+    verbose = values["verbose"]
     quiet = contextlib.nullcontext() if verbose else _quiet()
     try:
         with quiet:
             from tfquant import cli
 
-            done = cli.run(command.name, arguments, values.flag_values_dict())
+            done = cli.run(command.name, values.pop("arguments"), values)
             sys.stdout.flush()
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, BrokenPipeError):
             raise
-        if verbose or not _is_ours(error):
-            return _crash()
-        return _fail(error)
+        return _fail(error) if _is_ours(error) else _crash()
     except Exception:
         return _crash()
     return OK if done else NOT_COMPARED
@@ -352,7 +574,9 @@ def _quiet():
 
 
 def _is_ours(error):
-    """Whether tfquant raised `error` itself, with words meant for the user."""
+    """Whether tfquant raised `error` itself, with words meant for the user, or the system did."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return True  # A disk that is full, a folder that went away.
     if getattr(error, "name", None):
         return False  # A failed `import` names the module.
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)

@@ -1,6 +1,6 @@
-"""The build command of `pip install`: compiles the ops, or leaves that to their first use.
+"""The build commands of `pip install`: compile the ops, or leave that to their first use.
 
-setup.cfg names it; it needs no setup.py and no TensorFlow in the build environment.
+setup.cfg names them; they need no setup.py and no TensorFlow in the build environment.
 """
 
 import importlib.util
@@ -9,6 +9,7 @@ import os
 import pathlib
 import shutil
 
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 _ROOT = pathlib.Path(__file__).resolve().parent
@@ -48,6 +49,8 @@ class BuildOps(build_ext):
 
     def build_extension(self, ext):
         """Compiles the library. A failure is reported; the package works without it."""
+        for left in self._library(ext), self._library(ext).with_name("built.json"):
+            left.unlink(missing_ok=True)  # Of an earlier build in the same folder.
         build = _load_build()
         tensorflow = build.tensorflow_folder()
         if os.environ.get("TFQUANT_BUILD") == "0":
@@ -63,10 +66,17 @@ class BuildOps(build_ext):
 
     def get_outputs(self):
         """What there is, which may lack the library."""
-        libraries = [pathlib.Path(self.get_ext_fullpath(e.name)) for e in self.extensions]
+        libraries = [self._library(ext) for ext in self.extensions]
         stamps = [path.with_name("built.json") for path in libraries]
         copies = [] if self.inplace else [target for _, target in self._copies()]
         return [str(path) for path in (*libraries, *stamps, *copies) if path.exists()]
+
+    def has_library(self):
+        """Whether a library was compiled."""
+        return any(self._library(ext).exists() for ext in self.extensions)
+
+    def _library(self, ext):
+        return pathlib.Path(self.get_ext_fullpath(ext.name))
 
     def _say(self, words):
         self.announce(f"tfquant ops: {words}", level=logging.WARNING)
@@ -75,3 +85,20 @@ class BuildOps(build_ext):
         folder = pathlib.Path(self.build_lib) / "tfquant" / "lowbit" / "custom_ops"
         files = _load_build().source_files(_ROOT)
         return [(path, folder / path.relative_to(_ROOT)) for path in files]
+
+
+class TaggedWheel(bdist_wheel):
+    """A wheel whose tag says what is inside: `py3-none-any`, or the platform of its library."""
+
+    def run(self):
+        """Builds first: only then is it known whether there is a library."""
+        self.run_command("build")
+        self.root_is_pure = not self.get_finalized_command("build_ext").has_library()
+        if self.root_is_pure:
+            self.distribution.ext_modules = []  # They would go to the folder of a platform.
+        super().run()
+
+    def get_tag(self):
+        """No Python ABI: the library is no extension module."""
+        *_, platform = super().get_tag()
+        return "py3", "none", platform

@@ -1,8 +1,12 @@
 """tfquant: from any Keras 3 model to a small, fast, verified integer model."""
 
+import tfquant.backend  # noqa: F401  # Refuses what Keras cannot be, before all else.
+
+# isort: split
 from tfquant import observers, quantizers
+from tfquant.about import __version__
 from tfquant.calibrate import calibrate
-from tfquant.litert import compare, inspect
+from tfquant.litert import compare, inspect, run
 from tfquant.numerics import PerAxis, PerGroup, PerTensor, QuantParams, QuantSpec
 from tfquant.optimize import BRECQ, GPTQ, AdaRound, Codebook, optimize, quantize
 from tfquant.packed import to_packed
@@ -55,6 +59,7 @@ __all__ = [
     "Scheme",
     "TerminateOnNaN",
     "WeightOnlyQuantizer",
+    "__version__",
     "calibrate",
     "compare",
     "distill",
@@ -67,6 +72,7 @@ __all__ = [
     "quantize_apply",
     "quantize_model",
     "quantizers",
+    "run",
     "summarize",
     "to_packed",
     "to_tflite",

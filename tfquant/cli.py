@@ -1,7 +1,10 @@
 """What the commands of `tfquant` do; `tfquant_cli.py` reads their arguments."""
 
 import dataclasses
+import importlib
+import json
 import os
+import runpy
 import sys
 import zipfile
 
@@ -16,6 +19,11 @@ from tfquant import lowbit
 from tfquant.data.batches import batches
 from tfquant.data.files import replacing
 from tfquant.registry import schemes
+from tfquant.report.printable import plain
+from tfquant.report.record import from_json, versions
+
+# What `--bias_correction` is in Python, where that is no name; without the flag the effort's.
+BIAS_CORRECTIONS = {"none": False}
 
 # Arrays of these names are targets, unless an input has the name.
 TARGETS = ("y", "label", "labels", "target", "targets")
@@ -30,20 +38,43 @@ def run(command: str, arguments: list[str], flags: dict) -> bool:
         flags: Values of its flags.
 
     Returns:
-        Whether all was done: `False` of a file that could not be compared with its model.
+        Whether all was done: `False` of a file that could not be compared with its model, or is
+        farther from it than was asked for.
 
     Raises:
         ImportError, OSError, RuntimeError, TypeError, ValueError: If the user made a mistake.
     """
     rich.reconfigure(stderr=True)  # Progress bars; what the user asked for goes to stdout.
+    import_modules(flags.get("imports", ()))
     commands = {
         "quantize": quantize,
         "inspect": inspect,
         "compare": compare,
+        "report": report,
         "demo": demo,
         "doctor": doctor,
     }
     return commands[command](*arguments, flags) is not False
+
+
+def import_modules(names) -> None:
+    """Imports modules, or `.py` files, that register layers of the user's.
+
+    Raises:
+        ValueError: If one cannot be imported, with what it raised.
+    """
+    for name in names:
+        try:
+            if name.endswith(".py"):
+                runpy.run_path(name)
+            else:
+                sys.path.insert(0, os.getcwd())
+                importlib.import_module(name)
+        except Exception as error:  # Whatever somebody's module raises.
+            raise ValueError(
+                f"--import must name a module or a .py file that can be imported. Received: "
+                f"{name}, which raises {type(error).__name__}: {error}"
+            ) from error
 
 
 def quantize(model_path, flags) -> bool:
@@ -62,13 +93,23 @@ def quantize(model_path, flags) -> bool:
         raise ValueError(
             "--input_type and --output_type are for --format tflite. Received: --format packed"
         )
-    model = read_model(model_path)
+    model = read_model(model_path, flags["allow_unsafe"])
     data = None
     if flags["calibration"]:
         data = read_data(flags["calibration"], model.inputs)
-    names = "skip", "norms", "effort", "observer", "batch_size"
+    names = (
+        *("skip", "norms", "effort", "observer", "batch_size", "steps", "seed"),
+        *("device", "unknown_layers", "weight_quantizer", "activation_quantizer"),
+    )
     settings = {name: flags[name] for name in names}
-    quantized = tfq.quantize(model, data, recipe, progress=_watched(), **settings)
+    settings["bias_correction"] = BIAS_CORRECTIONS.get(
+        flags["bias_correction"], flags["bias_correction"]
+    )
+    try:
+        quantized = tfq.quantize(model, data, recipe, progress=_watched(), **settings)
+    except ValueError as error:
+        named = "".join(f" (--{x}={flags[x]})" for x in ("recipe", "calibration") if flags[x])
+        raise ValueError(f"'{model_path}'{named}: {error}") from error
     if recipe.static:
         data = None  # What calibration kept is enough for the comparison.
     if packed:
@@ -79,17 +120,19 @@ def quantize(model_path, flags) -> bool:
             flags["output"],
             input_type=flags["input_type"],
             output_type=flags["output_type"],
+            batch_size=flags["file_batch"] or None,
             samples=None if data is None else _first_rows(data, model.inputs, flags["batch_size"]),
             verify=flags["verify"],
+            strict=flags["strict"],
             progress=_watched(),
         )
-    show(report)
+    show(report, flags)
     written = flags["output"]
     if flags["report"]:
         with replacing(flags["report"]) as temporary, open(temporary, "w") as file:
             file.write(report.to_json() + "\n")
         written += f" and {flags['report']}"
-    print(f"Wrote {written}")
+    _say(f"Wrote {written}", flags)
     return not getattr(report, "not_compared", "")
 
 
@@ -100,11 +143,12 @@ def read_recipe(flags) -> tfq.Recipe:
         ValueError: If both are given, or the file holds no recipe.
     """
     if not flags["recipe"]:
-        scheme = schemes.get(flags["scheme"] or "w8a8")
-        if flags["group_size"] is not None:
-            scheme = dataclasses.replace(scheme, group_size=int(flags["group_size"]))
-        return tfq.Recipe(scheme)
-    for name in ("scheme", "group_size"):
+        scheme = flags["scheme"] or "w8a8"
+        scheme = tfq.Scheme(**scheme) if isinstance(scheme, dict) else schemes.get(scheme)
+        changes = {"group_size": flags["group_size"], "edge_weight_bits": flags["edge_weight_bits"]}
+        changes = {name: int(value) for name, value in changes.items() if value is not None}
+        return tfq.Recipe(dataclasses.replace(scheme, **changes))
+    for name in ("scheme", "group_size", "edge_weight_bits"):
         if flags[name] is not None:
             raise ValueError(
                 f"a recipe says what each layer has, so --{name} cannot stand beside --recipe. "
@@ -115,29 +159,44 @@ def read_recipe(flags) -> tfq.Recipe:
 
 def inspect(path, flags) -> None:
     """Shows what is in a `.keras` or `.tflite` file."""
-    del flags
     with open(path, "rb") as file:
         start = file.read(8)
     if start[4:8] == b"TFL3":
-        show(tfq.inspect(path))
+        show(tfq.inspect(path), flags)
     elif _may_be_keras(path):
-        show(tfq.summarize(read_model(path)))
-        print(f"{path}: {os.path.getsize(path):,} bytes")
+        show(tfq.summarize(read_model(path, flags["allow_unsafe"])), flags)
+        _say(f"{path}: {os.path.getsize(path):,} bytes", flags)
     else:
         raise ValueError(
             f"a .keras or .tflite file is expected. Received: '{path}', which is none, or cut short"
         )
 
 
-def compare(model_path, file_path, flags) -> None:
-    """Runs a model and a file on the same data and shows how far they are apart."""
-    model = read_model(model_path)
+def compare(model_path, file_path, flags) -> bool:
+    """Runs a model and a file on the same data and shows how far they are apart.
+
+    Returns:
+        `False` if they are farther apart than the flags allow.
+    """
+    model = read_model(model_path, flags["allow_unsafe"])
     data = read_data(flags["data"], model.inputs)
     rows = _first_rows(data, model.inputs, flags["batch_size"], None)
     settings = {"batch_size": flags["batch_size"], "progress": _watched()}
-    parity = tfq.compare(model, file_path, rows, **settings)
+    labels = read_labels(flags["data"], model.inputs)
+    parity = tfq.compare(model, file_path, rows, labels=labels, **settings)
+    failed = _missed(parity, flags)
+    if flags["json"]:
+        print(json.dumps(plain({**dataclasses.asdict(parity), "failed": failed}), indent=2))
+    else:
+        _show_parity(parity, model_path, file_path, flags["data"])
+    for words in failed:
+        print(f"tfquant: {file_path} against {model_path}: {words}", file=sys.stderr)
+    return not failed
+
+
+def _show_parity(parity, model_path, file_path, data_path):
     unit = "steps" if parity.in_steps else "of the largest output"
-    print(f"{model_path} against {file_path}, {parity.rows:,} rows of {flags['data']}")
+    print(f"{model_path} against {file_path}, {parity.rows:,} rows of {data_path}")
     print(
         f"differing values    {parity.differing:,} of {parity.values:,} "
         f"({parity.share_differing:.4%})"
@@ -145,31 +204,72 @@ def compare(model_path, file_path, flags) -> None:
     print(f"largest difference  {parity.largest:.6g} {unit}")
     if parity.equal_predictions is not None:
         print(f"equal predictions   {parity.equal_predictions:.2%}")
+    if parity.accuracies is not None:
+        ours, theirs = parity.accuracies
+        print(f"accuracy            {ours:.4f} {model_path}, {theirs:.4f} {file_path}")
+
+
+def _missed(parity, flags):
+    """Returns what was asked for and not reached, in words."""
+    missed, most, least = [], flags["max_differing"], flags["min_agreement"]
+    if most is not None and parity.differing > most:
+        missed.append(f"{parity.differing:,} values differ, more than --max_differing={most}")
+    if least is not None:
+        equal = parity.equal_predictions
+        if equal is None:
+            raise ValueError(
+                f"--min_agreement needs outputs that are vectors of scores. Received: {least:g}"
+            )
+        if equal < least:
+            missed.append(f"{equal:.4%} equal predictions, less than --min_agreement={least:g}")
+    return missed
+
+
+def report(path, flags) -> None:
+    """Shows a report that `--report` wrote."""
+    with open(path, "rb") as file:
+        content = file.read()
+    show(from_json(content, path), flags)
 
 
 def demo(flags) -> None:
     """Trains, quantizes and converts a small network."""
-    show(digits.run(flags["output"], epochs=flags["epochs"], progress=_watched()))
-    print(f"Wrote {flags['output']}")
+    show(digits.run(flags["output"], epochs=flags["epochs"], progress=_watched()), flags)
+    _say(f"Wrote {flags['output']}", flags)
 
 
 def doctor(flags) -> None:
-    """Says whether the compiled low-bit operations are there, and how to get them if not."""
-    del flags
-    found = lowbit.doctor()
+    """Says what is installed, how the low-bit operations are doing, and how to mend them."""
+    found, installed = lowbit.doctor(), versions()
+    if flags["json"]:
+        print(json.dumps({"versions": installed, **dataclasses.asdict(found)}, indent=2))
+        return
     if found.built:
         print(f"low-bit operations: compiled, running on {found.path}")
     else:
-        print(f"low-bit operations: not compiled, running on {found.path}: {found.problem}")
+        print(f"low-bit operations: not compiled, running on {found.path}")
+    if found.problem:
+        print(f"problem: {found.problem}")
         print(f"to mend it: {found.remedy}")
     print(f"paths of this processor: {', '.join(found.supported_paths) or '-'}")
     print(f"GPU: {found.gpu or '-'}")
     print(f"library: {found.library or '-'}")
-    print(f"TensorFlow: {found.tensorflow or '-'}; compiler: {found.compiler or '-'}")
+    print(f"compiler: {found.compiler or '-'}")
+    print(f"versions: {', '.join(f'{name} {version}' for name, version in installed.items())}")
+    print(f"tfquant is in {os.path.dirname(tfq.__file__)}")
 
 
-def show(printable) -> None:
-    """Prints a report, as wide as the terminal or as the report."""
+def _say(words, flags):
+    """Prints a line, unless JSON is all that is wanted."""
+    if not flags["json"]:
+        print(words)
+
+
+def show(printable, flags) -> None:
+    """Prints a report, as wide as the terminal or as the report; or as JSON."""
+    if flags["json"]:
+        print(printable.to_json())
+        return
     console = Console()
     if console.is_terminal and console.width >= 100:
         console.print(printable)
@@ -177,8 +277,12 @@ def show(printable) -> None:
         print(printable)
 
 
-def read_model(path) -> keras.Model:
+def read_model(path, allow_unsafe: bool = False) -> keras.Model:
     """Reads a Keras file.
+
+    Args:
+        path: The file.
+        allow_unsafe: Whether code in the file may run, that of Lambda layers.
 
     Raises:
         ValueError: If it holds no Keras model that can be read here.
@@ -188,19 +292,43 @@ def read_model(path) -> keras.Model:
             f"a Keras model is expected (.keras). Received: '{path}', which is none, or cut short"
         )
     try:
-        model = keras.saving.load_model(path, compile=False)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())
+        model = keras.saving.load_model(path, compile=False, safe_mode=not allow_unsafe)
+    except Exception as error:  # A file may hold anything, and make Keras raise anything.
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"a Keras model is expected (.keras). Received: '{path}', which Keras cannot read: "
-            f"{reason[:200]}"
+            f"{reason[:300]}{_hint(reason)}"
         ) from error
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"a Keras model is expected (.keras). Received: '{path}', which holds a "
+            f"{type(model).__name__}"
+        )
     if not getattr(model, "inputs", None):
         raise ValueError(
             f"a functional or sequential model that is built is expected. Received: '{path}' with "
             f"'{model.name}', a {type(model).__name__} whose inputs are not known"
         )
     return model
+
+
+def _hint(reason):
+    """Says which flag helps, where one does."""
+    if "safe_mode" in reason or "nsafe" in reason:
+        return " (--allow_unsafe runs it, if you trust the file)"
+    if "Could not locate" in reason:
+        return " (--import MODULE registers layers of your own)"
+    return ""
+
+
+def read_labels(path, inputs) -> np.ndarray | None:
+    """Returns the labels in a `.npz` file, `None` if it has none.
+
+    They have a name of `TARGETS`, which no input has.
+    """
+    arrays, taken = _arrays(path), {x.name for x in inputs}
+    found = [name for name in arrays if name.lower() in TARGETS and name not in taken]
+    return arrays[found[0]] if found else None
 
 
 def read_data(path, inputs):
@@ -217,14 +345,7 @@ def read_data(path, inputs):
     Raises:
         ValueError: If the file is none, or its arrays are not those of the inputs.
     """
-    try:
-        content = np.load(path, allow_pickle=False)
-        arrays = {"": content} if isinstance(content, np.ndarray) else dict(content)
-    except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"numbers written by numpy.savez are expected. Received: '{path}', which numpy cannot "
-            "read as such"
-        ) from error
+    arrays = _arrays(path)
     names = [x.name for x in inputs]
     if all(name in arrays for name in names):
         return {name: arrays[name] for name in names}
@@ -236,6 +357,19 @@ def read_data(path, inputs):
         f"'{path}' must hold {expected} for the model's inputs. "
         f"Received: {', '.join(arrays) or 'no array'}"
     )
+
+
+def _arrays(path):
+    """Returns the arrays of a `.npz` file by name, that of a `.npy` file under no name."""
+    try:
+        with open(path, "rb") as file:
+            content = np.load(file, allow_pickle=False)
+            return {"": content} if isinstance(content, np.ndarray) else dict(content)
+    except Exception as error:  # A file may hold anything.
+        raise ValueError(
+            f"numbers written by numpy.savez are expected. Received: '{path}', which numpy cannot "
+            "read as such"
+        ) from error
 
 
 def _may_be_keras(path):

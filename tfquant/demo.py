@@ -1,6 +1,7 @@
 """`tfquant demo`: the whole way on real handwritten digits, in under a minute."""
 
 import dataclasses
+import json
 
 import keras
 import numpy as np
@@ -41,6 +42,11 @@ class DemoResult:
 
     def __str__(self) -> str:
         return f"{str(self.report).rstrip()}\n{self._accuracies()}"
+
+    def to_json(self) -> str:
+        """Returns the report and the accuracies as JSON."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return json.dumps({**fields, "report": self.report.to_dict()}, indent=2)
 
     def _accuracies(self):
         return (

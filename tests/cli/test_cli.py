@@ -180,7 +180,8 @@ def test_groups_are_those_of_the_scheme_or_the_flag(here, capsys, flags, size):
 
 
 def test_types_of_a_packed_model_are_refused(here, capsys):
-    assert here_and_now("quantize", *GOOD, "--format=packed", "--input_type=int8") == 2
+    packed = ("--format=packed", "--output=out.keras", "--calibration=data.npz")
+    assert here_and_now("quantize", "model.keras", *packed, "--input_type=int8") == 2
     assert "are for --format tflite" in capsys.readouterr().err
 
 
@@ -228,6 +229,8 @@ def test_the_demo_says_what_it_needs(here, capsys, monkeypatch):
     assert not (here / "digits.tflite").exists()
 
 
+TWO = ("quantized.keras", "good.tflite", "--data=data.npz")
+
 MISTAKES = {
     "unknown command": ("nonsense",),
     "no file": ("quantize",),
@@ -243,7 +246,8 @@ MISTAKES = {
     "subclassed model": ("quantize", "subclassed.keras", *GOOD[1:]),
     "model quantized already": ("quantize", "quantized.keras", *GOOD[1:]),
     "folder as a model": ("inspect", "."),
-    "unknown scheme": ("quantize", *GOOD, "--scheme=w3a5"),
+    "unknown scheme": ("quantize", *GOOD, "--scheme=w3b5"),
+    "width that no kernel has": ("quantize", *GOOD, "--scheme=w1a8"),
     "recipe that is none": ("quantize", *GOOD, "--recipe=data.npz"),
     "missing recipe": ("quantize", *GOOD, "--recipe=none.json"),
     "unknown groups": ("quantize", *GOOD, "--group_size=48"),
@@ -259,6 +263,13 @@ MISTAKES = {
     "data that are none": ("quantize", *GOOD[:4], "junk.keras"),
     "missing folder": ("quantize", "model.keras", "--output=no/out.tflite", *GOOD[3:]),
     "folder as output": ("quantize", "model.keras", "--output=.", *GOOD[3:]),
+    "output of another ending": ("quantize", "model.keras", "--output=out.onnx", *GOOD[3:]),
+    "packed output of another ending": ("quantize", *GOOD, "--format=packed"),
+    "report of another ending": ("quantize", *GOOD, "--report=report.txt"),
+    "folder that takes no files": ("quantize", "model.keras", "--output=/proc/x", *GOOD[3:]),
+    "module that is not there": ("inspect", "model.keras", "--import=no_such_module"),
+    "report that is none": ("report", "data.npz"),
+    "agreement above one": ("compare", *TWO, "--min_agreement=1.5"),
     "output over the model": ("quantize", "model.keras", "--output=model.keras", *GOOD[3:]),
     "report over the output": ("quantize", *GOOD, "--report=out.tflite"),
     "file cut short": ("inspect", "cut.tflite"),
@@ -269,20 +280,24 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize("verbose", [False, True], ids=["", "verbose"])
 @pytest.mark.parametrize("arguments", MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_told_in_one_line_and_writes_nothing(here, capfd, arguments):
+def test_a_mistake_is_told_in_one_line_and_writes_nothing(here, capfd, arguments, verbose):
+    arguments = (*arguments, "--verbose") if verbose else arguments
     before = {path: path.read_bytes() for path in here.iterdir()}
     assert here_and_now(*arguments) == 2
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith("tfquant: error: ") and err.count("\n") == 1
+    own = [line for line in err.splitlines() if line.startswith("tfquant: error: ")]
+    assert len(own) == 1 and "Traceback" not in err
+    assert verbose or err.count("\n") == 1
     assert {path: path.read_bytes() for path in here.iterdir()} == before
 
 
 def test_a_mistake_in_a_fresh_process_is_one_line_too(here):
-    done = in_shell("quantize", *GOOD, "--scheme", "w3a5", folder=here)
+    done = in_shell("quantize", *GOOD, "--scheme", "w4a9000", folder=here)
     assert done.returncode == 2
-    assert done.stderr.startswith("tfquant: error: `scheme` must be one of w8a8")
+    assert done.stderr.startswith("tfquant: error: `activation_bits` must be a whole number")
     assert done.stderr.count("\n") == 1
 
 
@@ -322,6 +337,176 @@ def test_an_error_from_below_is_no_mistake_of_the_user(here, capsys, monkeypatch
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [
+        (("quantise", "model.keras"), "quantize"),
+        (("quantize", *GOOD, "--shceme=w8a8"), "--scheme"),
+        (("quantize", *GOOD, "--scheme=w8a8_dynamc"), "w8a8_dynamic"),
+        (("quantize", *GOOD, "--observer=percentil"), "percentile"),
+    ],
+)
+def test_a_slip_is_answered_with_what_is_near(here, capsys, arguments, near):
+    assert here_and_now(*arguments) == 2
+    assert f"did you mean {near}?" in capsys.readouterr().err
+
+
+def test_what_may_be_asked_for_is_what_there_is():
+    from tfquant import devices, quantizers
+    from tfquant.numerics.packing import GROUP_SIZES
+    from tfquant.optimize.effort import EFFORTS
+    from tfquant.registry import schemes
+
+    assert set(tfquant_cli.SCHEMES) == {*tfq.SCHEMES}
+    assert set(tfquant_cli.OBSERVERS) == {*tfq.observers.OBSERVERS}
+    assert set(tfquant_cli.WEIGHT_QUANTIZERS) == {*quantizers.WEIGHT_QUANTIZERS}
+    assert set(tfquant_cli.ACTIVATION_QUANTIZERS) == {*quantizers.ACTIVATION_QUANTIZERS}
+    assert set(tfquant_cli.DEVICES) == {*devices.DEVICES}
+    assert set(tfquant_cli.EFFORTS) == {*EFFORTS}
+    assert tfquant_cli.NORMS == schemes.NORMS
+    assert {*map(int, tfquant_cli.GROUP_SIZES)} == {*GROUP_SIZES}
+
+
+def test_flags_are_taken_with_hyphens_and_schemes_in_any_case(here):
+    flags = ("--scheme=W4A8", "--batch-size=8", "--no-verify", "--report=report.json")
+    assert here_and_now("quantize", *GOOD, *flags) == 0
+    report = json.loads((here / "report.json").read_text())
+    assert report["layers"][1]["weight_bits"] == 4 and report["end_to_end"] is None
+
+
+def test_every_option_of_python_reaches_the_file(here):
+    flags = (
+        *("--scheme=w5a6", "--edge_weight_bits=8", "--weight_quantizer=learned_step"),
+        *("--activation_quantizer=static", "--observer=min_max", "--bias_correction=none"),
+        *("--device=litert_reference", "--unknown_layers=float", "--steps=1", "--seed=3"),
+        *("--file_batch=4", "--norms=float", "--report=report.json"),
+    )
+    assert here_and_now("quantize", *GOOD, *flags) == 0
+    report = json.loads((here / "report.json").read_text())
+    conv = report["layers"][1]
+    assert (conv["weight_bits"], conv["activation_bits"]) == (8, 6)
+    assert report["device"] == "litert_reference" and report["inputs"][0]["shape"][0] == 4
+    assert report["correction"] in ("", "none") or "none" in report["correction"]
+    made = report["provenance"]
+    assert made["calibration"]["observer"] == "min_max" and made["calibration"]["rows"] == 32
+    assert made["recipe"]["scheme"]["weight_quantizer"] == "learned_step"
+
+
+def test_the_record_of_a_conversion_prints_again(here, capsys):
+    import hashlib
+
+    assert here_and_now("quantize", *GOOD, "--report=report.json") == 0
+    shown = capsys.readouterr().out
+    assert here_and_now("report", "report.json") == 0
+    assert shown == capsys.readouterr().out + "Wrote out.tflite and report.json\n"
+    record = json.loads((here / "report.json").read_text())
+    images = np.load(here / "data.npz")["image"]
+    assert record["schema_version"] == 1
+    assert record["provenance"]["calibration"]["sha256"] == hashlib.sha256(images).hexdigest()
+    assert record["provenance"]["versions"]["tfquant"] == tfq.__version__
+    details = tfq.inspect("out.tflite")
+    (source,) = record["inputs"]
+    assert source["name"] == "image" and source["dtype"] == "INT8"
+    assert (source["scale"], source["zero_point"]) == pytest.approx(
+        next(iter(details.grids.values()))
+    )
+
+
+def test_json_is_all_that_is_printed(here, capsys):
+    calls = {
+        "inspect": ("inspect", "good.tflite"),
+        "model": ("inspect", "model.keras"),
+        "compare": ("compare", *TWO),
+        "quantize": ("quantize", *GOOD),
+        "doctor": ("doctor",),
+    }
+    printed = {}
+    for name, call in calls.items():
+        assert here_and_now(*call, "--json") == 0
+        printed[name] = json.loads(capsys.readouterr().out)
+    assert printed["inspect"]["operators"][0]["operator"] == "CONV_2D"
+    assert printed["model"]["layers"][1]["name"] == "conv"
+    assert (printed["compare"]["differing"], printed["compare"]["rows"]) == (0, 40)
+    assert printed["quantize"]["end_to_end"]["differing"] == 0
+    assert printed["doctor"]["versions"]["keras"] == keras.__version__
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        (("--max_differing=0",), 3),
+        (("--max_differing=400",), 0),
+        (("--min_agreement=0",), 0),
+        (("--min_agreement=1", "--max_differing=400"), None),
+    ],
+)
+def test_a_comparison_that_misses_what_was_asked_for_exits_with_3(here, capfd, flags, code):
+    command = ("compare", "model.keras", "good.tflite", "--data=data.npz")
+    received = here_and_now(*command, *flags)
+    out, err = capfd.readouterr()
+    if code is None:
+        code = 0 if "predictions   100.00%" in out else 3
+    assert received == code
+    assert ("good.tflite against model.keras: " in err) == (code == 3)
+    assert "differing values" in out
+
+
+def test_labels_in_the_data_give_accuracies(here, capsys):
+    model = keras.saving.load_model("model.keras")
+    images = np.load("data.npz")["image"]
+    right = model.predict(images, verbose=0).argmax(-1)
+    labels = np.where(np.arange(40) < 30, right, (right + 1) % 10)
+    np.savez("labelled.npz", image=images, labels=labels)
+    assert here_and_now("compare", "model.keras", "good.tflite", "--data=labelled.npz") == 0
+    assert "accuracy            0.7500 model.keras, 0." in capsys.readouterr().out
+
+
+LAYER = """
+import keras
+
+@keras.saving.register_keras_serializable("own_layers")
+class Twice(keras.layers.Layer):
+    def call(self, x):
+        return x * 2
+"""
+
+
+def test_layers_of_ones_own_are_imported(here, capsys):
+    (here / "own_layers.py").write_text(LAYER)
+    code = (
+        "import keras, own_layers; x = keras.Input((4,));"
+        "keras.Model(x, own_layers.Twice()(x)).save('own.keras')"
+    )
+    clean = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    call = [sys.executable, "-c", code]
+    subprocess.run(call, cwd=here, check=True, capture_output=True, env=clean)
+    assert here_and_now("inspect", "own.keras") == 2
+    assert "--import MODULE registers layers of your own" in capsys.readouterr().err
+    assert here_and_now("inspect", "own.keras", "--import", "own_layers.py") == 0
+    assert "Twice" in capsys.readouterr().out
+    (here / "broken.py").write_text("1 / 0")
+    assert here_and_now("inspect", "own.keras", "--import=broken.py") == 2
+    assert "broken.py, which raises ZeroDivisionError: division" in capsys.readouterr().err
+
+
+def test_code_in_a_file_runs_if_it_is_asked_to(here, capsys):
+    x = keras.Input((4,))
+    keras.Model(x, keras.layers.Lambda(lambda y: y * 2)(x)).save("lambda.keras")
+    assert here_and_now("inspect", "lambda.keras") == 2
+    assert "--allow_unsafe runs it" in capsys.readouterr().err
+    assert here_and_now("inspect", "lambda.keras", "--allow_unsafe") == 0
+    assert "Lambda" in capsys.readouterr().out
+
+
+def test_a_disk_that_is_full_is_no_bug(here, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tfq, "to_tflite", full)
+    assert here_and_now("quantize", *GOOD) == 2
+    assert capsys.readouterr().err == "tfquant: error: [Errno 28] No space left on device\n"
+
+
 def test_help_lists_everything_and_leaves_tensorflow_alone(folder):
     code = (
         "import sys, tfquant_cli; tfquant_cli.main(sys.argv[1:]);"
@@ -334,14 +519,12 @@ def test_help_lists_everything_and_leaves_tensorflow_alone(folder):
         assert command.name in shown.stdout
         helped = in_shell(command.name, "--help", folder=folder)
         assert helped.returncode == 0 and f"usage: tfquant {command.name}" in helped.stdout
+        assert f"example:\n  {command.example}" in helped.stdout
+    helped = in_shell("help", "quantize", folder=folder).stdout
+    words = " ".join(helped.split())
+    assert all(name in words for name in (*tfquant_cli.SCHEMES, *tfquant_cli.OBSERVERS))
 
 
 def test_version_is_the_one_of_the_package(capsys):
-    from importlib import metadata
-
-    try:
-        version = metadata.version("tfquant")
-    except metadata.PackageNotFoundError:
-        pytest.skip("tfquant is not installed")
     assert here_and_now("--version") == 0
-    assert capsys.readouterr().out == f"tfquant {version}\n"
+    assert capsys.readouterr().out == f"tfquant {tfq.__version__}\n"

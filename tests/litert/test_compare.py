@@ -84,7 +84,9 @@ def test_the_batch_size_changes_nothing(quantized, path, images):
     [
         (np.zeros((0, 8, 8, 3)), "at least one"),
         (np.zeros((2, 9, 8, 3)), "must have the shape"),
-        (np.array([["a"]]), "must have the shape"),
+        (np.full((2, 8, 8, 3), "a"), "must hold numbers"),
+        (np.full((2, 8, 8, 3), np.nan), r"must be finite in float32\. Received: 384 values"),
+        (np.full((2, 8, 8, 3), 1e300), "must be finite in float32"),
         ({"x": np.zeros((2, 8, 8, 3))}, "an array for each input"),
         ([np.zeros((2, 8, 8, 3))] * 2, "one array for each input"),
     ],
@@ -104,3 +106,40 @@ def test_a_file_of_another_model_is_refused(path, images):
 def test_a_model_without_known_inputs_is_refused(path, images):
     with pytest.raises(ValueError, match="functional or sequential"):
         tfq.compare(keras.Sequential([keras.layers.Dense(1)]), path, images)
+
+
+@keras.saving.register_keras_serializable(package="tfquant_tests")
+class Broken(keras.layers.Layer):
+    """Returns NaN, or infinity, instead of one value of each row."""
+
+    def __init__(self, value="nan", **kwargs):
+        super().__init__(**kwargs)
+        self.value = value
+
+    def call(self, x):
+        return keras.ops.concatenate([x[:, :1] * 0 + float(self.value), x[:, 1:]], -1)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_what_is_no_number_differs_from_all_numbers(model, quantized, path, images, value):
+    for own in (model, quantized):
+        broken = keras.Model(own.input, Broken(value)(own.output))
+        parity = tfq.compare(broken, path, images)
+        expected = tfq.compare(own, path, images)
+        assert parity.differing >= 40 and parity.differing - expected.differing <= 40
+        assert parity.largest == np.inf
+        assert value != "nan" or parity.equal_predictions == 0.0
+
+
+def test_nan_agrees_with_nan_and_with_nothing_else(model, images, tmp_path):
+    broken = keras.Model(model.input, Broken()(model.output))
+    path = tmp_path / "broken.tflite"
+    path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(broken).convert())
+    parity = tfq.compare(broken, path, images)
+    assert parity.largest < 1e-5
+    sound = tmp_path / "sound.tflite"
+    sound.write_bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+    for pair in ((broken, sound), (model, path)):
+        apart = tfq.compare(*pair, images)
+        assert apart.differing >= 40 and apart.largest == np.inf
+        assert apart.equal_predictions == 0.0

@@ -247,6 +247,40 @@ class TestSchemes:
         with pytest.raises(ValueError, match=words):
             tfq.Scheme("own", 4, 8, group_size=size)
 
+    @pytest.mark.parametrize(
+        ("widths", "words"),
+        [
+            *(
+                ({"weight_bits": bits}, "from 2 to 8, or None")
+                for bits in (-4, 0, 1, 9, 16, True, 4.0, 4.5, "8")
+            ),
+            *(
+                ({"activation_bits": bits}, "from 2 to 16, or None")
+                for bits in (-3, 0, 1, 17, 32, True, 8.0, "8")
+            ),
+            ({"edge_weight_bits": 9}, "from 2 to 8, or None"),
+            ({"activation_bits": 16, "dynamic": True}, "8 where it is dynamic"),
+            ({"activation_bits": None, "dynamic": True}, "8 where it is dynamic"),
+        ],
+    )
+    def test_a_width_that_no_kernel_has_is_an_error(self, widths, words):
+        name, value = next(iter(widths.items()))
+        with pytest.raises(ValueError, match=f"`{name}` must be .*{words}") as error:
+            tfq.Scheme("own", **{"weight_bits": 8, "activation_bits": 8, **widths})
+        assert str(error.value).endswith(f"Received: {name}={value!r}.")
+
+    @pytest.mark.parametrize("bits", [2, 8])
+    @pytest.mark.parametrize("activation_bits", [2, 8, 9, 16, None])
+    def test_widths_at_the_ends_are_taken(self, bits, activation_bits):
+        scheme = tfq.Scheme("own", bits, activation_bits, edge_weight_bits=bits)
+        assert (scheme.weight_bits, scheme.activation_bits) == (bits, activation_bits)
+
+    @pytest.mark.parametrize("argument", ["activation_bits", "edge_weight_bits"])
+    def test_half_precision_stands_alone(self, argument):
+        words = rf"`{argument}` must be None where .*Received: {argument}=8, weight_bits=None"
+        with pytest.raises(ValueError, match=words):
+            tfq.Scheme("own", **{"weight_bits": None, "activation_bits": None, argument: 8})
+
     def test_half_precision_has_no_groups(self):
         with pytest.raises(ValueError, match=r"no groups\. Received: group_size=32"):
             tfq.Scheme("own", None, None, group_size=32)

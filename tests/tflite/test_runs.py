@@ -8,7 +8,7 @@ from keras import layers
 
 import tfquant as tfq
 from tfquant.litert import flatbuffer
-from tfquant.tflite import convert
+from tfquant.tflite import write as writing
 
 
 def saturating(combine):
@@ -88,7 +88,7 @@ def test_the_operator_that_is_refused_is_named_wherever_it_stands(rng, tmp_path,
         y = layers.Dense(8, name=f"dense_{number}")(y)
     data = rng.normal(size=(20, 8)).astype("float32")
     q = tfq.calibrate(tfq.quantize_model(keras.Model(x, y)), data, progress=False)
-    real = convert.write
+    real = writing.write
 
     def broken(*args):
         file = real(*args)
@@ -96,7 +96,7 @@ def test_the_operator_that_is_refused_is_named_wherever_it_stands(rng, tmp_path,
         file.subgraph.operators[op.index].inputs = op.inputs[:1]
         return file
 
-    monkeypatch.setattr(convert, "write", broken)
+    monkeypatch.setattr(writing, "write", broken)
     for wrong in (0, 3, 5):
         with pytest.raises(RuntimeError, match=f"FULLY_CONNECTED of layer 'dense_{wrong}'"):
             tfq.to_tflite(q, tmp_path / "m.tflite", verify=False, progress=False)

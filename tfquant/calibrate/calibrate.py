@@ -1,6 +1,7 @@
 """Setting activation grids from data."""
 
 import contextlib
+import logging
 import math
 
 import numpy as np
@@ -14,6 +15,7 @@ from tfquant.calibrate.norms import choose_norms
 from tfquant.calibrate.ranges import choose_ranges
 from tfquant.calibrate.real import RealCalls
 from tfquant.calibrate.rows import split
+from tfquant.calibrate.seen import Seen
 from tfquant.data.batches import batches
 from tfquant.graph.runner import Runner
 from tfquant.graph.walk import all_layers
@@ -21,6 +23,8 @@ from tfquant.quantizers import RecordingScope, Watch
 from tfquant.rewrite.validate import check_is_model
 from tfquant.wrappers import CallHook, Quantize, QuantizeWrapper
 from tfquant.wrappers.norms import in_float, leave_in_float
+
+_logger = logging.getLogger("tfquant")
 
 # Rows kept at the model's inputs, so that a converted file can be compared on real data.
 SAMPLE_ROWS = 256
@@ -43,7 +47,8 @@ def calibrate(
     """Runs `data` through `model` and sets the grid of every activation.
 
     Weights are quantized and activations are not while observers watch. Interrupting it leaves the
-    model as it was.
+    model as it was. Data that say little (one row, the same rows, inputs that never change, fewer
+    batches than `steps`) are warned of.
 
     Args:
         model: Model from `quantize_model` or `quantize_apply`. Changed in place.
@@ -86,7 +91,8 @@ def calibrate(
         size = model.inputs[0].shape[0]
         source = batches(data, model.inputs, batch_size, steps)
         with CallHook(calls):
-            samples, values_per_row = _see(runner, source, watch, changed, size, progress)
+            seen = Seen(model.inputs)
+            samples, values_per_row = _see(runner, source, watch, changed, size, seen, progress)
         watch.set_params()
         choices, methods = watch.choices(), methods_of(wanted, wrappers)
         rows = split(samples, size, values_per_row, wanted not in METHODS)
@@ -96,11 +102,17 @@ def calibrate(
         plain = None if norms is not None and norms.floating else plain
         correction = correct_biases(model, wrappers, runner, judge, methods, wanted, plain)
     model.calibration_samples, model.correction, model.norms = samples, correction, norms
+    model.calibration = seen.record(observer)
     _forget_traces(model)
+    if doubts := seen.doubts(steps):
+        _logger.warning(
+            "Ranges may be wrong for real inputs, since calibration saw little: %s.",
+            "; ".join(doubts),
+        )
     return model
 
 
-def _see(runner, source, watch, changed, size, progress):
+def _see(runner, source, watch, changed, size, seen, progress):
     """Shows the model's activations to `watch`, those of the first rows to `balance` before.
 
     Args:
@@ -109,6 +121,7 @@ def _see(runner, source, watch, changed, size, progress):
         watch: `Watch`.
         changed: List that is given what `balance` changed.
         size: Number of rows that the model takes, `None` for any.
+        seen: `Seen`, which notes every batch.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -123,6 +136,7 @@ def _see(runner, source, watch, changed, size, progress):
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("Calibrating", total=source.total)
         for arrays in source:
+            seen.note(arrays)
             for number, part in enumerate(_parts(arrays, runner.values_per_row, size)):
                 if not rows and not number:
                     changed += balance(runner, part)

@@ -104,7 +104,7 @@ def _from_arrays(data, inputs, batch_size, drop_remainder, steps):
         for value, slot in zip(_in_order(data, inputs, ""), inputs, strict=True)
     ]
     for array, slot in zip(arrays, inputs, strict=True):
-        _check_form(array, slot, f"Input {slot.name!r}", (None, *slot.shape[1:]))
+        check_form(array, slot, f"Input {slot.name!r}", (None, *slot.shape[1:]))
     _check_lengths(arrays, inputs, "")
     length = len(arrays[0])
     if drop_remainder and length < batch_size:
@@ -142,9 +142,9 @@ def _checked(batch, inputs, index):
     values = _in_order(batch, inputs, where)
     arrays = [_as_array(*args) for args in zip(values, inputs, labels, strict=True)]
     for array, slot, label in zip(arrays, inputs, labels, strict=True):
-        _check_form(array, slot, label, tuple(slot.shape))
+        check_form(array, slot, label, tuple(slot.shape))
     _check_lengths(arrays, inputs, where)
-    return [_cast(*args) for args in zip(arrays, inputs, labels, strict=True)]
+    return [cast(*args) for args in zip(arrays, inputs, labels, strict=True)]
 
 
 def _in_order(data, inputs, where):
@@ -184,8 +184,18 @@ def _as_array(value, slot, label):
         ) from error
 
 
-def _check_form(array, slot, label, shape):
-    """Raises unless dtype and shape are those of the input."""
+def check_form(array: np.ndarray, slot, label: str, shape: tuple) -> None:
+    """Raises unless dtype and shape are those of an input.
+
+    Args:
+        array: What was given.
+        slot: The input: an object with `name` and `dtype`.
+        label: What the error calls it.
+        shape: What is expected; `None` for what is free.
+
+    Raises:
+        ValueError: If it does not fit, or is empty.
+    """
     is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
     kinds = {"bool": "b", "string": "OSU"}.get(slot.dtype, "biu")
     wants_float = "float" in slot.dtype
@@ -207,8 +217,17 @@ def _check_lengths(arrays, inputs, where):
         raise ValueError(f"All inputs{where} must have the same length. Received: {lengths}.")
 
 
-def _cast(array, slot, label):
-    """Returns `array` in the dtype the model is fed, or raises if a value does not survive."""
+def cast(array: np.ndarray, slot, label: str) -> np.ndarray:
+    """Returns `array` in the dtype in which an input is fed.
+
+    Args:
+        array: Array of the form of the input.
+        slot: The input: an object with `name` and `dtype`.
+        label: What the error calls it.
+
+    Raises:
+        ValueError: If it holds NaN or Inf, or integers that the dtype does not.
+    """
     if slot.dtype == "string":
         return array.astype(object)
     dtype = np.dtype(_dtype(slot))

@@ -2,5 +2,6 @@
 
 from tfquant.litert.compare import compare
 from tfquant.litert.inspect import FileSummary, OperatorSummary, inspect
+from tfquant.litert.run import run
 
-__all__ = ["FileSummary", "OperatorSummary", "compare", "inspect"]
+__all__ = ["FileSummary", "OperatorSummary", "compare", "inspect", "run"]

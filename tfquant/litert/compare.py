@@ -7,13 +7,16 @@ import numpy as np
 from keras import tree
 from rich.progress import Progress
 
-from tfquant.litert.inspect import checked_file
+from tfquant.data.batches import cast, check_form
+from tfquant.litert.inspect import checked_file, damage_named
 from tfquant.litert.interpreter import run, to_file_inputs
 from tfquant.litert.parity import of_outputs
 from tfquant.report import Parity
 
 
-def compare(model, path, data, *, batch_size: int = 32, progress: bool = True) -> Parity:
+def compare(
+    model, path, data, *, labels=None, batch_size: int = 32, progress: bool = True
+) -> Parity:
     """Runs a model and a file on the same inputs and counts the differences.
 
     Where the file returns integers, the model's outputs are compared in steps of its grid, which
@@ -24,6 +27,8 @@ def compare(model, path, data, *, batch_size: int = 32, progress: bool = True) -
         path: The `.tflite` file; it may come from any converter.
         data: Array, list of arrays in the order of the model's inputs, or dict from input name to
             array.
+        labels: The right class of each row, or one-hot; `None` without. With them the result has
+            `accuracies` of model and file.
         batch_size: Rows that the model computes at once.
         progress: Whether to show a progress bar.
 
@@ -32,7 +37,8 @@ def compare(model, path, data, *, batch_size: int = 32, progress: bool = True) -
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it is no `.tflite` file, or model, file and data do not fit each other.
+        ValueError: If it is no `.tflite` file, model, file and data do not fit each other, or the
+            data hold NaN or Inf.
 
     Example:
 
@@ -51,15 +57,20 @@ def compare(model, path, data, *, batch_size: int = 32, progress: bool = True) -
             f"({type(model).__name__}), which has no known inputs."
         )
     rows = _rows(data, model.inputs)
-    _check_fit(file, file.inputs, model.inputs, "inputs", path)
-    _check_fit(file, file.outputs, model.outputs, "outputs", path)
-    file_rows = to_file_inputs(file, _in_file_types(file, rows))
+    with damage_named(path, ours=ValueError):
+        _check_fit(file, file.inputs, model.inputs, "inputs", path)
+        _check_fit(file, file.outputs, model.outputs, "outputs", path)
+    with damage_named(path):
+        file_rows = to_file_inputs(file, _in_file_types(file, rows))
     with Progress(transient=True, disable=not progress) as bar:
         keras_task = bar.add_task("Running Keras", total=len(rows[0]))
         expected = _predict(model, rows, batch_size, lambda: bar.advance(keras_task, batch_size))
         file_task = bar.add_task("Running LiteRT", total=len(rows[0]))
-        received = run(content, file_rows, lambda: bar.advance(file_task))
-    return of_outputs(file, expected, received)
+        with damage_named(path):
+            received = run(content, file_rows, lambda: bar.advance(file_task))
+            _check_outputs(expected, received)
+    with damage_named(path, ours=ValueError):
+        return of_outputs(file, expected, received, labels)
 
 
 def _rows(data, inputs):
@@ -84,17 +95,8 @@ def _rows(data, inputs):
             f"Received: shapes {[array.shape for array in arrays]}."
         )
     for x, array in zip(inputs, arrays, strict=True):
-        if not _fits(x.shape, array.shape):
-            raise ValueError(
-                f"Input '{x.name}' must have the shape {x.shape}. Received: shape {array.shape}."
-            )
-        if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
-            raise ValueError(f"Input '{x.name}' must hold numbers. Received: {array.dtype}.")
-    return [array.astype(_dtype(x)) for x, array in zip(inputs, arrays, strict=True)]
-
-
-def _dtype(x):
-    return "float32" if keras.backend.is_float_dtype(x.dtype) else x.dtype
+        check_form(array, x, f"Input '{x.name}'", (None, *x.shape[1:]))
+    return [cast(array, x, f"Input '{x.name}'") for x, array in zip(inputs, arrays, strict=True)]
 
 
 def _fits(wanted, got):
@@ -115,6 +117,13 @@ def _check_fit(file, indices, tensors, role, path):
             f"Model and file must have the same {role}. Expected: {role} of shapes {ours}. "
             f"Received: '{path}' with {theirs}."
         )
+
+
+def _check_outputs(expected, received):
+    """Raises unless outputs have as many values: a file may compute other shapes than it says."""
+    for ours, theirs in zip(expected, received, strict=True):
+        if ours.size != theirs.size:
+            raise ValueError(f"outputs of {ours.shape} are expected. Received: {theirs.shape}")
 
 
 def _in_file_types(file, rows):

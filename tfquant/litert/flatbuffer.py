@@ -108,8 +108,8 @@ class File:
         return [int(i) for i in self.subgraph.outputs]
 
     def name(self, index: int) -> str:
-        """Returns the name of a tensor."""
-        return self.subgraph.tensors[index].name.decode()
+        """Returns the name of a tensor: empty if it has none, which is legal."""
+        return (self.subgraph.tensors[index].name or b"").decode(errors="replace")
 
     def type(self, index: int) -> str:
         """Returns the type of a tensor, such as `INT8`."""

@@ -1,8 +1,10 @@
 """`inspect`: what is in a `.tflite` file."""
 
 import collections
+import contextlib
 import dataclasses
 import os
+import struct
 
 from ai_edge_litert.interpreter import Interpreter
 from rich.text import Text
@@ -14,6 +16,13 @@ _FLOAT = ("FLOAT32", "FLOAT16", "FLOAT64", "BFLOAT16")
 
 # They change the type of a tensor and compute nothing.
 _CASTS = ("QUANTIZE", "DEQUANTIZE", "CAST")
+
+
+# What reading a file raises whose offsets and numbers lead anywhere.
+DAMAGE = (
+    *(AttributeError, IndexError, KeyError, MemoryError, OverflowError, RecursionError),
+    *(struct.error, TypeError, ValueError),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +64,7 @@ class FileSummary(Printable):
         weight_bytes: Bytes of all stored tensors, each counted once.
         inputs: `(name, type, shape)` of each input; -1 is a free dimension.
         outputs: The same of each output.
+        grids: Dict from the names of inputs and outputs to `(scale, zero_point)`, where they have.
         operators: One `OperatorSummary` for each operator, in order.
     """
 
@@ -64,6 +74,7 @@ class FileSummary(Printable):
     inputs: list[tuple[str, str, tuple[int, ...]]]
     outputs: list[tuple[str, str, tuple[int, ...]]]
     operators: list[OperatorSummary]
+    grids: dict[str, tuple[float, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def float_operators(self) -> list[OperatorSummary]:
@@ -76,10 +87,11 @@ class FileSummary(Printable):
         for name in ("operator", "output", "in", "out", "weights", "scales"):
             table.add_column(name, overflow="ellipsis", no_wrap=True)
         table.add_column("bytes", justify="right")
-        for operator in self.operators:
+        outputs = _without_model([operator.output for operator in self.operators])
+        for operator, output in zip(self.operators, outputs, strict=True):
             table.add_row(
                 operator.operator,
-                Text(operator.output),
+                Text(output),
                 operator.input_type or "",
                 operator.output_type,
                 operator.weight_type or "",
@@ -89,7 +101,9 @@ class FileSummary(Printable):
         yield table
         for label, tensors in (("input", self.inputs), ("output", self.outputs)):
             for name, kind, shape in tensors:
-                yield Text(f"{label:<6} {name}: {kind} {list(shape)}")
+                grid = "scale {:.6g}, zero point {}".format(*self.grids.get(name, ("", "")))
+                more = f", {grid}" if name in self.grids else ""
+                yield Text(f"{label:<6} {name}: {kind} {list(shape)}{more}")
         counts = collections.Counter(operator.operator for operator in self.float_operators)
         named = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
         yield Text(f"float operators: {named}")
@@ -97,6 +111,15 @@ class FileSummary(Printable):
             f"{self.path}: {self.num_bytes:,} bytes, {self.weight_bytes:,} of them stored values, "
             f"{len(self.operators)} operators"
         )
+
+
+def _without_model(names):
+    """Returns names of tensors without the model's name, with which the converter begins them."""
+    firsts = {name.partition("/")[0] for name in names if "/" in name}
+    if len(firsts) != 1:
+        return names
+    prefix = f"{firsts.pop()}/"
+    return [name.removeprefix(prefix) for name in names]
 
 
 def inspect(path) -> FileSummary:
@@ -123,17 +146,27 @@ def inspect(path) -> FileSummary:
     with open(path, "rb") as file:
         content = file.read()
     file = checked_file(content, path)
+    with damage_named(path):
+        return _summary(file, path, len(content))
+
+
+def _summary(file, path, num_bytes) -> FileSummary:
     stored = {}
     for tensor in file.subgraph.tensors:
         data = file.model.buffers[tensor.buffer].data
         stored[tensor.buffer] = 0 if data is None else len(data)
     return FileSummary(
         path=path,
-        num_bytes=len(content),
+        num_bytes=num_bytes,
         weight_bytes=sum(stored.values()),
         inputs=[_tensor(file, index) for index in file.inputs],
         outputs=[_tensor(file, index) for index in file.outputs],
         operators=[_operator(file, op) for op in file.ops],
+        grids={
+            file.name(index): (float(file.scale(index)[0]), int(file.zero_point(index)[0]))
+            for index in (*file.inputs, *file.outputs)
+            if file.scale(index).size == 1
+        },
     )
 
 
@@ -145,11 +178,28 @@ def checked_file(content: bytes, path: str) -> File:
     """
     try:
         Interpreter(model_content=content)
-    except ValueError as error:
+        return File(content)
+    except (RuntimeError, *DAMAGE) as error:
         raise ValueError(
             f"A .tflite file is expected. Received: '{path}', which LiteRT cannot read: {error}"
         ) from error
-    return File(content)
+
+
+@contextlib.contextmanager
+def damage_named(path: str, ours=()):
+    """Makes what damage raises inside a `ValueError` that names the file.
+
+    Args:
+        path: The file.
+        ours: Kinds of errors that are raised as they are, as they tell of something else.
+    """
+    try:
+        yield
+    except ours:
+        raise
+    except (RuntimeError, *DAMAGE) as error:
+        words = f"which is damaged: {type(error).__name__}: {error}"
+        raise ValueError(f"A .tflite file is expected. Received: '{path}', {words}") from error
 
 
 def _tensor(file, index):
@@ -161,7 +211,9 @@ def _tensor(file, index):
 def _operator(file, op) -> OperatorSummary:
     computed = [i for i in op.inputs if not file.is_constant(i)]
     constants = [i for i in op.inputs if file.is_constant(i)]
-    weights = max(constants, key=file.num_bytes, default=None)
+    # A small layer's bias may be longer than its kernel.
+    size = lambda i: (len(file.shape(i)) > 1, file.num_bytes(i))  # noqa: E731
+    weights = max(constants, key=size, default=None)
     # The weights of a weight-only file pass through a DEQUANTIZE.
     is_weights = weights is not None and (
         file.scale(weights).size or file.group_size(weights) or file.type(weights) in _FLOAT

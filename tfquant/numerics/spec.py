@@ -1,6 +1,7 @@
 """What a quantized tensor looks like: width, signedness, symmetry, and what shares a scale."""
 
 import dataclasses
+import numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class QuantSpec:
         granularity: `PerTensor()`, `PerAxis(axis)` or `PerGroup(axis, group_size)`.
 
     Raises:
-        ValueError: If `num_bits` is outside 1 to 16.
+        ValueError: If `num_bits` is no whole number from 1 to 16.
     """
 
     num_bits: int
@@ -73,9 +74,11 @@ class QuantSpec:
     granularity: Granularity = PerTensor()
 
     def __post_init__(self):
-        if not 1 <= self.num_bits <= 16:
+        whole = isinstance(self.num_bits, numbers.Integral) and not isinstance(self.num_bits, bool)
+        if not whole or not 1 <= self.num_bits <= 16:
             raise ValueError(
-                f"`num_bits` must be between 1 and 16. Received: num_bits={self.num_bits}."
+                "`num_bits` must be a whole number between 1 and 16. "
+                f"Received: num_bits={self.num_bits!r}."
             )
 
     @property

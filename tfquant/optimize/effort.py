@@ -1,14 +1,18 @@
 """`quantize`: a float model and data to a model of integers, at an effort that is chosen."""
 
 import dataclasses
+import logging
 
 import numpy as np
 
 from tfquant.calibrate import calibrate
+from tfquant.calibrate.seen import fewer
 from tfquant.data.batches import batches
 from tfquant.optimize.optimize import optimize
 from tfquant.registry.recipe import Recipe
 from tfquant.rewrite import quantize_model
+
+_logger = logging.getLogger("tfquant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +54,12 @@ def quantize(
     skip=(),
     norms: str | None = None,
     observer=None,
+    bias_correction: bool | str | None = None,
     batch_size: int = 32,
     steps: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    **settings,
 ):
     """Quantizes a model on data: `quantize_model`, `calibrate` and, at the best, `optimize`.
 
@@ -69,10 +75,13 @@ def quantize(
         norms: Likewise.
         observer: What chooses the ranges of activations, as of `calibrate`; `None` for that of the
             effort.
+        bias_correction: As of `calibrate`; `None` for that of the effort.
         batch_size: Rows to compute at once, where `data` is not batched already.
         steps: Number of batches to take; `None` takes all.
         seed: Of what is drawn by chance.
         progress: Whether to show progress bars.
+        **settings: Further ones of `quantize_model`: `device`, `registry`, `unknown_layers`,
+            `weight_quantizer`, `activation_quantizer`.
 
     Returns:
         `keras.Model`, as `quantize_model` returns it, calibrated.
@@ -96,11 +105,13 @@ def quantize(
     if data is None and (recipe.static or optimizes):
         why = "grids of activations" if recipe.static else f"effort={effort!r}"
         raise ValueError(f"`data` must be rows of the model's inputs for {why}. Received: None.")
-    q = quantize_model(model, recipe, skip=skip, norms=norms)
+    q = quantize_model(model, recipe, skip=skip, norms=norms, **settings)
     if data is None:
         return q
     if optimizes:  # It is read twice; a generator can be only once.
         parts = list(batches(data, q.inputs, batch_size, steps))
+        if steps is not None and len(parts) < steps:
+            _logger.warning("Integers are chosen on little: %s.", fewer(len(parts), steps))
         data, steps = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)], None
     if recipe.static:
         calibrate(
@@ -109,7 +120,9 @@ def quantize(
             batch_size=batch_size,
             steps=steps,
             observer=observer or chosen.observer,
-            bias_correction=chosen.bias_correction,
+            bias_correction=(
+                chosen.bias_correction if bias_correction is None else bias_correction
+            ),
             progress=progress,
         )
     if optimizes:

@@ -273,18 +273,16 @@ class Recipe:
         """
         path = pathlib.Path(path)
         is_yaml = _is_yaml(path)
+        yaml = _yaml() if is_yaml else None
         try:
             text = path.read_text(encoding="utf-8")
+            return cls.from_config(yaml.safe_load(text)) if is_yaml else cls.from_json(text)
         except UnicodeDecodeError as error:
             raise ValueError(f"A recipe is expected. Received: '{path}', no text.") from error
-        if not is_yaml:
-            return cls.from_json(text)
-        yaml = _yaml()
-        try:
-            config = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"A recipe in YAML is expected. Received: {error}.") from error
-        return cls.from_config(config)
+        except Exception as error:  # A file may hold any config, of anybody's class.
+            if isinstance(error, OSError):
+                raise
+            raise ValueError(f"A recipe is expected in '{path}'. {error}") from error
 
 
 def _scheme(x) -> Scheme | None:

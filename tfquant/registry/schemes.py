@@ -6,6 +6,12 @@ from tfquant.numerics import QuantSpec
 from tfquant.numerics.packing import GROUP_SIZES
 from tfquant.quantizers.families import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, check
 
+# Widths of integers that there are kernels for: LiteRT stores 2 and 3 bits of weights in 4, and
+# activations of 9 to 15 bits in 16.
+WEIGHT_BITS = range(2, 9)
+ACTIVATION_BITS = range(2, 17)
+DYNAMIC_BITS = range(8, 9)
+
 # What becomes of norms: calibration weighs both forms, or one is taken whatever it costs.
 NORMS = ("auto", "integer", "float")
 
@@ -34,8 +40,8 @@ class Scheme:
             processor at hand.
 
     Raises:
-        ValueError: If a family, a size of groups or a form of norms is unknown, or half-precision
-            weights have groups.
+        ValueError: If a width is none that there are kernels for, a family, a size of groups or a
+            form of norms is unknown, or half-precision weights have groups or integer activations.
     """
 
     name: str
@@ -51,6 +57,12 @@ class Scheme:
     device: str | None = None
 
     def __post_init__(self):
+        _check_width("weight_bits", self.weight_bits, WEIGHT_BITS, "half precision")
+        _check_width("edge_weight_bits", self.edge_weight_bits, WEIGHT_BITS, "that of the others")
+        bits = DYNAMIC_BITS if self.dynamic else ACTIVATION_BITS
+        none = None if self.dynamic else "float"
+        _check_width("activation_bits", self.activation_bits, bits, none)
+        self._check_half_precision()
         check(WEIGHT_QUANTIZERS, "weight_quantizer", self.weight_quantizer)
         check(ACTIVATION_QUANTIZERS, "activation_quantizer", self.activation_quantizer)
         if self.norms not in NORMS:
@@ -62,11 +74,21 @@ class Scheme:
                 "`group_size` must be 32, 64, 128 or 0 (per channel). "
                 f"Received: group_size={self.group_size!r}."
             )
-        if self.group_size and self.weight_bits is None:
+
+    def _check_half_precision(self):
+        if self.weight_bits is not None:
+            return
+        if self.group_size:
             raise ValueError(
                 "Half-precision weights have no scales, and no groups. "
                 f"Received: group_size={self.group_size}."
             )
+        for name in ("activation_bits", "edge_weight_bits"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"`{name}` must be None where weights have half precision. "
+                    f"Received: {name}={getattr(self, name)}, weight_bits=None."
+                )
 
     @property
     def edge(self) -> "Scheme":
@@ -99,6 +121,16 @@ class Scheme:
             return None
         bits = max(self.weight_bits, minimum_bits)
         return QuantSpec(bits, symmetric=True, narrow_range=bits > 2, granularity=granularity)
+
+
+def _check_width(name, bits, allowed, none):
+    """Raises unless `bits` is a whole number in `allowed`, or `None` and that stands for `none`."""
+    if none if bits is None else type(bits) is int and bits in allowed:
+        return
+    low, high = allowed[0], allowed[-1]
+    numbers = f"a whole number from {low} to {high}" if low < high else str(low)
+    number = f"{numbers}, or None ({none})" if none else f"{numbers} where it is dynamic"
+    raise ValueError(f"`{name}` must be {number}. Received: {name}={bits!r}.")
 
 
 _TABLE = (

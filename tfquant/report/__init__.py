@@ -6,6 +6,7 @@ from tfquant.report.conversion import (
     LayerReport,
     Parity,
     PartReport,
+    TensorReport,
 )
 from tfquant.report.model import LayerSummary, ModelSummary, summarize
 from tfquant.report.packing import PackedLayerReport, PackingReport
@@ -24,6 +25,7 @@ __all__ = [
     "PartReport",
     "Printable",
     "QuantizationTensorBoard",
+    "TensorReport",
     "plain_table",
     "summarize",
 ]

@@ -4,10 +4,17 @@ import dataclasses
 
 from rich.text import Text
 
+from tfquant.calibrate.samples import RANDOM
 from tfquant.report.printable import Printable, notes, plain_table
 
 # Integers that a part of a tensor has to itself: with fewer, little is left of it.
 FEW_LEVELS = 8
+
+# A comparison is bad where more than this share of values is apart by more than so many steps, real
+# values by more than this share of the largest, fewer rows than this have the same largest output,
+# or an output has more noise than this: in dB against the float model, half of its power.
+APART_SHARE, APART_STEPS, APART = 0.5, 2, 0.05
+LEAST_EQUAL, LEAST_SQNR = 0.9, 3.0
 
 # What helps a part that the grid of a whole swallows.
 HELP = (
@@ -30,6 +37,8 @@ class Parity:
         equal_predictions: Share of inputs whose largest output is the same one; `None` where an
             output is no vector of scores.
         in_steps: Whether differences are counted in output steps.
+        accuracies: `(expected, received)`: shares of rows whose largest output is the label;
+            `None` without labels.
     """
 
     values: int
@@ -38,6 +47,7 @@ class Parity:
     rows: int = 0
     equal_predictions: float | None = None
     in_steps: bool = True
+    accuracies: tuple[float, float] | None = None
 
     @property
     def share_differing(self) -> float:
@@ -52,6 +62,25 @@ class Parity:
             max(self.rows, other.rows),
             in_steps=self.in_steps and other.in_steps,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorReport:
+    """An input or output of a file.
+
+    Attributes:
+        name: Its name in the signature.
+        dtype: Type of its values, such as `"INT8"`.
+        shape: Its shape; -1 is a free dimension.
+        scale: Step of its grid; `None` where it has none.
+        zero_point: Integer that stands for 0; `None` without a grid.
+    """
+
+    name: str
+    dtype: str
+    shape: list[int]
+    scale: float | None = None
+    zero_point: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +107,16 @@ class LayerReport:
         name: Name of the Keras layer.
         operator: Operator of the file that computes it.
         weight_bits: Width of its weights; `None` without weights.
-        activation_bits: Width of its output; `None` when it is float.
+        activation_bits: Width of its output, or of its inputs where it is `dynamic`; `None` when it
+            is float.
         granularity: What shares a weight scale, such as `"16 channels"`, `"64 groups of 32"` or
             `"tensor"`.
         scale: `(smallest, largest)` weight scale, or `None`.
         weight_sqnr: Signal to quantization noise ratio of the weights in dB, or `None`.
         output_sqnr: The same for the output, device against float model on the samples, or `None`.
+        weight_bytes: Bytes of its weights in the file; 0 without.
+        dynamic: Whether its inputs are quantized when the file runs, to `activation_bits`; its
+            output is float.
         parity: Keras simulation against device, fed the device's own inputs; `None` where the
             operator was not compared.
         arithmetic: `"exact"`, or the kind of kernel that may differ by one step.
@@ -107,6 +140,8 @@ class LayerReport:
     note: str = ""
     parts: list[PartReport] = dataclasses.field(default_factory=list)
     swallowed: list[str] = dataclasses.field(default_factory=list)
+    weight_bytes: int = 0
+    dynamic: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +184,12 @@ class ConversionReport(Printable):
         correction: What calibration made of the biases, and what outputs gained; empty where nobody
             knows, as of a model from a file.
         signatures: Reports of the further models in the file, by the key of their signature.
+        output_sqnr: Dict from the names of outputs of real numbers to their signal to quantization
+            noise ratio in dB, file against float model; empty where nothing was compared.
+        inputs: A `TensorReport` for each input of the file.
+        outputs: Likewise.
+        provenance: What it was made with: `"recipe"`, `"calibration"` (observer, rows and a hash
+            of the data), `"versions"` and `"seconds"`.
     """
 
     width = 160
@@ -169,6 +210,10 @@ class ConversionReport(Printable):
     elsewhere: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     correction: str = ""
     signatures: dict[str, "ConversionReport"] = dataclasses.field(default_factory=dict)
+    output_sqnr: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    inputs: list[TensorReport] = dataclasses.field(default_factory=list)
+    outputs: list[TensorReport] = dataclasses.field(default_factory=list)
+    provenance: dict = dataclasses.field(default_factory=dict)
 
     @property
     def broken_claims(self) -> list[str]:
@@ -181,6 +226,22 @@ class ConversionReport(Printable):
             and layer.parity.in_steps
             and layer.parity.differing
         ]
+
+    @property
+    def doubts(self) -> list[str]:
+        """What the comparison found to be bad, a sentence each; empty where all is well."""
+        found = [] if self.end_to_end is None else _doubts(self.end_to_end)
+        found += [
+            f"output '{name}' is mostly quantization noise: {ratio:.1f} dB against the float model"
+            for name, ratio in self.output_sqnr.items()
+            if ratio is not None and ratio < LEAST_SQNR
+        ]
+        if self.end_to_end is not None and self.samples == RANDOM:
+            found.append(
+                "the comparison ran on RANDOM INPUTS, not on data, and says little of real inputs: "
+                "give to_tflite(samples=...)"
+            )
+        return found
 
     @property
     def swallowed(self) -> list[str]:
@@ -197,6 +258,8 @@ class ConversionReport(Printable):
         """Yields tables and lines."""
         ratio = self.float_bytes / self.quantized_bytes
         yield _layer_table(self.layers)
+        if any(layer.dynamic for layer in self.layers):
+            yield Text("* inputs are quantized when the file runs, outputs are float")
         yield Text(
             f"{self.path}: {self.quantized_bytes:,} bytes, {ratio:.2f} times smaller than float "
             f"({self.float_bytes:,})"
@@ -205,6 +268,8 @@ class ConversionReport(Printable):
             yield Text(f"op by op:   {_in_words(self.op_by_op)}")
         if self.end_to_end is not None:
             yield Text(f"end to end: {_in_words(self.end_to_end)}, on {self.samples}")
+        for doubt in self.doubts:
+            yield Text(f"LOOK AT THIS: {doubt}", style="bold red")
         if self.not_compared:
             yield Text(f"NOT COMPARED with the model: {self.not_compared}", style="bold red")
         elif self.end_to_end is None:
@@ -237,6 +302,24 @@ class ConversionReport(Printable):
             yield from report.parts()
 
 
+def _doubts(parity):
+    """Says in words what is bad about a comparison of outputs."""
+    found = []
+    share, largest = parity.share_differing, parity.largest
+    if parity.in_steps and share > APART_SHARE and largest > APART_STEPS:
+        found.append(
+            f"file and model are apart in {share:.0%} of the output values, by up to "
+            f"{largest:g} steps"
+        )
+    if not parity.in_steps and not largest <= APART:
+        found.append(
+            f"file and model are apart by up to {largest:.2g} times the largest output value"
+        )
+    if parity.equal_predictions is not None and parity.equal_predictions < LEAST_EQUAL:
+        found.append(f"file and model predict the same for {parity.equal_predictions:.0%} of rows")
+    return found
+
+
 def _swallowed(layer):
     """Names the parts of a layer's output that have few levels."""
     parts = [part for part in layer.parts if part.name in layer.swallowed]
@@ -262,6 +345,7 @@ def _layer_table(layers):
         ("layer", "left"),
         ("operator", "left"),
         ("bits w/a", "right"),
+        ("bytes", "right"),
         ("scales", "left"),
         ("weight dB", "right"),
         ("output dB", "right"),
@@ -272,7 +356,8 @@ def _layer_table(layers):
         table.add_row(
             layer.name,
             layer.operator,
-            f"{layer.weight_bits or '-'}/{layer.activation_bits or '-'}",
+            f"{layer.weight_bits or '-'}/{layer.activation_bits or '-'}{'*' * layer.dynamic}",
+            f"{layer.weight_bytes:,}" if layer.weight_bytes else "",
             _scales(layer),
             _decibels(layer.weight_sqnr),
             _decibels(layer.output_sqnr),

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from rich.text import Text
 
+from tfquant.configs.linear import LinearConfig
 from tfquant.graph.walk import leaves
 from tfquant.lowbit.layers import PackedEmbedding, PackedLayer
 from tfquant.numerics import PerGroup, PerTensor
@@ -32,7 +33,8 @@ class LayerSummary:
         parameters: Number of values in its variables, those of a folded batch norm included.
         num_bytes: Bytes that the values take at the widths below; 4 for each value of a bias.
         weight_bits: Width of its quantized weights, 32 for float ones, `None` without weights.
-        activation_bits: Width of its output, `None` where it is float or the grid of its input.
+        activation_bits: Width of its output, or of inputs that it quantizes when it runs; `None`
+            where it is float or the grid of its input.
         granularity: What shares a weight scale; `None` for float weights.
         calibrated: Whether its output has a grid; `None` without a quantized output.
     """
@@ -155,6 +157,8 @@ def _wrapped(wrapper) -> LayerSummary:
     float_count = sum(_size(v) for v in _values(inner)) - sum(_size(v) for v, _ in quantized)
     if wrapper.batch_norm is not None:
         float_count = _size(wrapper.batch_norm.moving_mean)
+    config = wrapper.quantize_config
+    rounds = config.input_quantizer(inner) if isinstance(config, LinearConfig) else None
     outputs = [q for quantizers in wrapper.output_quantizers for q in quantizers if q is not None]
     return LayerSummary(
         name=inner.name,
@@ -162,7 +166,9 @@ def _wrapped(wrapper) -> LayerSummary:
         parameters=count,
         num_bytes=(narrow + 7) // 8 + 4 * float_count,
         weight_bits=max((_bits(q) for _, q in quantized), default=32 if count else None),
-        activation_bits=max((q.spec.num_bits for q in outputs), default=None),
+        activation_bits=max(
+            (q.spec.num_bits for q in outputs), default=rounds and rounds.spec.num_bits
+        ),
         granularity=", ".join(_granularity(v, q) for v, q in quantized) or None,
         calibrated=all(q.calibrated for q in outputs) if outputs else None,
     )

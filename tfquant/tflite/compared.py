@@ -19,12 +19,14 @@ class Compared:
         end_to_end: `Parity` of the outputs, `None` if they were not compared.
         why_not: Why they were not, where they should have been.
         parted: Where the file and the model part; empty if they do not.
+        output_sqnr: Noise of each output in dB, or `None`; empty if they were not compared.
     """
 
     layers: list[LayerReport]
     end_to_end: Parity | None = None
     why_not: str = ""
     parted: str = ""
+    output_sqnr: list[float | None] = dataclasses.field(default_factory=list)
 
 
 def compare_all(begin, units, described, all_integer: bool) -> Compared:
@@ -44,19 +46,19 @@ def compare_all(begin, units, described, all_integer: bool) -> Compared:
         layers = [
             dataclasses.replace(
                 layer,
-                output_sqnr=verifier.output_sqnr(unit),
+                output_sqnr=verifier.unit_sqnr(unit),
                 parity=verifier.unit(unit),
                 parts=(found := verifier.parts(unit)),
                 swallowed=parts.swallowed(found) if unit in ends else [],
             )
             for layer, unit in zip(described, units, strict=True)
         ]
-        end_to_end = verifier.end_to_end()
+        end_to_end, output_sqnr = verifier.end_to_end(), verifier.output_sqnr()
         parted = _parted(verifier, layers, end_to_end, all_integer)
     except Exception as error:
         why_not = f"{type(error).__name__}: {error}"
         return Compared(described, why_not=why_not)
-    return Compared(layers, end_to_end, parted=parted)
+    return Compared(layers, end_to_end, parted=parted, output_sqnr=output_sqnr)
 
 
 def _parted(verifier, layers, end_to_end, all_integer):

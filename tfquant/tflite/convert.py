@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import time
 from functools import partial
 
 import keras
@@ -11,7 +12,7 @@ import tensorflow as tf
 from keras import tree
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from tfquant.data.batches import batches
+from tfquant.calibrate.samples import sample_rows
 from tfquant.data.files import check_file, replacing
 from tfquant.graph.runner import flattened
 from tfquant.litert.flatbuffer import File
@@ -21,16 +22,16 @@ from tfquant.passes.front import split_front
 from tfquant.passes.precision import TO_FLOAT32, in_float32, policy
 from tfquant.report import ConversionReport
 from tfquant.report.conversion import HELP
+from tfquant.report.record import provenance
 from tfquant.rewrite.lower import lower
 from tfquant.rewrite.validate import check_is_model
 from tfquant.skeleton.anchor import anchor, layer_names
 from tfquant.skeleton.float_file import convert_float
 from tfquant.tflite.assign import REFUSED, assign
 from tfquant.tflite.compared import Compared, compare_all
-from tfquant.tflite.describe import elsewhere, float_operators, layer_reports
+from tfquant.tflite.describe import elsewhere, float_operators, layer_reports, tensor_reports
 from tfquant.tflite.signature import input_names, output_names
 from tfquant.tflite.verify import Verifier, point_tensors, saturated_biases
-from tfquant.tflite.write import write
 from tfquant.wrappers import KnownIntegers, Quantize
 from tfquant.wrappers.norms import norms_in_words
 
@@ -38,9 +39,6 @@ _logger = logging.getLogger("tfquant")
 
 # Key of the signature of the model itself.
 DEFAULT = "serving_default"
-
-RANDOM_ROWS = 16
-SAMPLE_ROWS = 512
 
 
 @policy(TO_FLOAT32)
@@ -161,6 +159,7 @@ def _joined(contents):
 def _convert(model, path, key, types, batch_size, samples, comparing, progress):
     """Converts one model; returns the bytes of a file of its own and its `ConversionReport`."""
     verify, strict, run = comparing
+    began, origin_model = time.monotonic(), model
     whole = in_float32(flattened(model))
     front, model = split_front(whole)
     columns = SpinnerColumn(), TextColumn("{task.description}")
@@ -169,7 +168,7 @@ def _convert(model, path, key, types, batch_size, samples, comparing, progress):
         lowered = lower(model)
         _check_groups(lowered)
         asked, (input_type, output_type) = types, _io_types(lowered, *types)
-        rows, origin = _sample_rows(whole, samples)
+        rows, origin = sample_rows(whole, samples)
         if front is not None:
             rows = [np.asarray(x) for x in tree.flatten(front(_as_tensors(rows)))]
         written = _write_what_runs(lowered, batch_size, rows, (input_type, output_type), key)
@@ -204,6 +203,10 @@ def _convert(model, path, key, types, batch_size, samples, comparing, progress):
             norms=norms_in_words(model),
             elsewhere=elsewhere(lowered, float_file, anchors, assignment),
             correction=str(getattr(whole, "correction", None) or ""),
+            output_sqnr=dict(zip(output_names(lowered), compared.output_sqnr, strict=False)),
+            inputs=tensor_reports(file, file.inputs, input_names(lowered)),
+            outputs=tensor_reports(file, file.outputs, output_names(lowered)),
+            provenance=provenance(origin_model, time.monotonic() - began),
         )
     if lost:
         _logger.warning(
@@ -217,6 +220,8 @@ def _convert(model, path, key, types, batch_size, samples, comparing, progress):
             "; ".join(report.swallowed),
             HELP,
         )
+    for doubt in report.doubts:
+        _logger.warning("Look at this: %s.", doubt)
     if compared.why_not:
         _logger.warning("The file could not be compared with the model: %s", compared.why_not)
     return content, report
@@ -230,6 +235,8 @@ def _write_what_runs(lowered, batch_size, rows, types, key):
     Returns:
         `(file, content, float_file, anchors, lost, assignment)`.
     """
+    from tfquant.tflite.write import write  # ai-edge-quantizer takes long to import.
+
     refused = {}
     while True:
         float_file = convert_float(lowered, batch_size, rows)
@@ -365,34 +372,3 @@ def _native_type(lowered, ends):
     ends = [point.grid for point in lowered.points if point.grid and point.tensor in tensors]
     widths = {grid.spec.stored_bits for grid in ends or grids}
     return f"int{max(widths)}" if widths else "float32"
-
-
-def _sample_rows(model, samples):
-    """Returns one array for each input, and where they come from."""
-    if samples is not None:
-        parts = list(batches(samples, model.inputs, SAMPLE_ROWS, steps=1))
-        return parts[0], "your samples"
-    kept = getattr(model, "calibration_samples", None)
-    if kept:
-        return [np.asarray(array) for array in kept], "calibration inputs"
-    generator = np.random.default_rng(0)
-    rows = []
-    for x in model.inputs:
-        shape = (RANDOM_ROWS, *(n or 8 for n in x.shape[1:]))
-        low, high = _input_range(model, x)
-        if x.dtype == "string":
-            rows.append(np.full(shape, "", object))
-        elif keras.backend.is_float_dtype(x.dtype):
-            rows.append(generator.uniform(low, high, shape).astype("float32"))
-        else:
-            rows.append(generator.integers(0, 2, shape).astype(x.dtype))
-    return rows, "random inputs"
-
-
-def _input_range(model, x):
-    for layer in model.layers:
-        if isinstance(layer, Quantize) and layer.name == f"quantize_{x.name}":
-            params, spec = layer.quantizer.params(), layer.quantizer.spec
-            bounds = np.array([spec.qmin, spec.qmax]) - float(params.zero_point)
-            return bounds * float(params.scale)
-    return -1.0, 1.0

@@ -1,6 +1,7 @@
 """What the report says of each layer and of each float operator."""
 
 import dataclasses
+import math
 
 import keras
 
@@ -9,7 +10,7 @@ from tfquant.configs.linear import LinearConfig, unit_product
 from tfquant.litert.flatbuffer import File
 from tfquant.numerics import QuantSpec
 from tfquant.quantizers import grid_of
-from tfquant.report import FloatOperator, LayerReport
+from tfquant.report import FloatOperator, LayerReport, TensorReport
 from tfquant.skeleton.anchor import MOVES
 from tfquant.tflite.assign import AS_THE_SCHEME_SAYS, REFUSED, Assignment
 from tfquant.tflite.verify import sqnr
@@ -45,7 +46,8 @@ def _layer_report(unit, op, grids):
     fields = {}
     if unit.kernels:
         kernel = unit.kernels[0]
-        fields = {"weight_bits": 16, "weight_sqnr": _weight_sqnr(unit)}
+        fields = {"weight_bits": 16, "weight_sqnr": _weight_sqnr(unit), "dynamic": unit.dynamic}
+        fields["weight_bytes"] = sum(_num_bytes(kernel) for kernel in unit.kernels)
         if kernel.spec is not None:
             fields |= {
                 "weight_bits": kernel.spec.num_bits,
@@ -54,10 +56,13 @@ def _layer_report(unit, op, grids):
             }
     name = op.name if op else ("QUANTIZE" if isinstance(unit.layer, Quantize) else "-")
     inputs = [read for read in map(grid_of, unit.inputs) if read is not None]
+    bits = grid.spec.num_bits if grid else None
+    if unit.dynamic:
+        bits = unit.layer.quantize_config.input_quantizer(unit.layer.layer).spec.num_bits
     return LayerReport(
         name=unit.name,
         operator=name,
-        activation_bits=grid.spec.num_bits if grid else None,
+        activation_bits=bits,
         arithmetic=unit.layer.device.arithmetic(
             name,
             grid and grid.spec.stored_bits,
@@ -67,6 +72,12 @@ def _layer_report(unit, op, grids):
         note=_note(unit),
         **fields,
     )
+
+
+def _num_bytes(kernel):
+    """Returns the bytes of a kernel in a file, which holds 4 or 8 bits, or half precision."""
+    stored = 16 if kernel.spec is None else 4 if kernel.spec.num_bits <= 4 else 8
+    return (math.prod(kernel.variable.shape) * stored + 7) // 8
 
 
 def _granularity(kernel):
@@ -99,6 +110,17 @@ def _weight_sqnr(unit):
     return sqnr(weights, keras.ops.convert_to_numpy(quantizer.call(variable.value)))
 
 
+def tensor_reports(file: File, indices, names) -> list[TensorReport]:
+    """Describes inputs or outputs of a file, by their names in its signature."""
+    found = []
+    for index, name in zip(indices, names, strict=True):
+        scale, free = file.scale(index), file.subgraph.tensors[index].shapeSignature
+        shape = file.shape(index) if free is None else free
+        grid = (float(scale[0]), int(file.zero_point(index)[0])) if scale.size else ()
+        found.append(TensorReport(name, file.type(index), [int(n) for n in shape], *grid))
+    return found
+
+
 def float_operators(file: File, assignment: Assignment, lowered) -> list[FloatOperator]:
     """Describes the operators that compute in float."""
     operators = []
@@ -112,6 +134,9 @@ def float_operators(file: File, assignment: Assignment, lowered) -> list[FloatOp
             for layer, kind in layers.items():
                 if f"/{layer}" in name and reason != AS_THE_SCHEME_SAYS:
                     reason = f"layer '{layer}' ({kind}) {what}"
+        unit = assignment.units.get(index)
+        if reason == AS_THE_SCHEME_SAYS and unit is not None and unit.dynamic:
+            reason = "its inputs are quantized when the file runs, its outputs are float"
         for part, norm in lowered.norms.items():
             if f"/{part}" in name:
                 reason = f"norm '{norm}' serves the outputs in float"

@@ -103,7 +103,9 @@ class Verifier:
                 self._note_noise(next(units), tree.flatten(outputs)[0], len(rows[0]), by_tensor)
 
         with RecordingScope(quantize_weights=False, see=lambda *_: None):
-            runner(rows, note)
+            outputs = runner(rows, note)
+        ends = zip(outputs, runner.ends, strict=True)
+        self._float = [rows_first(keras.ops.convert_to_numpy(y), x.shape) for y, x in ends]
 
     def _note_noise(self, unit, signal, rows, by_tensor):
         """Compares what a unit computes in float for a batch of `rows` with the device."""
@@ -197,11 +199,25 @@ class Verifier:
         """Compares the outputs of whole runs."""
         return of_outputs(self.file, self._outputs, self._received)
 
+    def output_sqnr(self) -> list[float | None]:
+        """Returns the noise of each output in dB, file against float model.
+
+        `None` of what is no real number, or whose rows are not counted on the first axis.
+        """
+        found = []
+        for index, signal, received in zip(
+            self.file.outputs, self._float, self._received, strict=True
+        ):
+            received = dequantize(self.file, index, received[: len(signal)])
+            fits = signal.dtype.kind == "f" and received.size == signal.size
+            found.append(sqnr(signal, received.reshape(signal.shape)) if fits else None)
+        return found
+
     def unit(self, unit) -> Parity | None:
         """Compares one call of a layer, fed the device's own inputs; `None` if it has no tensor."""
         return self._parities.get(unit)
 
-    def output_sqnr(self, unit) -> float | None:
+    def unit_sqnr(self, unit) -> float | None:
         """Returns the unit's signal to quantization noise ratio in dB, device against float."""
         return self._noise.get(unit)
 
