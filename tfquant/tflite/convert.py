@@ -11,7 +11,6 @@ import tensorflow as tf
 from keras import tree
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from tfquant.data.batches import batches
 from tfquant.data.files import check_file, replacing
 from tfquant.graph.runner import flattened
 from tfquant.litert.flatbuffer import File
@@ -22,6 +21,7 @@ from tfquant.passes.precision import TO_FLOAT32, in_float32, policy
 from tfquant.report import ConversionReport
 from tfquant.report.conversion import HELP
 from tfquant.rewrite.lower import lower
+from tfquant.rewrite.samples import sample_rows
 from tfquant.rewrite.validate import check_is_model
 from tfquant.skeleton.anchor import anchor, layer_names
 from tfquant.skeleton.float_file import convert_float
@@ -38,9 +38,6 @@ _logger = logging.getLogger("tfquant")
 
 # Key of the signature of the model itself.
 DEFAULT = "serving_default"
-
-RANDOM_ROWS = 16
-SAMPLE_ROWS = 512
 
 
 @policy(TO_FLOAT32)
@@ -169,7 +166,7 @@ def _convert(model, path, key, types, batch_size, samples, comparing, progress):
         lowered = lower(model)
         _check_groups(lowered)
         asked, (input_type, output_type) = types, _io_types(lowered, *types)
-        rows, origin = _sample_rows(whole, samples)
+        rows, origin = sample_rows(whole, samples)
         if front is not None:
             rows = [np.asarray(x) for x in tree.flatten(front(_as_tensors(rows)))]
         written = _write_what_runs(lowered, batch_size, rows, (input_type, output_type), key)
@@ -179,7 +176,7 @@ def _convert(model, path, key, types, batch_size, samples, comparing, progress):
         _warn_of_floats(file, lowered, asked)
         described = layer_reports(lowered.units, float_file, anchors, assignment)
         compared = Compared(described)
-        if run is None and lowered.device.runs_here():
+        if run is None and _runs_files_here(lowered.device):
             run = partial(run_here, resolver=lowered.device.resolver)
         if verify and run is not None:
             bar.update(task, description="Comparing Keras with LiteRT")
@@ -326,6 +323,11 @@ def _check_groups(lowered):
         )
 
 
+def _runs_files_here(device):
+    """Whether LiteRT on this machine can stand for a device."""
+    return device.runtime == "litert" and device.runs_here()
+
+
 def _as_tensors(rows):
     return [tf.constant(array) for array in rows]
 
@@ -365,34 +367,3 @@ def _native_type(lowered, ends):
     ends = [point.grid for point in lowered.points if point.grid and point.tensor in tensors]
     widths = {grid.spec.stored_bits for grid in ends or grids}
     return f"int{max(widths)}" if widths else "float32"
-
-
-def _sample_rows(model, samples):
-    """Returns one array for each input, and where they come from."""
-    if samples is not None:
-        parts = list(batches(samples, model.inputs, SAMPLE_ROWS, steps=1))
-        return parts[0], "your samples"
-    kept = getattr(model, "calibration_samples", None)
-    if kept:
-        return [np.asarray(array) for array in kept], "calibration inputs"
-    generator = np.random.default_rng(0)
-    rows = []
-    for x in model.inputs:
-        shape = (RANDOM_ROWS, *(n or 8 for n in x.shape[1:]))
-        low, high = _input_range(model, x)
-        if x.dtype == "string":
-            rows.append(np.full(shape, "", object))
-        elif keras.backend.is_float_dtype(x.dtype):
-            rows.append(generator.uniform(low, high, shape).astype("float32"))
-        else:
-            rows.append(generator.integers(0, 2, shape).astype(x.dtype))
-    return rows, "random inputs"
-
-
-def _input_range(model, x):
-    for layer in model.layers:
-        if isinstance(layer, Quantize) and layer.name == f"quantize_{x.name}":
-            params, spec = layer.quantizer.params(), layer.quantizer.spec
-            bounds = np.array([spec.qmin, spec.qmax]) - float(params.zero_point)
-            return bounds * float(params.scale)
-    return -1.0, 1.0
