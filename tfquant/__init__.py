@@ -4,11 +4,18 @@ from tfquant import observers, quantizers
 from tfquant.calibrate import calibrate
 from tfquant.litert import compare, inspect
 from tfquant.numerics import PerAxis, PerGroup, PerTensor, QuantParams, QuantSpec
+from tfquant.onnx import to_onnx
 from tfquant.optimize import BRECQ, GPTQ, AdaRound, Codebook, optimize, quantize
 from tfquant.packed import to_packed
 from tfquant.quantizers import WeightOnlyQuantizer
 from tfquant.registry import SCHEMES, QuantizeRegistry, Recipe, Scheme
-from tfquant.report import ConversionReport, PackingReport, QuantizationTensorBoard, summarize
+from tfquant.report import (
+    ConversionReport,
+    OnnxReport,
+    PackingReport,
+    QuantizationTensorBoard,
+    summarize,
+)
 from tfquant.rewrite import (
     quantize_annotate_layer,
     quantize_annotate_model,
@@ -40,6 +47,7 @@ __all__ = [
     "FreezeBatchNorm",
     "FreezeOscillation",
     "FreezeRanges",
+    "OnnxReport",
     "PackingReport",
     "PerAxis",
     "PerGroup",
@@ -68,6 +76,7 @@ __all__ = [
     "quantize_model",
     "quantizers",
     "summarize",
+    "to_onnx",
     "to_packed",
     "to_tflite",
 ]
