@@ -26,7 +26,7 @@ from absl import flags
 
 OK, INTERNAL_ERROR, USER_ERROR, NOT_COMPARED, INTERRUPTED = 0, 1, 2, 3, 130
 
-FORMATS = ("tflite", "packed")
+FORMATS = ("tflite", "onnx", "packed")
 
 NORMS = ("auto", "integer", "float")
 GROUP_SIZES = ("0", "32", "64", "128")
@@ -136,7 +136,7 @@ def _quantize_flags(values):
         "format",
         "tflite",
         FORMATS,
-        "What to write: a LiteRT file, or a Keras model on packed weights.",
+        "What to write: a LiteRT file, an ONNX file, or a Keras model on packed weights.",
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -178,7 +178,7 @@ def _batch_size(values, words):
 COMMANDS = (
     Command(
         "quantize",
-        "quantize a Keras model, write a .tflite file and compare the two, or pack its weights",
+        "quantize a Keras model, write a .tflite or .onnx file and compare, or pack its weights",
         ("MODEL.keras",),
         _quantize_flags,
         required=("output",),

@@ -49,6 +49,7 @@ def quantize(
     effort: str = "default",
     skip=(),
     norms: str | None = None,
+    device: str | None = None,
     observer=None,
     batch_size: int = 32,
     steps: int | None = None,
@@ -67,6 +68,7 @@ def quantize(
         effort: `"fast"`, `"default"` or `"best"`; see `tfquant.optimize.EFFORTS`.
         skip: As of `quantize_model`.
         norms: Likewise.
+        device: Likewise.
         observer: What chooses the ranges of activations, as of `calibrate`; `None` for that of the
             effort.
         batch_size: Rows to compute at once, where `data` is not batched already.
@@ -96,7 +98,7 @@ def quantize(
     if data is None and (recipe.static or optimizes):
         why = "grids of activations" if recipe.static else f"effort={effort!r}"
         raise ValueError(f"`data` must be rows of the model's inputs for {why}. Received: None.")
-    q = quantize_model(model, recipe, skip=skip, norms=norms)
+    q = quantize_model(model, recipe, skip=skip, norms=norms, device=device)
     if data is None:
         return q
     if optimizes:  # It is read twice; a generator can be only once.
