@@ -41,17 +41,17 @@ WEIGHT_QUANTIZERS = ("abs_max", "dorefa", "learned_step", "learned_threshold")
 ACTIVATION_QUANTIZERS = (
     *("static", "moving_average", "learned_step", "learned_clip", "learned_threshold"),
 )
-DEVICES = ("litert", "litert_arm", "litert_reference")
+DEVICES = ("litert", "litert_arm", "litert_reference", "onnxruntime")
 NORMS = ("auto", "integer", "float")
 EFFORTS = ("fast", "default", "best")
 GROUP_SIZES = ("0", "32", "64", "128")
 UNKNOWN_LAYERS = ("weights", "float")
 BIAS_CORRECTIONS = ("auto", "mean", "mean_deviation", "none")
 TYPES = ("int8", "uint8", "int16", "float32")
-FORMATS = ("tflite", "packed")
+FORMATS = ("tflite", "onnx", "packed")
 
 # Endings of what is written; no ending fits, too.
-ENDINGS = {"tflite": (".tflite",), "packed": (".keras",), "report": (".json",)}
+ENDINGS = {"tflite": (".tflite",), "onnx": (".onnx",), "packed": (".keras",), "report": (".json",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +230,11 @@ def _quantize_flags(parser):
         required=True,
     )
     _choice(
-        parser, "format", FORMATS, "A LiteRT file, or a Keras model on packed weights.", "tflite"
+        parser,
+        "format",
+        FORMATS,
+        "A LiteRT file, an ONNX file, or a Keras model on packed weights.",
+        "tflite",
     )
     _text(parser, "report", "A .json file to write the report to; tfquant report shows it again.")
     _text(parser, "calibration", "A .npz file of inputs. Schemes with static activations need it.")
@@ -374,7 +378,7 @@ def _loading(parser):
 COMMANDS = (
     Command(
         "quantize",
-        "quantize a Keras model, write a .tflite file and compare the two, or pack its weights",
+        "quantize a Keras model, write a .tflite or .onnx file and compare, or pack its weights",
         ("MODEL.keras",),
         _quantize_flags,
         "tfquant quantize model.keras --calibration data.npz --output model.tflite",

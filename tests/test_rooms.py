@@ -35,6 +35,8 @@ ORDER = (
     "litert",
     "skeleton",
     "tflite",
+    "nodes",
+    "onnx",
     "packed",
 )
 

@@ -8,11 +8,18 @@ from tfquant.about import __version__
 from tfquant.calibrate import calibrate
 from tfquant.litert import compare, inspect, run
 from tfquant.numerics import PerAxis, PerGroup, PerTensor, QuantParams, QuantSpec
+from tfquant.onnx import to_onnx
 from tfquant.optimize import BRECQ, GPTQ, AdaRound, Codebook, optimize, quantize
 from tfquant.packed import to_packed
 from tfquant.quantizers import WeightOnlyQuantizer
 from tfquant.registry import SCHEMES, QuantizeRegistry, Recipe, Scheme
-from tfquant.report import ConversionReport, PackingReport, QuantizationTensorBoard, summarize
+from tfquant.report import (
+    ConversionReport,
+    OnnxReport,
+    PackingReport,
+    QuantizationTensorBoard,
+    summarize,
+)
 from tfquant.rewrite import (
     quantize_annotate_layer,
     quantize_annotate_model,
@@ -44,6 +51,7 @@ __all__ = [
     "FreezeBatchNorm",
     "FreezeOscillation",
     "FreezeRanges",
+    "OnnxReport",
     "PackingReport",
     "PerAxis",
     "PerGroup",
@@ -74,6 +82,7 @@ __all__ = [
     "quantizers",
     "run",
     "summarize",
+    "to_onnx",
     "to_packed",
     "to_tflite",
 ]

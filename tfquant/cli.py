@@ -18,6 +18,7 @@ from tfquant import demo as digits
 from tfquant import lowbit
 from tfquant.data.batches import batches
 from tfquant.data.files import replacing
+from tfquant.nodes.extra import check as check_extra
 from tfquant.registry import schemes
 from tfquant.report.printable import plain
 from tfquant.report.record import from_json, versions
@@ -88,11 +89,13 @@ def quantize(model_path, flags) -> bool:
         named = "the recipe" if flags["recipe"] else f"scheme {recipe.scheme.name}"
         why = f"{named} quantizes activations" if recipe.static else "--effort best runs on data"
         raise ValueError(f"{why}, so --calibration DATA.npz is needed. Received: no --calibration")
-    packed = flags["format"] == "packed"
-    if packed and (flags["input_type"] or flags["output_type"]):
+    other = None if flags["format"] == "tflite" else flags["format"]
+    if other and (flags["input_type"] or flags["output_type"]):
         raise ValueError(
-            "--input_type and --output_type are for --format tflite. Received: --format packed"
+            f"--input_type and --output_type are for --format tflite. Received: --format {other}"
         )
+    if other == "onnx":
+        check_extra()
     model = read_model(model_path, flags["allow_unsafe"])
     data = None
     if flags["calibration"]:
@@ -105,6 +108,8 @@ def quantize(model_path, flags) -> bool:
     settings["bias_correction"] = BIAS_CORRECTIONS.get(
         flags["bias_correction"], flags["bias_correction"]
     )
+    if other == "onnx" and settings["device"] is None:
+        settings["device"] = "onnxruntime"
     try:
         quantized = tfq.quantize(model, data, recipe, progress=_watched(), **settings)
     except ValueError as error:
@@ -112,20 +117,17 @@ def quantize(model_path, flags) -> bool:
         raise ValueError(f"'{model_path}'{named}: {error}") from error
     if recipe.static:
         data = None  # What calibration kept is enough for the comparison.
-    if packed:
+    if other == "packed":
         report = tfq.to_packed(quantized, flags["output"]).packing_report
     else:
-        report = tfq.to_tflite(
-            quantized,
-            flags["output"],
-            input_type=flags["input_type"],
-            output_type=flags["output_type"],
-            batch_size=flags["file_batch"] or None,
-            samples=None if data is None else _first_rows(data, model.inputs, flags["batch_size"]),
-            verify=flags["verify"],
-            strict=flags["strict"],
-            progress=_watched(),
-        )
+        settings = {"verify": flags["verify"], "progress": _watched()}
+        if data is not None:
+            settings["samples"] = _first_rows(data, model.inputs, flags["batch_size"])
+        if other is None:
+            settings |= {name: flags[name] for name in ("input_type", "output_type", "strict")}
+            settings["batch_size"] = flags["file_batch"] or None
+        write = tfq.to_tflite if other is None else tfq.to_onnx
+        report = write(quantized, flags["output"], **settings)
     show(report, flags)
     written = flags["output"]
     if flags["report"]:

@@ -179,10 +179,30 @@ def test_groups_are_those_of_the_scheme_or_the_flag(here, capsys, flags, size):
     assert words in shown if size else "groups of" not in shown
 
 
-def test_types_of_a_packed_model_are_refused(here, capsys):
-    packed = ("--format=packed", "--output=out.keras", "--calibration=data.npz")
-    assert here_and_now("quantize", "model.keras", *packed, "--input_type=int8") == 2
+@pytest.mark.parametrize("other", ["packed", "onnx"])
+def test_types_of_another_format_are_refused(other, here, capsys):
+    ending = {"packed": "keras"}.get(other, other)
+    given = (f"--format={other}", f"--output=out.{ending}", "--calibration=data.npz")
+    assert here_and_now("quantize", "model.keras", *given, "--input_type=int8") == 2
     assert "are for --format tflite" in capsys.readouterr().err
+
+
+def test_an_onnx_file_is_written_compared_and_shown(here, capsys):
+    pytest.importorskip("onnxruntime", reason="needs the extra tfquant[onnx]")
+    command = ("quantize", "model.keras", "--calibration=data.npz", "--format=onnx")
+    assert here_and_now(*command, "--output=out.onnx", "--report=report.json") == 0
+    shown = capsys.readouterr().out
+    assert "QLinearConv" in shown and shown.endswith("Wrote out.onnx and report.json\n")
+    report = json.loads((here / "report.json").read_text())
+    assert report["device"] == "onnxruntime" and not report["end_to_end"]["differing"]
+
+
+def test_a_missing_extra_is_a_mistake_and_nothing_is_written(here, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    command = ("quantize", "model.keras", "--calibration=data.npz", "--format=onnx")
+    assert here_and_now(*command, "--output=none.onnx") == tfquant_cli.USER_ERROR
+    assert "pip install 'tfquant[onnx]'" in capsys.readouterr().err
+    assert not (here / "none.onnx").exists()
 
 
 def test_inspect_shows_a_file_and_a_model(here, capsys):

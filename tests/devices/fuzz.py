@@ -20,6 +20,9 @@ from operator_cases import CASES
 
 from tfquant.devices import DEVICES
 
+# Those that LiteRT stands for.
+OF_LITERT = {name: d for name, d in DEVICES.items() if d.runtime == "litert"}
+
 PIECE = 250
 
 
@@ -68,11 +71,11 @@ def main():
     )
     parser.add_argument("--results", required=True, type=pathlib.Path)
     parser.add_argument("--cases", type=int, default=20_000, help="of each operator")
-    parser.add_argument("--devices", default=",".join(DEVICES))
+    parser.add_argument("--devices", default=",".join(OF_LITERT))
     parser.add_argument("--only", default=",".join(CASES), help="names of operators")
     parser.add_argument("--arm64", metavar="ROOT", help="folder of tools/arm64.py setup")
     arguments = parser.parse_args()
-    runs = {d.name: None for d in DEVICES.values() if d.runs_here()}
+    runs = {d.name: None for d in OF_LITERT.values() if d.runs_here()}
     if arguments.arm64:
         sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tools"))
         import arm64

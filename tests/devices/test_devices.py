@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from fuzz import OF_LITERT
 from keras import layers
 
 import tfquant as tfq
@@ -65,7 +66,7 @@ def test_an_unknown_device_is_refused_by_name():
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w8a16"])
-@pytest.mark.parametrize("device", [d.name for d in DEVICES.values() if d.runs_here()])
+@pytest.mark.parametrize("device", [d.name for d in OF_LITERT.values() if d.runs_here()])
 def test_a_file_computes_what_the_device_is_said_to(device, scheme, tmp_path):
     report = tfq.to_tflite(quantized(scheme, device), tmp_path / "q.tflite", progress=False)
     assert report.device == device
@@ -87,6 +88,13 @@ def test_what_cannot_run_here_is_written_and_not_compared(tmp_path):
     assert report.end_to_end is None and report.op_by_op is None
     assert f"not compared with {elsewhere}" in str(report)
     assert (tmp_path / "q.tflite").exists()
+
+
+def test_litert_does_not_stand_for_onnx_runtime(tmp_path):
+    report = tfq.to_tflite(quantized(device="onnxruntime"), tmp_path / "q.tflite", progress=False)
+    assert report.end_to_end is None and "not compared with onnxruntime" in str(report)
+    litert = tfq.to_tflite(quantized(), tmp_path / "l.tflite", progress=False)
+    assert "onnxruntime" not in litert.elsewhere
 
 
 def test_a_file_can_be_run_elsewhere(tmp_path):

@@ -5,7 +5,7 @@ import os
 import hypothesis
 import numpy as np
 import pytest
-from fuzz import differing, piece, rows
+from fuzz import OF_LITERT, differing, piece, rows
 from hypothesis import strategies
 from one_operator import File, Tensor
 from operator_cases import CASES, at_ratio, clipped, grid_on
@@ -16,7 +16,9 @@ from tfquant.devices.device import EXACT, UNUSUAL_STEPS
 # Cases of each operator in the long set, `pytest -m long`; `fuzz.py` runs them in pieces.
 MANY = int(os.environ.get("TFQUANT_OPERATOR_CASES", "20000"))
 
-ROWS = [pytest.param(*row, id=f"{row[0].name}-{row[1]}-{row[2]}") for row in rows(DEVICES.values())]
+ROWS = [
+    pytest.param(*row, id=f"{row[0].name}-{row[1]}-{row[2]}") for row in rows(OF_LITERT.values())
+]
 
 # Made with the C library's `erfc` in float32, of which this knows the rounded values: a product may
 # fall on the other side of a half.
@@ -51,7 +53,7 @@ def test_an_operator_computes_what_litert_does_in_many_cases(device, name, bits,
     assert share <= OFF_BY_ONE.get((name.split()[0], bits), 0.0), found
 
 
-@pytest.mark.parametrize("device", DEVICES.values(), ids=lambda device: device.name)
+@pytest.mark.parametrize("device", OF_LITERT.values(), ids=lambda device: device.name)
 def test_every_operator_with_arithmetic_has_a_case(device):
     # Pooling is compared by tests/configs/test_device_arithmetic.py.
     tested = {(name.split()[0], bits) for name, (widths, _) in CASES.items() for bits in widths}
@@ -64,7 +66,7 @@ def test_every_operator_with_arithmetic_has_a_case(device):
 @pytest.mark.parametrize(
     ("name", "power"), [(name, power) for name in ("LOGISTIC", "TANH") for power in range(-13, -9)]
 )
-@pytest.mark.parametrize("device", DEVICES.values(), ids=lambda device: device.name)
+@pytest.mark.parametrize("device", OF_LITERT.values(), ids=lambda device: device.name)
 def test_a_sigmoid_of_16_bits_is_right_at_every_integer_where_series_begin(
     device, name, power, off, run
 ):
@@ -86,7 +88,7 @@ POWERS += (7.99, 8.0, 8.01, 9.5, 12.0)
 
 @pytest.mark.parametrize("power", POWERS)
 @pytest.mark.parametrize("operator", ["ADD", "LEAKY_RELU", "MUL", "QUANTIZE", "SUB"])
-@pytest.mark.parametrize("device", DEVICES.values(), ids=lambda device: device.name)
+@pytest.mark.parametrize("device", OF_LITERT.values(), ids=lambda device: device.name)
 def test_steps_that_xnnpack_refuses_are_computed_as_litert_does(device, operator, power, run):
     for seed in range(4):
         file, expected = at_ratio(operator, power)(device, np.random.default_rng(seed), 8)

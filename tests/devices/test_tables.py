@@ -6,11 +6,11 @@ import platform
 
 import numpy as np
 import pytest
-from fuzz import differing
+from fuzz import OF_LITERT, differing
 
-from tfquant.devices import DEVICES, tables
+from tfquant.devices import tables
 
-HERE = [device for device in DEVICES.values() if device.runs_here()]
+HERE = [device for device in OF_LITERT.values() if device.runs_here()]
 
 
 def c_library(name):
@@ -33,7 +33,7 @@ def test_exp_is_that_of_the_c_library_and_not_the_nearest_number(rng):
 
 
 @pytest.mark.parametrize(
-    "device", [d for d in DEVICES.values() if d.runs_here()], ids=lambda d: d.name
+    "device", [d for d in OF_LITERT.values() if d.runs_here()], ids=lambda d: d.name
 )
 def test_a_gelu_of_16_bits_is_apart_by_the_c_librarys_erfc_alone(device, monkeypatch):
     erfc, root = c_library("erfcf"), -np.sqrt(np.float32(0.5))

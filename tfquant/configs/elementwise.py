@@ -1,5 +1,7 @@
 """Layers without a kernel: sums, products, activations, pooling, and what only moves values."""
 
+import functools
+
 import keras
 from keras import ops, tree
 
@@ -300,7 +302,8 @@ class AverageConfig(SameGridConfig):
 
     def on_steps(self, call):
         """Computes `round(mean(q))` on raw integers."""
-        return _average(call, call.run())
+        whole = pools_all(call.layer, call.inputs[0].steps.shape)
+        return _average(call, call.inputs[0], call.wrapper.call_exactly, whole)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -309,12 +312,15 @@ class AdaptiveAverageConfig(AverageConfig):
 
     def on_steps(self, call):
         """Rounds behind each axis."""
-        x = call.inputs[0].steps
-        sizes = list(x.shape[1:-1])
+        grid = call.inputs[0]
+        sizes = list(grid.steps.shape[1:-1])
         for axis, size in enumerate(call.layer.output_size):
             sizes[axis] = size
-            x = _average(call, ops.adaptive_average_pool(x, tuple(sizes), "channels_last"))
-        return x
+            pool = functools.partial(
+                ops.adaptive_average_pool, output_size=tuple(sizes), data_format="channels_last"
+            )
+            grid = grid._replace(steps=_average(call, grid, pool))
+        return grid.steps
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
@@ -387,9 +393,14 @@ def gate_grid(device, spec) -> Grid:
     return Grid(params, QuantSpec(spec.stored_bits, symmetric=wide))
 
 
-def _average(call, means):
-    grid = call.inputs[0]
-    return call.device.compute("AVERAGE_POOL_2D", (grid,), grid, means=means)
+def pools_all(layer, shape) -> bool:
+    """Whether the one window of a pooling layer is the whole of each channel."""
+    return tuple(layer.pool_size) == tuple(shape[1:-1])
+
+
+def _average(call, grid, mean_of, whole=False):
+    settings = {"mean_of": mean_of, "whole": whole}
+    return call.device.compute("AVERAGE_POOL_2D", (grid,), grid, **settings)
 
 
 def _is_narrow(call):

@@ -4,8 +4,9 @@ from tfquant.devices.device import EXACT, INPUTS, OWN, Device, Operator, Product
 from tfquant.devices.litert import LITERT
 from tfquant.devices.litert_arm import LITERT_ARM
 from tfquant.devices.litert_reference import LITERT_REFERENCE
+from tfquant.devices.onnxruntime import ONNXRUNTIME
 
-DEVICES = {device.name: device for device in (LITERT, LITERT_ARM, LITERT_REFERENCE)}
+DEVICES = {device.name: device for device in (LITERT, LITERT_ARM, LITERT_REFERENCE, ONNXRUNTIME)}
 
 
 def here() -> str:

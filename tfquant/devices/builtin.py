@@ -319,16 +319,18 @@ def hard_swish(inputs, output):
     return round_half_away(result * 2.0**output_exponent)
 
 
-def average(inputs, output, means):
+def average(inputs, output, mean_of, whole=False):
     """Rounds means of raw integers half away from zero.
 
     Args:
         inputs: `Grid` of the input.
         output: `Grid` of the output, that of the input.
-        means: Float32 tensor of means of `q - zero_point`.
+        mean_of: Function of a float tensor that returns the means.
+        whole: Whether they are of all values of a channel.
     """
-    del output
+    del output, whole
     (x,) = inputs
+    means = mean_of(x.steps)
     # A mean of up to 10,000 integers is a multiple of 1e-4: what is closer to a half is one.
     raw = means + x.params.zero_point
     return ops.sign(raw) * ops.floor(ops.abs(raw) + (0.5 + 1e-5)) - x.params.zero_point

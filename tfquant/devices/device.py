@@ -99,6 +99,7 @@ class Device:
         resolver: Which of LiteRT's kernels it stands for, as the interpreter calls them.
         machines: Names of processors that it runs on; none for any.
         refusals: What it does not compute, in words: a dict from the name of an operator.
+        runtime: What runs its files: `"litert"` or `"onnxruntime"`.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Device:
     resolver: str = "AUTO"
     machines: tuple[str, ...] = ()
     refusals: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    runtime: str = "litert"
 
     def runs_here(self) -> bool:
         """Whether this machine can run what the device stands for."""

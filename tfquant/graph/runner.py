@@ -22,14 +22,15 @@ class Runner:
 
     Attributes:
         calls: Its `RunnerCall`s, in order.
-        ends: Its outputs, KerasTensors.
+        inputs: Its inputs, KerasTensors.
+        ends: Its outputs, likewise.
         values_per_row: Number of values that all calls compute for a row, a free size taken for 1.
     """
 
     def __init__(self, model):
         self.calls = []
         copy = clone_graph(model, lambda layer: layer, self._note)
-        self._inputs, self.ends = tree.flatten(copy.input), tree.flatten(copy.output)
+        self.inputs, self.ends = tree.flatten(copy.input), tree.flatten(copy.output)
         read_last = {}
         for number, call in enumerate(self.calls):
             read_last.update(dict.fromkeys((*tree.flatten(call.outputs), *call.inputs), number))
@@ -60,7 +61,7 @@ class Runner:
         """
         values = {
             x: keras.ops.convert_to_tensor(array, x.dtype)
-            for x, array in zip(self._inputs, arrays, strict=True)
+            for x, array in zip(self.inputs, arrays, strict=True)
         }
         value = lambda x: values[x] if isinstance(x, keras.KerasTensor) else x  # noqa: E731
         for call in self.calls:

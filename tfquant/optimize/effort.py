@@ -53,6 +53,7 @@ def quantize(
     effort: str = "default",
     skip=(),
     norms: str | None = None,
+    device: str | None = None,
     observer=None,
     bias_correction: bool | str | None = None,
     batch_size: int = 32,
@@ -73,6 +74,7 @@ def quantize(
         effort: `"fast"`, `"default"` or `"best"`; see `tfquant.optimize.EFFORTS`.
         skip: As of `quantize_model`.
         norms: Likewise.
+        device: Likewise.
         observer: What chooses the ranges of activations, as of `calibrate`; `None` for that of the
             effort.
         bias_correction: As of `calibrate`; `None` for that of the effort.
@@ -105,7 +107,7 @@ def quantize(
     if data is None and (recipe.static or optimizes):
         why = "grids of activations" if recipe.static else f"effort={effort!r}"
         raise ValueError(f"`data` must be rows of the model's inputs for {why}. Received: None.")
-    q = quantize_model(model, recipe, skip=skip, norms=norms, **settings)
+    q = quantize_model(model, recipe, skip=skip, norms=norms, device=device, **settings)
     if data is None:
         return q
     if optimizes:  # It is read twice; a generator can be only once.

@@ -9,6 +9,7 @@ from tfquant.report.conversion import (
     TensorReport,
 )
 from tfquant.report.model import LayerSummary, ModelSummary, summarize
+from tfquant.report.onnx import OnnxReport
 from tfquant.report.packing import PackedLayerReport, PackingReport
 from tfquant.report.printable import Printable, plain_table
 from tfquant.report.tensorboard import QuantizationTensorBoard
@@ -19,6 +20,7 @@ __all__ = [
     "LayerReport",
     "LayerSummary",
     "ModelSummary",
+    "OnnxReport",
     "PackedLayerReport",
     "PackingReport",
     "Parity",

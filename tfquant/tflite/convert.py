@@ -178,7 +178,7 @@ def _convert(model, path, key, types, batch_size, samples, comparing, progress):
         _warn_of_floats(file, lowered, asked)
         described = layer_reports(lowered.units, float_file, anchors, assignment)
         compared = Compared(described)
-        if run is None and lowered.device.runs_here():
+        if run is None and _runs_files_here(lowered.device):
             run = partial(run_here, resolver=lowered.device.resolver)
         if verify and run is not None:
             bar.update(task, description="Comparing Keras with LiteRT")
@@ -331,6 +331,11 @@ def _check_groups(lowered):
             f"{names} of {num_bits}-bit weights in groups of {group_size}. Use that scheme, one "
             "with a scale for each channel such as 'w4', or tfq.to_packed."
         )
+
+
+def _runs_files_here(device):
+    """Whether LiteRT on this machine can stand for a device."""
+    return device.runtime == "litert" and device.runs_here()
 
 
 def _as_tensors(rows):

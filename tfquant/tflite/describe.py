@@ -1,9 +1,6 @@
 """What the report says of each layer and of each float operator."""
 
 import dataclasses
-import math
-
-import keras
 
 from tfquant import devices
 from tfquant.configs.linear import LinearConfig, unit_product
@@ -11,9 +8,9 @@ from tfquant.litert.flatbuffer import File
 from tfquant.numerics import QuantSpec
 from tfquant.quantizers import grid_of
 from tfquant.report import FloatOperator, LayerReport, TensorReport
+from tfquant.report.weights import weight_fields
 from tfquant.skeleton.anchor import MOVES
 from tfquant.tflite.assign import AS_THE_SCHEME_SAYS, REFUSED, Assignment
-from tfquant.tflite.verify import sqnr
 from tfquant.wrappers import Quantize
 
 
@@ -43,17 +40,6 @@ def _grids(anchors):
 
 def _layer_report(unit, op, grids):
     grid = grids.get(unit.outputs[0])
-    fields = {}
-    if unit.kernels:
-        kernel = unit.kernels[0]
-        fields = {"weight_bits": 16, "weight_sqnr": _weight_sqnr(unit), "dynamic": unit.dynamic}
-        fields["weight_bytes"] = sum(_num_bytes(kernel) for kernel in unit.kernels)
-        if kernel.spec is not None:
-            fields |= {
-                "weight_bits": kernel.spec.num_bits,
-                "granularity": _granularity(kernel),
-                "scale": (float(kernel.scale.min()), float(kernel.scale.max())),
-            }
     name = op.name if op else ("QUANTIZE" if isinstance(unit.layer, Quantize) else "-")
     inputs = [read for read in map(grid_of, unit.inputs) if read is not None]
     bits = grid.spec.num_bits if grid else None
@@ -69,26 +55,8 @@ def _layer_report(unit, op, grids):
             [float(read.params.scale) for read in inputs],
             float(grid.params.scale) if grid else None,
         ),
-        note=_note(unit),
-        **fields,
+        **weight_fields(unit),
     )
-
-
-def _num_bytes(kernel):
-    """Returns the bytes of a kernel in a file, which holds 4 or 8 bits, or half precision."""
-    stored = 16 if kernel.spec is None else 4 if kernel.spec.num_bits <= 4 else 8
-    return (math.prod(kernel.variable.shape) * stored + 7) // 8
-
-
-def _granularity(kernel):
-    if kernel.group_size:
-        return f"{kernel.scale.size} groups of {kernel.group_size}"
-    return "tensor" if len(kernel.scale) == 1 else f"{len(kernel.scale)} channels"
-
-
-def _note(unit):
-    config = getattr(unit.layer, "quantize_config", None)
-    return config.why_not_grouped(unit.layer.layer) if isinstance(config, LinearConfig) else ""
 
 
 def _operator(unit, file, anchors, assignment):
@@ -102,12 +70,6 @@ def _operator(unit, file, anchors, assignment):
     own = [i for i, points in anchors.items() if points[0].tensor is unit.outputs[0]]
     found = [op for op in map(file.producer, own) if op is not None]
     return min(found, key=lambda op: op.name in MOVES, default=None)
-
-
-def _weight_sqnr(unit):
-    variable, quantizer = unit.layer.weight_quantizers[0]
-    weights = variable.numpy()
-    return sqnr(weights, keras.ops.convert_to_numpy(quantizer.call(variable.value)))
 
 
 def tensor_reports(file: File, indices, names) -> list[TensorReport]:
@@ -147,7 +109,11 @@ def float_operators(file: File, assignment: Assignment, lowered) -> list[FloatOp
 def elsewhere(lowered, file: File, anchors, assignment: Assignment) -> dict[str, list[str]]:
     """Returns what other devices compute otherwise: a dict from their names to operators."""
     found, grids = {}, _grids(anchors)
-    others = [other for other in devices.DEVICES.values() if other is not lowered.device]
+    others = [
+        other
+        for other in devices.DEVICES.values()
+        if other is not lowered.device and other.runtime == "litert"
+    ]
     for unit in lowered.units:
         op, grid = _operator(unit, file, anchors, assignment), grids.get(unit.outputs[0])
         if op is None or grid is None:

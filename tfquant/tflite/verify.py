@@ -14,6 +14,7 @@ from tfquant.litert.interpreter import dequantize, run_inner, to_file_inputs
 from tfquant.litert.parity import of_outputs, parity
 from tfquant.quantizers import RecordingScope, on_grid
 from tfquant.report import Parity, PartReport
+from tfquant.report.weights import sqnr
 from tfquant.rewrite.lower import Lowered, Point
 from tfquant.tflite import parts
 from tfquant.tflite.assign import Assignment
@@ -319,20 +320,3 @@ def saturated_biases(file: File, assignment: Assignment) -> int:
             limit = np.iinfo(params.data.dtype).max
             count += int((np.abs(params.data.astype(np.float64)) >= limit).sum())
     return count
-
-
-def sqnr(signal, received) -> float | None:
-    """Returns `10 * log10(sum(signal**2) / sum((signal - received)**2))` in dB.
-
-    `None` where the signal is zero; infinite noise-free ratios are given as 200 dB.
-    """
-    power, noise = _squares(signal), _squares(signal - received)
-    if power == 0:
-        return None
-    return 200.0 if noise == 0 else float(10 * np.log10(power / noise))
-
-
-def _squares(x):
-    """Returns the sum of squares, without a copy of all values in float64."""
-    x = x.reshape(-1)
-    return float(np.einsum("i,i->", x, x, dtype=np.float64))

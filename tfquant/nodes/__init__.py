@@ -1,0 +1,1 @@
+"""A quantized model as nodes of ONNX, written from our own integers."""
