@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import logging
 
 import keras
 from keras import tree
@@ -13,6 +14,8 @@ from tfquant.graph.walk import is_readable
 from tfquant.layers.copy import copy_layer, transfer_weights, undrawn
 from tfquant.layers.integers import truthful
 from tfquant.layers.parts import Remask, Unmask
+
+_logger = logging.getLogger("tfquant")
 
 
 @dataclasses.dataclass(eq=False)
@@ -282,11 +285,19 @@ class _Tracer:
             model = parts(args, kwargs)
             if model is not None:
                 inputs, before = list(dict.fromkeys(tensors((args, kwargs)))), len(nodes)
-                outputs = _replay(self.trace(model, origin=origin), inputs, nodes)
-                number = next(self.taken_apart)
-                for node in nodes[before:]:
-                    node.call = number
-                return masks.handed_on(args, kwargs, outputs)
+                try:
+                    outputs = _replay(self.trace(model, origin=origin), inputs, nodes)
+                except Exception as error:
+                    if _is_kerass(layer):
+                        raise
+                    # What is in a user's layer is his, and may be none of ours to copy or to call.
+                    _logger.debug("Layer '%s' cannot be taken apart: %s", layer.name, error)
+                    del nodes[before:]
+                else:
+                    number = next(self.taken_apart)
+                    for node in nodes[before:]:
+                        node.call = number
+                    return masks.handed_on(args, kwargs, outputs)
         if parts is None or callable(parts):
             copy = self.copies[layer] = truthful(self._copy(layer), args, kwargs)
             with undrawn(copy):
@@ -306,6 +317,11 @@ class _Tracer:
             nodes.append(Node(part, part, (x,), {}, y, origin))
             x = y
         return x
+
+
+def _is_kerass(layer):
+    """Whether Keras or this package knows the layer or operation."""
+    return type(layer).__module__.partition(".")[0] in ("keras", "tfquant")
 
 
 def _positional(layer, args, kwargs):
