@@ -1,6 +1,6 @@
 """Backbones of KerasHub with two small layers and random weights: `BACKBONES`, by name.
 
-A function takes `keras_hub.models` and returns a built model. `data_of` makes inputs for any of them.
+A function takes `keras_hub.models` and returns a built model. `data_of` makes inputs for any.
 """
 
 import keras
