@@ -282,13 +282,8 @@ class _Tracer:
         if callable(parts):
             masks = _Masks(self, layer, origin, nodes)
             args, kwargs = masks.read(args, kwargs)
-            graph = self._parts(layer, parts(args, kwargs), origin)
-            if graph is not None:
-                inputs, before = list(dict.fromkeys(tensors((args, kwargs)))), len(nodes)
-                outputs = _replay(graph, inputs, nodes)
-                number = next(self.taken_apart)
-                for node in nodes[before:]:
-                    node.call = number
+            outputs = self._run_parts(nodes, layer, parts(args, kwargs), args, kwargs, origin)
+            if outputs is not None:
                 return masks.handed_on(args, kwargs, outputs)
         if parts is None or callable(parts):
             copy = self.copies[layer] = truthful(self._copy(layer), args, kwargs)
@@ -310,13 +305,29 @@ class _Tracer:
             x = y
         return x
 
-    def _parts(self, layer, model, origin):
-        """Returns the `Graph` of what stands for a layer; `None` where that cannot be called."""
-        try:
-            return None if model is None else self.trace(model, origin=origin)
-        except ValueError as error:  # Parts of the user's may want sizes that are free here.
-            _logger.debug("The parts of layer '%s' cannot be called: %s", layer.name, error)
+    def _run_parts(self, nodes, layer, model, args, kwargs, origin):
+        """Calls the model that stands for a layer; returns its outputs, `None` if there is none."""
+        if model is None:
             return None
+        inputs, before = list(dict.fromkeys(tensors((args, kwargs)))), len(nodes)
+        try:
+            outputs = _replay(self.trace(model, origin=origin), inputs, nodes)
+        except Exception as error:
+            if _is_kerass(layer):
+                raise
+            # What is in a user's layer is his, and may be none of ours to copy or to call.
+            _logger.debug("Layer '%s' cannot be taken apart: %s", layer.name, error)
+            del nodes[before:]
+            return None
+        number = next(self.taken_apart)
+        for node in nodes[before:]:
+            node.call = number
+        return outputs
+
+
+def _is_kerass(layer):
+    """Whether Keras or this package knows the layer or operation."""
+    return type(layer).__module__.partition(".")[0] in ("keras", "tfquant")
 
 
 def _positional(layer, args, kwargs):

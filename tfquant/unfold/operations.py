@@ -346,8 +346,10 @@ def _reshape(operation, x):
     shape = operation(x).shape
     if shape[0] != x.shape[0] or (x.shape[0] is not None and None in shape):
         return None
-    sizes = [n[1:] for n in (shape, x.shape)]
-    if not any(None in n for n in sizes) and len({math.prod(n) for n in sizes}) > 1:
+    known = [[n for n in sizes[1:] if n is not None] for sizes in (shape, x.shape)]
+    if len(known[0]) - len(shape) != len(known[1]) - len(x.shape):
+        return None  # It makes a free length part of the batch, or the other way round.
+    if math.prod(known[0]) != math.prod(known[1]):
         return None  # It takes from the batch, or adds to it.
     if list(shape[1:]).count(None) > 1:
         return None
