@@ -312,6 +312,7 @@ class _Tracer:
         inputs, before = list(dict.fromkeys(tensors((args, kwargs)))), len(nodes)
         try:
             outputs = _replay(self.trace(model, origin=origin), inputs, nodes)
+            _check_reshapes(nodes[before:])
         except Exception as error:
             if _is_kerass(layer):
                 raise
@@ -323,6 +324,14 @@ class _Tracer:
         for node in nodes[before:]:
             node.call = number
         return outputs
+
+
+def _check_reshapes(nodes):
+    """Raises where an operation reshapes to several sizes that are free: it cannot be called."""
+    for node in nodes:
+        shape = getattr(node.layer, "newshape", ())
+        if type(node.layer).__name__ == "Reshape" and sum(n in (None, -1) for n in shape) > 1:
+            raise ValueError(f"Several sizes of {shape} are free.")
 
 
 def _is_kerass(layer):

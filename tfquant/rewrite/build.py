@@ -93,6 +93,7 @@ def _settings(node) -> dict:
 
     Keras takes no mixture of both among the arguments that a layer hands on.
     """
-    if isinstance(node.layer, Quantize) or not tensors(node.kwargs):
+    plain = isinstance(node.layer, keras.layers.Layer) and not isinstance(node.layer, Quantize)
+    if not plain or not tensors(node.kwargs):
         return {}
     return {name: x for name, x in node.kwargs.items() if not tensors(x)}

@@ -33,9 +33,9 @@ def unfold_operation(operation, scheme):
 
 
 def has_kernel(operation) -> bool:
-    """Whether an operation, or a layer without weights, may become kernels of integers."""
-    if isinstance(operation, layers.Layer):
-        return not operation.weights
+    """Whether an operation may become kernels of integers; inputs are no obstacle."""
+    if isinstance(operation, layers.InputLayer):
+        return True
     name = type(operation).__name__
     return name in OPERATIONS or name in KERNELS
 
@@ -347,6 +347,10 @@ def _reshape(operation, x):
     if shape[0] != x.shape[0] or (x.shape[0] is not None and None in shape):
         return None
     known = [[n for n in sizes[1:] if n is not None] for sizes in (shape, x.shape)]
+    if None not in x.shape[1:] and len(known[0]) == len(shape) - 2:
+        open_size, rest = divmod(math.prod(known[1]), math.prod(known[0]))
+        shape = (shape[0], *(open_size if n is None else n for n in shape[1:]))
+        return None if rest else layers.Reshape(shape[1:], name=operation.name)
     if len(known[0]) - len(shape) != len(known[1]) - len(x.shape):
         return None  # It makes a free length part of the batch, or the other way round.
     if math.prod(known[0]) != math.prod(known[1]):

@@ -135,8 +135,14 @@ def unfold_activation(layer, scheme):
     if layer.activation is activations.hard_sigmoid:
         return lambda x: hard_sigmoid(x, layer.name)
 
+    function = layer.activation
+    if isinstance(function, layers.Layer) or getattr(function, "__module__", "").startswith(
+        "keras."
+    ):
+        return None  # One operator, or a layer that stands behind.
+
     def call(x):
-        y = layer.activation(x)
+        y = function(x)
         model = keras.Model(x, y) if isinstance(y, keras.KerasTensor) else None
         return None if model is None or not all(map(has_kernel, model.operations)) else y
 
