@@ -160,18 +160,6 @@ def test_the_algorithm_of_a_layer_outlives_saving(rng, tmp_path):
     np.testing.assert_array_equal(loaded(x), q(x))
 
 
-def test_a_layer_that_is_called_twice_is_left_and_named(rng, caplog):
-    dense = layers.Dense(16, name="shared")
-    inputs = keras.Input((16,))
-    model = keras.Model(inputs, layers.Dense(3, name="last")(dense(dense(inputs))))
-    x = rng.normal(size=(64, 16)).astype("float32")
-    q = calibrated(model, x)
-    before = integers(q)["shared"]
-    tfq.optimize(q, x, "gptq", progress=False)
-    np.testing.assert_array_equal(integers(q)["shared"], before)
-    assert "'shared', it is called in 2 places" in caplog.text
-
-
 def test_a_layer_of_another_kind_is_left_and_named(rng, caplog):
     inputs = keras.Input((4, 4, 2))
     x = layers.Conv2DTranspose(3, 2, name="transpose")(inputs)
