@@ -4,7 +4,18 @@ from tfquant import observers, quantizers
 from tfquant.calibrate import calibrate
 from tfquant.litert import compare, inspect
 from tfquant.numerics import PerAxis, PerGroup, PerTensor, QuantParams, QuantSpec
-from tfquant.optimize import BRECQ, GPTQ, AdaRound, Codebook, optimize, quantize
+from tfquant.optimize import (
+    AWQ,
+    BRECQ,
+    GPTQ,
+    AdaRound,
+    Codebook,
+    Equalize,
+    Oscar,
+    SmoothQuant,
+    optimize,
+    quantize,
+)
 from tfquant.packed import to_packed
 from tfquant.quantizers import WeightOnlyQuantizer
 from tfquant.registry import SCHEMES, QuantizeRegistry, Recipe, Scheme
@@ -29,6 +40,7 @@ from tfquant.train import (
 from tfquant.wrappers import QuantizeConfig, QuantizeWrapper
 
 __all__ = [
+    "AWQ",
     "BRECQ",
     "GPTQ",
     "SCHEMES",
@@ -36,10 +48,12 @@ __all__ = [
     "Codebook",
     "ConversionReport",
     "DampenOscillation",
+    "Equalize",
     "FloatWarmup",
     "FreezeBatchNorm",
     "FreezeOscillation",
     "FreezeRanges",
+    "Oscar",
     "PackingReport",
     "PerAxis",
     "PerGroup",
@@ -53,6 +67,7 @@ __all__ = [
     "QuantizeWrapper",
     "Recipe",
     "Scheme",
+    "SmoothQuant",
     "TerminateOnNaN",
     "WeightOnlyQuantizer",
     "calibrate",

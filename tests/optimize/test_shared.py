@@ -8,8 +8,7 @@ from keras import layers
 import tfquant as tfq
 from tfquant.graph.graph import trace
 from tfquant.optimize import BRECQ, GPTQ, AdaRound
-from tfquant.optimize.ahead import ahead_of
-from tfquant.optimize.streams import Streams
+from tfquant.streams import Streams, ahead_of
 from tfquant.wrappers import QuantizeWrapper
 
 RECURRENT = {

@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops, tree
 
 from tfquant.optimize.sites import Site
-from tfquant.optimize.streams import Streams
+from tfquant.streams import Streams
 
 
 @dataclasses.dataclass(eq=False)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras import ops, tree
 
 from tfquant.optimize.block import gain_of_norm, offset_of, shift_bias
-from tfquant.optimize.streams import call
+from tfquant.streams import call
 from tfquant.wrappers import Quantize, QuantizeWrapper
 from tfquant.wrappers.wrapper import clamp
 

@@ -6,16 +6,17 @@ import numpy as np
 from keras import tree
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tfquant.calibrate import calibrate
 from tfquant.data.batches import batches
 from tfquant.graph.walk import all_layers
-from tfquant.optimize.ahead import ahead_of
 from tfquant.optimize.algorithm import get
 from tfquant.optimize.block import Block, cut
 from tfquant.optimize.outputs import Outputs
+from tfquant.optimize.scale import Scaling
 from tfquant.optimize.sites import Site, has_weights, why_not
-from tfquant.optimize.streams import Streams
 from tfquant.quantizers import Static
 from tfquant.rewrite.validate import check_is_model
+from tfquant.streams import Streams, ahead_of
 from tfquant.wrappers import Quantize, QuantizeWrapper
 
 _logger = logging.getLogger("tfquant")
@@ -73,13 +74,24 @@ def optimize(model, data, algorithm=None, *, seed=0, batch_size=32, steps=None, 
         raise ValueError(
             f"`data` must have at least {LEAST_ROWS} rows; 512 to 1024 serve. Received: {count}."
         )
-    streams = Streams(model, rows)
-    plan, left = _that_can(plan, streams.graph)
-    _warn_of(left)
+    asked = dict.fromkeys(a for algorithms in plan.values() for a in algorithms)
+    scalings = [a for a in asked if isinstance(a, Scaling)]
+    choosing = {w: [a for a in found if a not in scalings] for w, found in plan.items()}
+    streams = None
+    if any(choosing.values()):
+        streams = Streams(model, rows)
+        choosing, left = _that_can(choosing, streams.graph)
+        _warn_of(left)
     outputs = Outputs(model, wrappers, rows)
-    with _bar(progress) as bar:
-        _Run(streams, plan, np.random.default_rng(seed), bar).run()
-    asked = {algorithm for algorithms in plan.values() for algorithm in algorithms}
+    try:
+        for algorithm in scalings:
+            _scale(model, algorithm, [w for w in plan if algorithm in plan[w]], rows)
+    except BaseException:
+        outputs.put_back()
+        raise
+    if streams is not None:
+        with _bar(progress) as bar:
+            _Run(streams, choosing, np.random.default_rng(seed), bar).run()
     names = sorted({algorithm.name for algorithm in asked})
     model.optimization = outputs.weigh(names, any(algorithm.compresses for algorithm in asked))
     model.predict_function = model.test_function = model.train_function = None
@@ -107,11 +119,19 @@ def _plan(wrappers, algorithm) -> dict:
     return plan
 
 
+def _scale(model, algorithm, wrappers, rows):
+    """Scales channels, and finds the grids of activations again where there are any."""
+    arrays = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+    algorithm.scale(model, wrappers, arrays)
+    if any(isinstance(quantizer, Static) for quantizer in _grids(model)):
+        calibrate(model, arrays, batch_size=len(rows[0][0]), progress=False)
+
+
 def _that_can(plan, graph):
     """Returns the plan of layers that an algorithm can take, and why others are left."""
     chosen, left = {}, {}
     for node in graph.nodes:
-        if node.layer in plan and has_weights(node):
+        if plan.get(node.layer) and has_weights(node):
             why = why_not(node.layer)
             if why:
                 left[node.layer.layer.name] = why
@@ -253,15 +273,21 @@ def _bar(progress):
     return Progress(*columns, TimeRemainingColumn(), transient=True, disable=not progress)
 
 
+def _grids(model) -> list:
+    """Returns the quantizers of activations, `None` among them."""
+    found = all_layers(model)
+    wrappers = [layer for layer in found if isinstance(layer, QuantizeWrapper)]
+    points = [layer.quantizer for layer in found if isinstance(layer, Quantize)]
+    return [*points, *(q for w in wrappers for site in w.output_quantizers for q in site)]
+
+
 def _check_calibrated(model, wrappers):
-    quantizers = [q for w in wrappers for site in w.output_quantizers for q in site]
-    points = [x.quantizer for x in all_layers(model) if isinstance(x, Quantize)]
     if not wrappers:
         raise ValueError(
             f"A model from tfq.quantize_model is expected. Received: '{model.name}', which has no "
             "quantized layers."
         )
-    for quantizer in (*quantizers, *points):
+    for quantizer in _grids(model):
         if isinstance(quantizer, Static) and not quantizer.calibrated:
             raise ValueError(
                 "A calibrated model is expected: call tfq.calibrate(model, data) first. Received: "

@@ -9,9 +9,9 @@ from keras import layers, ops
 
 from tfquant.configs.linear import LinearConfig
 from tfquant.numerics import QuantSpec, group_scale
-from tfquant.optimize.streams import Streams
 from tfquant.quantizers import AbsMax, LearnedStep
 from tfquant.rounding.moments import Moments
+from tfquant.streams import Streams
 from tfquant.wrappers import QuantizeWrapper
 
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
