@@ -4,12 +4,12 @@ python benchmarks/post_training.py --data FOLDER [--only ic_resnet8] [--scheme w
     [--how fast,default,best] [--seeds 0,1,2]
 
 *How* is an effort of `tfq.quantize`, the name of an algorithm of `tfq.optimize` behind the default
-effort, or `rival:NAME`, an algorithm of ai-edge-quantizer. Rows are optimized on that score
-nothing: 1024 training images of CIFAR-10, 300 of 600 clips, 300 of 500 photographs; all others are
-scored. Where there are no data, rows are random ones of the model's kind, and the outputs' ratio in
-dB is what counts. *apart* counts values that differ between Keras and the device, recomputed op by
-op and end to end; the exit code is 1 if one does, or if a file has other bytes than that of
-rounding to the nearest, but for the 64 by which buffers are aligned.
+effort, several of them (`equalize+gptq`), or `rival:NAME`, an algorithm of ai-edge-quantizer. Rows
+are optimized on that score nothing: 1024 training images of CIFAR-10, 300 of 600 clips, 300 of 500
+photographs; all others are scored. Where there are no data, rows are random ones of the model's
+kind, and the outputs' ratio in dB is what counts. *apart* counts values that differ between Keras
+and the device, recomputed op by op and end to end; the exit code is 1 if one does, or if a file has
+other bytes than that of rounding to the nearest, but for the 64 by which buffers are aligned.
 """
 
 import os
@@ -118,7 +118,7 @@ class Job:
         start = time.perf_counter()
         q = tfq.quantize(self.model, self.chosen, scheme_of(scheme), **settings)
         if how not in EFFORTS:
-            tfq.optimize(q, self.chosen, how, seed=seed, batch_size=25, progress=False)
+            tfq.optimize(q, self.chosen, how.split("+"), seed=seed, batch_size=25, progress=False)
         minutes = (time.perf_counter() - start) / 60
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "model.tflite")

@@ -30,6 +30,8 @@ ORDER = (
     "rewrite",
     "calibrate",
     "train",
+    "scaling",
+    "streams",
     "optimize",
     "report",
     "litert",

@@ -9,7 +9,18 @@ from tfquant.calibrate import calibrate
 from tfquant.litert import compare, inspect, run
 from tfquant.numerics import PerAxis, PerGroup, PerTensor, QuantParams, QuantSpec
 from tfquant.onnx import to_onnx
-from tfquant.optimize import BRECQ, GPTQ, AdaRound, Codebook, optimize, quantize
+from tfquant.optimize import (
+    AWQ,
+    BRECQ,
+    GPTQ,
+    AdaRound,
+    Codebook,
+    Equalize,
+    Oscar,
+    SmoothQuant,
+    optimize,
+    quantize,
+)
 from tfquant.packed import to_packed
 from tfquant.quantizers import WeightOnlyQuantizer
 from tfquant.registry import SCHEMES, QuantizeRegistry, Recipe, Scheme
@@ -40,6 +51,7 @@ from tfquant.train import (
 from tfquant.wrappers import QuantizeConfig, QuantizeWrapper
 
 __all__ = [
+    "AWQ",
     "BRECQ",
     "GPTQ",
     "SCHEMES",
@@ -47,11 +59,13 @@ __all__ = [
     "Codebook",
     "ConversionReport",
     "DampenOscillation",
+    "Equalize",
     "FloatWarmup",
     "FreezeBatchNorm",
     "FreezeOscillation",
     "FreezeRanges",
     "OnnxReport",
+    "Oscar",
     "PackingReport",
     "PerAxis",
     "PerGroup",
@@ -65,6 +79,7 @@ __all__ = [
     "QuantizeWrapper",
     "Recipe",
     "Scheme",
+    "SmoothQuant",
     "TerminateOnNaN",
     "WeightOnlyQuantizer",
     "__version__",

@@ -12,7 +12,7 @@ from test_optimize import calibrated, images, integers, network, wrappers
 import tfquant as tfq
 from tfquant.optimize import BRECQ, AdaRound
 from tfquant.optimize.block import cut
-from tfquant.optimize.streams import Streams
+from tfquant.streams import Streams
 
 
 def dense(rng, inputs=8, outputs=3, rows=256):

@@ -6,15 +6,21 @@ from tfquant.optimize.codebook import Codebook
 from tfquant.optimize.effort import EFFORTS, quantize
 from tfquant.optimize.gptq import GPTQ
 from tfquant.optimize.optimize import optimize
+from tfquant.optimize.oscar import Oscar
+from tfquant.optimize.scale import AWQ, Equalize, SmoothQuant
 
 __all__ = [
     "ALGORITHMS",
+    "AWQ",
     "BRECQ",
     "EFFORTS",
     "GPTQ",
     "AdaRound",
     "Algorithm",
     "Codebook",
+    "Equalize",
+    "Oscar",
+    "SmoothQuant",
     "optimize",
     "quantize",
 ]

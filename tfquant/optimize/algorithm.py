@@ -13,13 +13,16 @@ ALGORITHMS: dict[str, type["Algorithm"]] = {}
 class Algorithm(abc.ABC):
     """Chooses the integers of linear layers. Its fields are its options.
 
-    A subclass is a frozen dataclass with a `name`; defining it registers it.
+    A subclass is a frozen dataclass with a `name`; defining it registers it. One without a name is
+    what several have in common.
     """
 
     name: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
+        if not cls.name:
+            return
         if cls.name in ALGORITHMS:
             raise ValueError(f"The name of an algorithm must be free. Received: {cls.name!r}.")
         ALGORITHMS[cls.name] = cls

@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops, tree
 
 from tfquant.optimize.sites import Site
-from tfquant.optimize.streams import Streams
+from tfquant.streams import Streams
 
 
 @dataclasses.dataclass(eq=False)
@@ -111,6 +111,6 @@ def _behind_norm(site, x):
     """Returns what the batch norm of a layer, if any, makes of a number for each channel."""
     norm = site.wrapper.batch_norm
     if norm is not None:
-        shape = (1, *[1] * (len(site.node.outputs.shape) - 2), len(x))
+        shape = (1, *[1] * (len(site.calls[0].outputs.shape) - 2), len(x))
         x = ops.convert_to_numpy(norm(x.reshape(shape), training=False)).reshape(-1)
     return x.astype(np.float64)

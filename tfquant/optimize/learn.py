@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras import ops, tree
 
 from tfquant.optimize.block import gain_of_norm, offset_of, shift_bias
-from tfquant.optimize.streams import call
+from tfquant.streams import call
 from tfquant.wrappers import Quantize, QuantizeWrapper
 from tfquant.wrappers.wrapper import clamp
 
@@ -145,7 +145,7 @@ class SoftBlock:
 
     Args:
         block: `Block`.
-        layers: `SoftLayer` of each call that learns.
+        layers: `SoftLayer` of each layer that learns.
     """
 
     def __init__(self, block, layers):
@@ -171,8 +171,8 @@ class SoftBlock:
         if layer.layer_takes_mask and any(m is not None for m in tree.flatten(mask)):
             kwargs["mask"] = mask[0] if isinstance(mask, tuple) and len(mask) == 1 else mask
         place = kwargs.pop("call_site", 0)
-        if node in self.layers:
-            y = self.layers[node](args[0], mode)
+        if layer in self.layers:
+            y = self.layers[layer](args[0], mode)
         else:
             y = layer.float_call(*args, training=False, **kwargs)
         y, quantizers = clamp(y, layer.call_sites[place].clamp), layer.output_quantizers[place]
@@ -199,7 +199,7 @@ def learn(block, options: Options) -> None:
         options: `Options`.
     """
     streams = block.streams
-    soft = SoftBlock(block, {site.node: SoftLayer(site) for site in block.sites})
+    soft = SoftBlock(block, {site.wrapper: SoftLayer(site) for site in block.sites})
     layers = list(soft.layers.values())
     if not any(layer.learns for layer in layers):
         return

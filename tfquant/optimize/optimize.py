@@ -3,23 +3,29 @@
 import logging
 
 import numpy as np
+from keras import tree
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tfquant.calibrate import calibrate
 from tfquant.data.batches import batches
 from tfquant.graph.walk import all_layers
 from tfquant.optimize.algorithm import get
 from tfquant.optimize.block import Block, cut
 from tfquant.optimize.outputs import Outputs
+from tfquant.optimize.scale import Scaling
 from tfquant.optimize.sites import Site, has_weights, why_not
-from tfquant.optimize.streams import Streams
 from tfquant.quantizers import Static
 from tfquant.rewrite.validate import check_is_model
+from tfquant.streams import Streams, ahead_of
 from tfquant.wrappers import Quantize, QuantizeWrapper
 
 _logger = logging.getLogger("tfquant")
 
 # Fewer rows say too little about any layer.
 LEAST_ROWS = 16
+
+# How often an algorithm is asked about a layer that reads what it has computed itself.
+ROUNDS = 2
 
 
 def optimize(model, data, algorithm=None, *, seed=0, batch_size=32, steps=None, progress=True):
@@ -68,13 +74,24 @@ def optimize(model, data, algorithm=None, *, seed=0, batch_size=32, steps=None, 
         raise ValueError(
             f"`data` must have at least {LEAST_ROWS} rows; 512 to 1024 serve. Received: {count}."
         )
-    streams = Streams(model, rows)
-    plan, left = _that_can(plan, streams.graph)
-    _warn_of(left)
+    asked = dict.fromkeys(a for algorithms in plan.values() for a in algorithms)
+    scalings = [a for a in asked if isinstance(a, Scaling)]
+    choosing = {w: [a for a in found if a not in scalings] for w, found in plan.items()}
+    streams = None
+    if any(choosing.values()):
+        streams = Streams(model, rows)
+        choosing, left = _that_can(choosing, streams.graph)
+        _warn_of(left)
     outputs = Outputs(model, wrappers, rows)
-    with _bar(progress) as bar:
-        _Run(streams, plan, np.random.default_rng(seed), bar).run()
-    asked = {algorithm for algorithms in plan.values() for algorithm in algorithms}
+    try:
+        for algorithm in scalings:
+            _scale(model, algorithm, [w for w in plan if algorithm in plan[w]], rows)
+    except BaseException:
+        outputs.put_back()
+        raise
+    if streams is not None:
+        with _bar(progress) as bar:
+            _Run(streams, choosing, np.random.default_rng(seed), bar).run()
     names = sorted({algorithm.name for algorithm in asked})
     model.optimization = outputs.weigh(names, any(algorithm.compresses for algorithm in asked))
     model.predict_function = model.test_function = model.train_function = None
@@ -102,16 +119,24 @@ def _plan(wrappers, algorithm) -> dict:
     return plan
 
 
+def _scale(model, algorithm, wrappers, rows):
+    """Scales channels, and finds the grids of activations again where there are any."""
+    arrays = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+    algorithm.scale(model, wrappers, arrays)
+    if any(isinstance(quantizer, Static) for quantizer in _grids(model)):
+        calibrate(model, arrays, batch_size=len(rows[0][0]), progress=False)
+
+
 def _that_can(plan, graph):
-    """Returns the plan of calls that an algorithm can take, and why others are left."""
+    """Returns the plan of layers that an algorithm can take, and why others are left."""
     chosen, left = {}, {}
     for node in graph.nodes:
-        if node.layer in plan and has_weights(node):
-            why = why_not(node.layer, len(graph.calls(node.layer)))
+        if plan.get(node.layer) and has_weights(node):
+            why = why_not(node.layer)
             if why:
                 left[node.layer.layer.name] = why
             else:
-                chosen[node] = plan[node.layer]
+                chosen[node.layer] = plan[node.layer]
     if not chosen:
         reasons = "; ".join(f"'{name}': {why}" for name, why in left.items()) or "none has weights"
         raise ValueError(f"No layer can be optimized. Received: {reasons}.")
@@ -129,7 +154,7 @@ class _Run:
 
     Args:
         streams: `Streams` that have run nothing yet.
-        plan: List of algorithms of each call.
+        plan: List of algorithms of each layer.
         rng: Where chance comes from.
         bar: `Progress`.
     """
@@ -138,11 +163,11 @@ class _Run:
         self.streams, self.plan, self.rng, self.bar = streams, plan, rng, bar
         self.total = sum(len(algorithms) for algorithms in plan.values())
         self.task = bar.add_task("Optimizing", total=self.total)
-        self.done = 0
+        self.done, self.seen, self.met, self.changing = 0, set(), set(), set()
 
     def run(self):
         """Walks."""
-        for nodes in cut(self.streams.graph, lambda node: node in self.plan):
+        for nodes in cut(self.streams.graph, lambda node: node.layer in self.plan):
             self._block(nodes)
 
     def _block(self, nodes):
@@ -150,39 +175,90 @@ class _Run:
         block = Block(nodes, self.streams, [], self.rng)
         self.streams.keep([*block.inputs, *block.outputs])
         for node in nodes:
-            self.streams.run_float(node)
-            if node in self.plan:
-                self._layer(node, block)
-            self.streams.run_quantized(node)
-            self.streams.read(node)
-        whole = [a for site in block.sites for a in self.plan[site.node] if not a.by_layer]
+            self._visit(node, block)
+        whole = [a for site in block.sites for a in self.plan[site.wrapper] if not a.by_layer]
         for algorithm in dict.fromkeys(whole):
-            sites = [site for site in block.sites if algorithm in self.plan[site.node]]
+            asked = [site for site in block.sites if algorithm in self.plan[site.wrapper]]
+            sites = [site for site in asked if set(site.calls) <= set(nodes)]
+            self._step(len(asked) - len(sites))
             self._ask(algorithm, Block(nodes, self.streams, sites, self.rng))
             for node in nodes:
                 self.streams.run_quantized(node)
         self.streams.release()
 
-    def _layer(self, node, block):
-        """Asks the algorithms that look at one layer."""
-        if not self.streams.finite(node):
+    def _visit(self, node, block):
+        """Runs a call; if it is the first of a layer that gets integers, behind choosing them."""
+        if node in self.seen:
+            return
+        layer = node.layer
+        first = layer in self.plan and layer not in self.met
+        self.met.add(layer)
+        if first and len(self.streams.graph.calls(layer)) > 1:
+            self._shared(layer, block)
+        self.streams.run_float(node)
+        if first and len(self.streams.graph.calls(layer)) == 1:
+            self._layer([node], block, lambda *_: self.streams, 1)
+        self.streams.run_quantized(node)
+        self.streams.read(node)
+        self.seen.add(node)
+
+    def _shared(self, layer, block):
+        """Asks the algorithms about a layer that is called in several places.
+
+        What its calls read is found first: where that depends on none of them, for good; where a
+        call reads what others compute, as at the steps of a recurrent layer, with the integers
+        that the layer has so far, and once more with those that were chosen on it.
+        """
+        graph = self.streams.graph
+        calls = graph.calls(layer)
+        self.changing.add(layer)
+        free, bound = ahead_of(graph, layer, self.seen, self.changing)
+        for node in free:
+            self._visit(node, block)
+        layer.originals.restore()
+        self.streams.remember(layer)
+        keep = {x for node in calls for x in (*node.inputs, *tree.flatten(node.outputs))}
+        reads_itself = any(graph.producer(x) in bound for node in calls for x in node.inputs)
+
+        def look(before=None):
+            again = before is None or reads_itself
+            return self.streams.ahead(bound, keep, before) if again else before
+
+        self._layer(calls, block, look, ROUNDS if reads_itself else 1)
+        self.changing.remove(layer)
+
+    def _layer(self, calls, block, look, rounds):
+        """Asks the algorithms that look at one layer.
+
+        Args:
+            calls: Its calls.
+            block: `Block` that they are in.
+            look: Function that returns `Streams` that have run what they read, of what it has
+                returned the last time, if anything.
+            rounds: How often to ask each algorithm.
+        """
+        wrapper, streams = calls[0].layer, look()
+        if not all(streams.finite(node) for node in calls):
             _logger.warning(
                 "'%s' keeps the nearest integers: its inputs are NaN or infinite.",
-                node.layer.layer.name,
+                wrapper.layer.name,
             )
-            self._step(len(self.plan[node]))
+            self._step(len(self.plan[wrapper]))
             return
-        node.layer.originals.restore()
-        site = Site(node, self.streams)
+        wrapper.originals.restore()
+        site = Site(calls, streams)
+        asked = [a for a in self.plan[wrapper] if a.by_layer]
+        for number, algorithm in enumerate(a for a in asked for _ in range(rounds)):
+            site.streams = look(site.streams) if number else streams
+            self._ask(algorithm, Block(calls, site.streams, [site], self.rng), 1 / rounds)
+        site.streams = self.streams
         block.sites.append(site)
-        for algorithm in self.plan[node]:
-            if algorithm.by_layer:
-                self._ask(algorithm, Block([node], self.streams, [site], self.rng))
 
-    def _ask(self, algorithm, block):
+    def _ask(self, algorithm, block, part=1.0):
+        """Asks an algorithm about a block, which is this part of what there is to be asked."""
         names = ", ".join(site.name for site in block.sites)
         self.bar.update(self.task, description=f"{algorithm.name}: {names}")
-        count = len(block.sites)
+        count = len(block.sites) * part
         block.tick = lambda share: self.bar.update(self.task, completed=self.done + share * count)
         algorithm.choose(block)
         self._step(count)
@@ -197,15 +273,21 @@ def _bar(progress):
     return Progress(*columns, TimeRemainingColumn(), transient=True, disable=not progress)
 
 
+def _grids(model) -> list:
+    """Returns the quantizers of activations, `None` among them."""
+    found = all_layers(model)
+    wrappers = [layer for layer in found if isinstance(layer, QuantizeWrapper)]
+    points = [layer.quantizer for layer in found if isinstance(layer, Quantize)]
+    return [*points, *(q for w in wrappers for site in w.output_quantizers for q in site)]
+
+
 def _check_calibrated(model, wrappers):
-    quantizers = [q for w in wrappers for site in w.output_quantizers for q in site]
-    points = [x.quantizer for x in all_layers(model) if isinstance(x, Quantize)]
     if not wrappers:
         raise ValueError(
             f"A model from tfq.quantize_model is expected. Received: '{model.name}', which has no "
             "quantized layers."
         )
-    for quantizer in (*quantizers, *points):
+    for quantizer in _grids(model):
         if isinstance(quantizer, Static) and not quantizer.calibrated:
             raise ValueError(
                 "A calibrated model is expected: call tfq.calibrate(model, data) first. Received: "

@@ -10,6 +10,9 @@ from tfquant.calibrate.judge import Judge
 from tfquant.calibrate.real import RealCalls
 from tfquant.calibrate.rows import split
 from tfquant.graph.runner import Runner
+from tfquant.graph.walk import all_layers
+from tfquant.wrappers import Quantize
+from tfquant.wrappers.norms import in_float, leave_in_float
 
 _logger = logging.getLogger("tfquant")
 
@@ -36,6 +39,10 @@ class Optimization:
         return f"{names} (outputs {self.before:.1f} to {self.after:.1f} dB{taken})"
 
 
+# What `calibrate` leaves on a model.
+FOUND = ("calibration_samples", "correction", "norms")
+
+
 class Outputs:
     """The outputs of a model before and behind a choice of integers.
 
@@ -47,7 +54,10 @@ class Outputs:
 
     def __init__(self, model, wrappers, batches):
         self.model = model
-        self._values = [(v, ops.convert_to_numpy(v)) for w in wrappers for v in w.variables]
+        points = [layer for layer in all_layers(model) if isinstance(layer, Quantize)]
+        variables = [v for layer in (*wrappers, *points) for v in layer.variables]
+        self._values = [(v, ops.convert_to_numpy(v)) for v in variables]
+        self._found = {name: getattr(model, name, None) for name in FOUND}, in_float(model)
         samples = [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
         size = model.inputs[0].shape[0]
         rows = split(samples, size, Runner(model).values_per_row, keep_out=False)
@@ -66,6 +76,17 @@ class Outputs:
         self._judge.calls = RealCalls()
         return self._judge.sqnr(every=True).computed
 
+    def put_back(self) -> None:
+        """Leaves the model as it was."""
+        for undo in self._undo:
+            undo()
+        for variable, value in self._values:
+            variable.assign(value)
+        found, floating = self._found
+        for name, value in found.items():
+            setattr(self.model, name, value)
+        leave_in_float(self.model, floating)
+
     def weigh(self, algorithms, anyhow: bool) -> Optimization:
         """Leaves the integers in the model that serve its outputs better; says which.
 
@@ -76,10 +97,7 @@ class Outputs:
         after = self._sqnr()
         taken = bool(anyhow or after > self._before)
         if not taken:
-            for undo in self._undo:
-                undo()
-            for variable, value in self._values:
-                variable.assign(value)
+            self.put_back()
             _logger.warning(
                 "The outputs of '%s' came no closer to the float model's by %s: %.1f dB of signal "
                 "over noise before, %.1f behind. The model is as it was. More rows may help.",

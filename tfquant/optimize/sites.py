@@ -1,5 +1,6 @@
 """`Site`: a linear layer whose integers are to be chosen, as matrices."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,9 +9,9 @@ from keras import layers, ops
 
 from tfquant.configs.linear import LinearConfig
 from tfquant.numerics import QuantSpec, group_scale
-from tfquant.optimize.streams import Streams
 from tfquant.quantizers import AbsMax, LearnedStep
 from tfquant.rounding.moments import Moments
+from tfquant.streams import Streams
 from tfquant.wrappers import QuantizeWrapper
 
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -34,8 +35,8 @@ class Site:
     one for each channel of a depthwise convolution, one for each group of a grouped one.
 
     Args:
-        node: Its only call.
-        streams: `Streams` that have run up to the call.
+        calls: Its calls: one, or all of those in several places, which share the integers.
+        streams: `Streams` that have run them in float, and in both what they read.
 
     Attributes:
         wrapper: The `QuantizeWrapper`.
@@ -45,14 +46,14 @@ class Site:
         deviation: Standard deviation of each channel of its outputs in the float model.
     """
 
-    def __init__(self, node, streams: Streams):
-        self.node, self.streams, self.wrapper = node, streams, node.layer
+    def __init__(self, calls, streams: Streams):
+        self.calls, self.streams, self.wrapper = calls, streams, calls[0].layer
         ((self.variable, self.quantizer),) = self.wrapper.weight_quantizers
         spec = self.quantizer.spec
         self.bounds = spec.qmin, spec.qmax
         self.kernel = ops.convert_to_numpy(self.variable).astype(np.float64)
-        y = streams.held(node.outputs, quantized=False).array(0)
-        deviation = y.std(axis=tuple(range(y.ndim - 1)))
+        first = [streams.held(node.outputs, quantized=False).array(0) for node in calls]
+        deviation = np.concatenate([y.reshape(-1, y.shape[-1]) for y in first]).std(axis=0)
         self.deviation = np.maximum(deviation, 1e-3 * deviation.max(initial=0) + 1e-12)
         self.weights = self.wanted = self.to_matrices(self.kernel)
 
@@ -147,16 +148,15 @@ class Site:
 
         Positions of one row are much alike: of many, some are drawn.
         """
-        x = self.node.args[0]  # A mask may stand behind it.
-        quantized, real = (self.streams.held(x, which) for which in (True, False))
         count = self.streams.batches
-        most = int(np.clip(VECTORS_AN_INPUT * self.weights.shape[1], *VECTORS)) // count
-        most = max(LEAST_VECTORS, most)
+        most = int(np.clip(VECTORS_AN_INPUT * self.weights.shape[1], *VECTORS))
+        most = max(LEAST_VECTORS, most // count) // len(self.calls)
 
-        def pair(batch):
-            both = [held.array(batch) for held in (quantized, real)]
+        def pair(batch, node):
+            x = node.args[0]  # A mask may stand behind it.
+            both = [self.streams.held(x, which).array(batch) for which in (True, False)]
             rows = len(both[0])
-            positions = math.prod(self.node.outputs.shape[1:-1])
+            positions = math.prod(node.outputs.shape[1:-1])
             wanted = -(-SPREAD * most // max(positions, 1))
             if wanted < rows:  # Patches of few rows take less time than those of all.
                 chosen = np.sort(rng.choice(rows, wanted, replace=False))
@@ -168,14 +168,15 @@ class Site:
             return found
 
         halves = [range(0, count, 2), range(1 if count > 1 else 0, count, 2)]
-        return [Moments.of(map(pair, half)) for half in halves]
+        pairs = (itertools.starmap(pair, itertools.product(half, self.calls)) for half in halves)
+        return [Moments.of(found) for found in pairs]
 
     def give(self, integers, steps) -> None:
         """Gives the layer integers, matrices, of `steps` in the shape of the quantizer's."""
         self.wrapper.give_integers(self.to_kernel(integers), steps)
 
 
-def why_not(wrapper, calls: int) -> str:
+def why_not(wrapper) -> str:
     """Returns why no integers can be chosen for what a `QuantizeWrapper` wraps; else nothing."""
     layer, config = wrapper.layer, wrapper.quantize_config
     if not isinstance(config, LinearConfig) or type(layer) not in LINEAR:
@@ -185,8 +186,6 @@ def why_not(wrapper, calls: int) -> str:
     ((_, quantizer),) = wrapper.weight_quantizers
     if not isinstance(quantizer, AbsMax | LearnedStep):
         return f"steps cannot be given to its quantizer, {type(quantizer).__name__}"
-    if calls != 1 or len(wrapper.call_sites) != 1:
-        return f"it is called in {max(calls, len(wrapper.call_sites))} places"
     return ""
 
 

@@ -136,10 +136,12 @@ def unfold_activation(layer, scheme):
         return lambda x: hard_sigmoid(x, layer.name)
 
     function = layer.activation
-    if isinstance(function, layers.Layer) or getattr(function, "__module__", "").startswith(
-        "keras."
-    ):
-        return None  # One operator, or a layer that stands behind.
+    if isinstance(function, layers.Layer):
+        if function.weights or not function.built:
+            return None
+        return lambda x: QuantizeAnnotate(copy_layer(function, name=layer.name))(x)
+    if getattr(function, "__module__", "").startswith("keras."):
+        return None  # One operator, which has no kernel here.
 
     def call(x):
         y = function(x)

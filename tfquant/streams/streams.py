@@ -1,5 +1,6 @@
 """`Streams`: what every tensor of a model is, in the float model and in the quantized one."""
 
+import copy
 import dataclasses
 
 import keras
@@ -87,16 +88,20 @@ class Streams:
     def __init__(self, model, batches):
         self.graph, self.batches = trace(model), len(batches)
         self.rows = sum(len(arrays[0]) for arrays in batches)
-        self._float, self._quantized, self._kept = {}, {}, set()
+        self._float, self._quantized, self._kept, self._real = {}, {}, set(), {}
         self._readers = dict.fromkeys(tree.flatten(self.graph.outputs), 1)
-        for node in self.graph.nodes:
-            for x in dict.fromkeys(node.inputs):
-                self._readers[x] = self._readers.get(x, 0) + 1
+        self._count(self.graph.nodes)
         for number, slot in enumerate(tree.flatten(self.graph.inputs)):
             for store in (self._float, self._quantized):
                 held = store[slot] = Held()
                 for arrays in batches:
                     held.append(ops.convert_to_tensor(arrays[number]))
+
+    def _count(self, nodes):
+        """Counts the calls that will read each tensor."""
+        for node in nodes:
+            for x in dict.fromkeys(node.inputs):
+                self._readers[x] = self._readers.get(x, 0) + 1
 
     def held(self, tensor, quantized: bool) -> Held:
         """Returns the values of a KerasTensor of the graph."""
@@ -115,10 +120,40 @@ class Streams:
         )
         return tree.map_structure(value, (node.args, node.kwargs))
 
+    def remember(self, wrapper) -> None:
+        """Notes the weights of a layer, those of the float model, which later calls are to have."""
+        self._real[wrapper] = [(v, ops.convert_to_numpy(v)) for v in wrapper.variables]
+
+    def ahead(self, nodes, keep, before=None) -> "Streams":
+        """Runs calls in both streams and leaves these as they are: the layers will change.
+
+        Args:
+            nodes: Calls, in order; what they read is held here, or computed by them.
+            keep: KerasTensors to hold of what they read and compute.
+            before: What this returned the last time: the float model is then not run again.
+
+        Returns:
+            `Streams` that hold `keep`, and what these hold.
+        """
+        branch = copy.copy(self)
+        branch._float, branch._quantized = dict(self._float), dict(self._quantized)
+        branch._kept, branch._readers = {*self._float, *keep}, {}
+        branch._count(nodes)
+        if before is not None:
+            branch._float = before._float
+        for node in nodes:
+            if before is None:
+                branch.run_float(node)
+            branch.run_quantized(node)
+            branch.read(node)
+        return branch
+
     def run_float(self, node) -> None:
-        """Computes a call in the float model; its weights must be what they were."""
+        """Computes a call in the float model; its weights must be what they were, or remembered."""
         put_back = lambda: None  # noqa: E731
-        if isinstance(node.layer, QuantizeWrapper):
+        if node.layer in self._real:
+            put_back = self._in_float(node.layer)
+        elif isinstance(node.layer, QuantizeWrapper):
             put_back = node.layer.originals.snapshot()
             node.layer.originals.restore()
         try:
@@ -126,6 +161,12 @@ class Streams:
                 self._run(node, quantized=False)
         finally:
             put_back()
+
+    def _in_float(self, wrapper):
+        """Gives a layer the weights that were remembered; returns what takes them back."""
+        chosen = [(v, ops.convert_to_numpy(v)) for v, _ in self._real[wrapper]]
+        assign(self._real[wrapper])
+        return lambda: assign(chosen)
 
     def run_quantized(self, node) -> None:
         """Computes a call in the quantized model, linear layers in real arithmetic."""
@@ -168,6 +209,12 @@ class Streams:
         if not self._readers.get(x) and x not in self._kept:
             self._float.pop(x, None)
             self._quantized.pop(x, None)
+
+
+def assign(pairs) -> None:
+    """Gives variables their values."""
+    for variable, value in pairs:
+        variable.assign(value)
 
 
 def call(layer, args, kwargs):
