@@ -273,3 +273,10 @@ def data_of(model, rows=32):
         else:
             arrays[x.name] = rng.integers(0, WORDS, shape).astype(np.int32)
     return arrays
+
+
+def flat(model, data):
+    """Returns a model of lists of tensors, and its inputs: what converters agree on."""
+    arrays = [data[x.name] for x in model.inputs]
+    model = keras.Model(model.inputs, keras.tree.flatten(model.outputs))
+    return model, arrays if len(arrays) > 1 else arrays[0]

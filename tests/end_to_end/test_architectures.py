@@ -33,6 +33,6 @@ def test_an_architecture_is_quantized_whole_and_no_worse_than_by_others(name, sc
     found = measure(model, data_of(model), scheme, tmp_path)
     assert found.apart == 0
     assert found.agrees
-    if found.rival is not None:
+    if found.rival is not None and found.rival < 100:  # Or it quantized nothing.
         assert found.sqnr > found.rival - 1.0
         assert len(found.float_operators) <= len(found.rival_float), found.float_operators

@@ -1,8 +1,10 @@
 """Backbones of KerasHub, made from a config with random weights."""
 
+import backbones
 import keras
 import numpy as np
 import pytest
+from architectures.measure import measure
 
 import tfquant as tfq
 
@@ -10,58 +12,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationW
 
 keras_hub = pytest.importorskip("keras_hub", reason="needs keras-hub: pip install '.[hub]'")
 
-STEPS, WORDS, LAYERS = 6, 20, 2
-TEXT = {
-    "vocabulary_size": WORDS,
-    "num_layers": LAYERS,
-    "hidden_dim": 16,
-    "intermediate_dim": 32,
-}
 
-
-def bert():
-    return keras_hub.models.BertBackbone(**TEXT, num_heads=2, max_sequence_length=STEPS)
-
-
-def gpt2():
-    return keras_hub.models.GPT2Backbone(**TEXT, num_heads=2, max_sequence_length=STEPS)
-
-
-def llama():
-    return keras_hub.models.LlamaBackbone(**TEXT, num_query_heads=2, num_key_value_heads=1)
-
-
-def vit():
-    return keras_hub.models.ViTBackbone(
-        image_shape=(16, 16, 3),
-        patch_size=8,
-        num_layers=LAYERS,
-        num_heads=2,
-        hidden_dim=16,
-        mlp_dim=32,
-    )
-
-
-def data_for(model, rng, count=32):
-    arrays = {}
-    for x in model.inputs:
-        shape = (count, *(n or STEPS for n in x.shape[1:]))
-        if keras.backend.is_float_dtype(x.dtype):
-            arrays[x.name] = rng.uniform(size=shape).astype(np.float32)
-        elif "mask" in x.name:
-            arrays[x.name] = np.ones(shape, np.int32)
-        elif "segment" in x.name:
-            arrays[x.name] = np.zeros(shape, np.int32)
-        else:
-            arrays[x.name] = rng.integers(0, WORDS, shape).astype(np.int32)
-    return arrays
-
-
-@pytest.mark.parametrize("make", [bert, gpt2, llama, vit], ids=lambda f: f.__name__)
-def test_a_backbone_is_quantized_and_converts(make, rng, tmp_path):
-    keras.utils.set_random_seed(0)
-    model = make()
-    data = data_for(model, rng)
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit"])
+def test_a_transformer_is_quantized_and_converts(name, tmp_path):
+    model = backbones.build(name, keras_hub.models)
+    data = backbones.data_of(model)
     feed = data if isinstance(model.input, dict) else next(iter(data.values()))
     quantized = tfq.quantize_model(model)
     tfq.calibrate(quantized, data, progress=False)
@@ -74,9 +29,28 @@ def test_a_backbone_is_quantized_and_converts(make, rng, tmp_path):
     assert kernels and all(layer.weight_bits == 8 for layer in kernels)
     products = [layer for layer in report.layers if layer.operator == "BATCH_MATMUL"]
     products = [layer for layer in products if "_squares" not in layer.name]  # Of norms.
-    assert len(products) == 2 * LAYERS
+    assert len(products) == 2 * 2  # Of two layers
     multiply = {"BATCH_MATMUL", "FULLY_CONNECTED", "SOFTMAX"}
     assert not multiply & {operator.operator for operator in report.float_operators}
     # Products behind masks that the model computes are not compared one by one.
     compared = [layer.parity for layer in [*kernels, *products] if layer.parity is not None]
     assert len(compared) >= len(kernels) and max(parity.largest for parity in compared) <= 1
+
+
+# What becomes of them is not whole yet, and says so in words.
+REFUSED = {"f_net": "no operator for Complex, FFT2D"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", backbones.BACKBONES)
+def test_no_backbone_stops_anything_or_differs_from_its_file(name, tmp_path):
+    model = backbones.build(name, keras_hub.models)
+    model, data = backbones.flat(model, backbones.data_of(model, rows=24))
+    if name in REFUSED:
+        with pytest.raises(ValueError, match=REFUSED[name]):
+            measure(model, data, "w8a8", tmp_path)
+        return
+    found = measure(model, data, "w8a8", tmp_path)
+    assert found.apart == 0
+    assert found.agrees or found.float_operators
+    assert found.rival is None or found.sqnr > found.rival - 3.0

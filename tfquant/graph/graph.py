@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 import logging
+import math
 
 import keras
 from keras import tree
@@ -311,8 +312,8 @@ class _Tracer:
             return None
         inputs, before = list(dict.fromkeys(tensors((args, kwargs)))), len(nodes)
         try:
+            _check_reshapes(model)
             outputs = _replay(self.trace(model, origin=origin), inputs, nodes)
-            _check_reshapes(nodes[before:])
         except Exception as error:
             if _is_kerass(layer):
                 raise
@@ -326,12 +327,26 @@ class _Tracer:
         return outputs
 
 
-def _check_reshapes(nodes):
-    """Raises where an operation reshapes to several sizes that are free: it cannot be called."""
-    for node in nodes:
-        shape = getattr(node.layer, "newshape", ())
-        if type(node.layer).__name__ == "Reshape" and sum(n in (None, -1) for n in shape) > 1:
+def _check_reshapes(model):
+    """Raises where a reshape cannot be told from its sizes: one of them is free beside the batch.
+
+    `(None, -1, 8)` keeps the batch where no other reshape has made it part of an axis.
+    """
+    reshapes = [x for x in model.operations if type(x).__name__ == "Reshape"]
+    reshapes = [x for x in reshapes if not isinstance(x, keras.layers.Layer)]
+    folds = any(
+        x.newshape[0] == -1 and _row(x.input) != _row(x.output) for x in reshapes if x.newshape
+    )
+    for operation in reshapes:
+        shape = operation.newshape
+        most = 1 if folds else 2
+        if shape.count(None) > 1 or sum(n in (None, -1) for n in shape) > most:
             raise ValueError(f"Several sizes of {shape} are free.")
+
+
+def _row(x):
+    """Returns the number of values in a row of a tensor, `None` where a size is free."""
+    return None if None in x.shape[1:] else math.prod(x.shape[1:])
 
 
 def _is_kerass(layer):

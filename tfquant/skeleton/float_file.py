@@ -100,13 +100,10 @@ def convert_float(lowered: Lowered, batch_size: int | None, rows: list[np.ndarra
         for x, array in zip(lowered.model.inputs, rows, strict=True)
     ]
     found, changed = _convert(lowered, specs, Skeleton(lowered))
-    if changed:  # The converter computed with weights: once more with their values.
-        found, more = _convert(lowered, specs, Skeleton(lowered, changed))
-        if more:
-            raise RuntimeError(
-                "The converter must leave the same weights alone each time. Received: a model of "
-                f"which it computed with {len(more)} more. Please report the model."
-            )
+    known = changed
+    while changed:  # The converter computed with weights: once more with their values.
+        found, changed = _convert(lowered, specs, Skeleton(lowered, known))
+        known |= changed  # Beside values it may compute with others.
     return found
 
 

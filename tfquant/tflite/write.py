@@ -156,16 +156,18 @@ def _join_constants(file, assignment):
 
 def _separate_constants(file, assignment):
     """Copies stored tensors (and buffers) that are read with different parameters, or with none."""
-    first: dict[int, tuple] = {
-        file.subgraph.tensors[index].buffer: (index, None)
+    plain = {
+        index
         for op in file.ops
         for index in op.inputs
         if file.is_constant(index) and (op.index, index) not in assignment.stored
     }
+    buffer_of = lambda index: file.subgraph.tensors[index].buffer  # noqa: E731
+    first: dict[int, tuple] = {buffer_of(index): (index, None) for index in plain}
     for key in list(assignment.stored):
         op_index, index = key
         params = assignment.stored[key]
-        buffer = file.subgraph.tensors[index].buffer
+        buffer = buffer_of(index)
         if buffer not in first:
             first[buffer] = index, params
             continue
@@ -173,14 +175,14 @@ def _separate_constants(file, assignment):
         if first_params is not None and _same(params, first_params):
             assignment.stored[key] = first_params
             continue
-        if index == first_index:
+        if index == first_index or index in plain:
             copy = file.copy_constant(index)
             file.replace_input(file.ops[op_index], index, copy)
             del assignment.stored[key]
             assignment.stored[op_index, copy] = params
         else:
             file.own_buffer(index)
-            first[file.subgraph.tensors[index].buffer] = index, params
+            first[buffer_of(index)] = index, params
 
 
 def _same(a: TensorParams, b: TensorParams):

@@ -347,7 +347,8 @@ def _reshape(operation, x):
     if shape[0] != x.shape[0] or (x.shape[0] is not None and None in shape):
         return None
     known = [[n for n in sizes[1:] if n is not None] for sizes in (shape, x.shape)]
-    if None not in x.shape[1:] and len(known[0]) == len(shape) - 2:
+    given = getattr(operation, "newshape", ())
+    if None not in x.shape[1:] and len(known[0]) == len(shape) - 2 and -1 in given[1:]:
         open_size, rest = divmod(math.prod(known[1]), math.prod(known[0]))
         shape = (shape[0], *(open_size if n is None else n for n in shape[1:]))
         return None if rest else layers.Reshape(shape[1:], name=operation.name)

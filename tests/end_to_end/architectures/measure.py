@@ -15,6 +15,12 @@ from tfquant.litert.flatbuffer import File
 RIVALS = {"w8a8": "int8", "w8a16": "int16", "w8a8_dynamic": "dynamic"}
 SCHEMES = ("w8a8", "w4a8", "w8a16", "w8a8_dynamic")
 
+# Sums in float come out differently in another order, relative to the largest value.
+FLOAT_ROUNDING = 1e-5
+
+# Kernels of weights, which no norm consists of, whatever the converter calls them.
+KERNELS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+
 _OPS = tf.lite.OpsSet
 _ALLOWED = {
     "int8": [_OPS.TFLITE_BUILTINS_INT8, _OPS.TFLITE_BUILTINS],
@@ -60,9 +66,9 @@ def measure(model, data, scheme, folder) -> Measured:
     expected = _flat(model(data, training=False))
     compared = [layer for layer in report.layers if layer.parity]
     exact = lambda layer: layer.arithmetic == "exact"  # noqa: E731
-    apart = sum(layer.parity.differing for layer in compared if exact(layer))
-    named = sum(layer.parity.differing for layer in compared if not exact(layer))
-    end = 0 if report.end_to_end is None else report.end_to_end.differing
+    apart = sum(_differing(layer.parity) for layer in compared if exact(layer))
+    named = sum(_differing(layer.parity) for layer in compared if not exact(layer))
+    end = _differing(report.end_to_end)
     rival, rival_float = None, []
     if scheme in RIVALS:
         content = stock(model, data, RIVALS[scheme])
@@ -79,6 +85,13 @@ def measure(model, data, scheme, folder) -> Measured:
         end,
         bool(end == 0 or named or apart or scheme == "w8a8_dynamic"),
     )
+
+
+def _differing(parity) -> int:
+    """Returns how many values differ, in float by more than its own rounding."""
+    if parity is None or (not parity.in_steps and parity.largest <= FLOAT_ROUNDING):
+        return 0
+    return parity.differing
 
 
 def stock(model, data, kind):
@@ -113,7 +126,8 @@ def float_operators(content) -> list[str]:
             continue
         readers = {reader.index for i in op.outputs for reader in file.consumers(i)}
         residual = op.name in ("ADD", "DEQUANTIZE") and readers and readers <= apart
-        if residual or "norm" in file.name(op.outputs[0]).split(";")[0]:
+        norm = op.name not in KERNELS and "norm" in file.name(op.outputs[0]).split(";")[0]
+        if residual or norm:
             apart.add(op.index)
         elif op.name != "DEQUANTIZE":
             found.append(op.name)
