@@ -307,3 +307,19 @@ def test_what_an_own_layer_does_not_tell_is_no_error(make, rng, tmp_path):
     np.testing.assert_allclose(received, expected, atol=0.06 * np.abs(expected).max())
     report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
     assert report.end_to_end.largest <= 2
+
+
+@pytest.mark.parametrize("scheme", ["f16", "w8", "w8a8", "w8a8_dynamic"])
+@pytest.mark.parametrize("skip", [(), ("Add",)])
+@pytest.mark.parametrize("add", [ops.add, lambda a, b: layers.Add()([a, b])])
+def test_a_sum_of_a_row_and_a_column_converts(add, skip, scheme, rng, tmp_path):
+    x = keras.Input((6, 8))
+    h = layers.Dense(8)(x)
+    column, row = layers.Dense(1)(h), ops.transpose(layers.Dense(1)(h), (0, 2, 1))
+    model = keras.Model(x, layers.Dense(3)(add(column, row)))
+    data = rng.normal(size=(32, 6, 8)).astype("float32")
+    q = tfq.quantize_model(model, scheme, skip=[layers.Add] if skip else ())
+    if tfq.SCHEMES[scheme].static:
+        tfq.calibrate(q, data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", samples=data, progress=False)
+    assert report.end_to_end.largest <= (1 if report.end_to_end.in_steps else 1e-5)

@@ -13,7 +13,7 @@ from tfquant.devices import Device
 from tfquant.graph.graph import UniqueNames, clone_graph, real, tensors
 from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.layers.parts import Constant
-from tfquant.layers.plain import Barrier
+from tfquant.layers.plain import Barrier, PlainSum
 from tfquant.quantizers import Grid, Quantizer, grid_of, on_grid
 from tfquant.registry.keras_layers import LINEAR, clamp_of
 from tfquant.rewrite.validate import check_finite, check_is_model
@@ -161,11 +161,11 @@ def lower(model) -> Lowered:
                 note(unit.name, x, grid)
             return outputs
         if not isinstance(layer, keras.layers.Layer):
-            return copy_layer(layer)(*args, **kwargs)
+            return _plain(copy_layer(layer), args)(*args, **kwargs)
         if layer.name not in norms:
             float_layers[layer.name] = type(layer).__name__
         if layer.name not in copies:
-            copies[layer.name] = copy_layer(layer, name=unique(layer.name))
+            copies[layer.name] = _plain(copy_layer(layer, name=unique(layer.name)), args)
         idle = isinstance(layer, (keras.layers.Identity, keras.layers.Dropout))
         part = layer.name in norms
         apart = args if idle else bare.shut(args, within if part else ())
@@ -184,7 +184,8 @@ def lower(model) -> Lowered:
             bare.note_moved(args, [outputs])
         else:
             bare.note_float(outputs)
-        transfer_weights(layer, copies[layer.name])
+        if isinstance(copies[layer.name], keras.layers.Layer):
+            transfer_weights(layer, copies[layer.name])
         return outputs
 
     lowered = clone_graph(model, lambda layer: layer, call)
@@ -248,6 +249,17 @@ class _Bare:
             return Barrier(self.numbers[x])(x)
 
         return tree.map_structure(shut, args)
+
+
+def _plain(layer, args):
+    """Returns a layer, or operation, in a form that the converter takes at any batch size."""
+    operation = layer.operation if isinstance(layer, OperationLayer) else layer
+    summed = type(operation).__name__ == "Add" and len(tensors(args)) == 2
+    if not summed or tree.flatten(args) != tensors(args):
+        return layer
+    if isinstance(operation, keras.layers.Layer):
+        return PlainSum(name=layer.name)
+    return lambda *pair: PlainSum()(pair)
 
 
 def _kept_by_neutral(layer, args, neutral):
