@@ -338,9 +338,10 @@ def _check_reshapes(model):
         x.newshape[0] == -1 and _row(x.input) != _row(x.output) for x in reshapes if x.newshape
     )
     for operation in reshapes:
-        shape = operation.newshape
-        most = 1 if folds else 2
-        if shape.count(None) > 1 or sum(n in (None, -1) for n in shape) > most:
+        shape, given = tuple(operation.newshape), operation.input.shape
+        open_sizes = [n for n in shape[1:] if n in (None, -1)]
+        more = shape.count(None) > tuple(given).count(None)
+        if len(open_sizes) > 1 or more or (folds and -1 in open_sizes):
             raise ValueError(f"Several sizes of {shape} are free.")
 
 
