@@ -21,8 +21,8 @@ RUNTIME = devices.get("onnxruntime")
 # What happens without a setting of a session.
 WITHOUT = {
     "session.x64quantprecision": (
-        f"on this processor ({platform.machine()}, without VNNI) ONNX Runtime's sums of 8-bit "
-        "products saturate (scheme='w7a8' would not)"
+        f"on this processor ({platform.machine()}) ONNX Runtime's sums of 8-bit products saturate, "
+        "as they do without VNNI; 7-bit weights, tfq.Scheme('w7a8', 7, 8), would not"
     ),
     "session.qdq_matmulnbits_accuracy_level": (
         "ONNX Runtime rounds real activations to 8 bits in MatMulNBits"
