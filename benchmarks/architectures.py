@@ -48,8 +48,8 @@ _MARKERS = re.compile("(<!-- architectures -->\n).*(<!-- /architectures -->)", r
 def measured(name, scheme) -> dict:
     """Returns what becomes of one model under one scheme; the error if that stops."""
     row = {"model": name, "scheme": scheme, "commit": _commit()}
-    model, data = _model(name)
     try:
+        model, data = _model(name)
         with tempfile.TemporaryDirectory() as folder:
             found = measure(model, data, scheme, pathlib.Path(folder))
     except Exception as error:  # The table says so.

@@ -32,13 +32,13 @@ def _gemma3(models):
 
 def _resnet(models, pre=False):
     return models.ResNetBackbone(
-        [8], [3], [64, 64], [1, 1], [1, 2], "basic_block", use_pre_activation=pre, image_shape=IMAGE
+        [64], [3], [64, 64], [1, 1], [1, 2], "basic_block", use_pre_activation=pre, image_shape=IMAGE
     )
 
 
 def _deeplab(models):
     encoder = models.ResNetBackbone(
-        [8], [3], [64, 64, 64], [1, 1, 1], [1, 2, 2], "basic_block", image_shape=IMAGE
+        [64], [3], [64, 64, 64], [1, 1, 1], [1, 2, 2], "basic_block", image_shape=IMAGE
     )
     return models.DeepLabV3Backbone(
         encoder, "P4", (4, 4), [1, 2], low_level_feature_key="P2", image_shape=IMAGE
