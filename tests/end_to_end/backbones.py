@@ -32,7 +32,14 @@ def _gemma3(models):
 
 def _resnet(models, pre=False):
     return models.ResNetBackbone(
-        [64], [3], [64, 64], [1, 1], [1, 2], "basic_block", use_pre_activation=pre, image_shape=IMAGE
+        [64],
+        [3],
+        [64, 64],
+        [1, 1],
+        [1, 2],
+        "basic_block",
+        use_pre_activation=pre,
+        image_shape=IMAGE,
     )
 
 
