@@ -323,3 +323,32 @@ def test_a_sum_of_a_row_and_a_column_converts(add, skip, scheme, rng, tmp_path):
         tfq.calibrate(q, data, progress=False)
     report = tfq.to_tflite(q, tmp_path / "model.tflite", samples=data, progress=False)
     assert report.end_to_end.largest <= (1 if report.end_to_end.in_steps else 1e-5)
+
+
+class Trained(layers.Layer):
+    """Says `training` to layers that do not ask."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm, self.dense = layers.LayerNormalization(), layers.Dense(8)
+
+    def build(self, shape):
+        self.norm.build(shape)
+        self.dense.build(shape)
+
+    def call(self, x, shift=None, training=None):
+        y = self.dense(self.norm(x, training=training))
+        return y if shift is None else y + shift
+
+
+def test_training_is_said_to_layers_that_do_not_ask(rng, tmp_path):
+    x, shift = keras.Input((4, 8)), keras.Input((4, 8))
+    layer = Trained()
+    model = keras.Model([x, shift], layers.Dense(2)(layer(x, shift=shift, training=False)))
+    data = [rng.normal(size=(64, 4, 8)).astype("float32") for _ in range(2)]
+    q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    expected, received = (m.predict(data, verbose=0) for m in (model, q))
+    np.testing.assert_allclose(received, expected, atol=0.06 * np.abs(expected).max())
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+    assert report.end_to_end.differing == 0
+    assert all("norm" in operator.reason for operator in report.float_operators)

@@ -96,4 +96,6 @@ def _settings(node) -> dict:
     plain = isinstance(node.layer, keras.layers.Layer) and not isinstance(node.layer, Quantize)
     if not plain or not tensors(node.kwargs):
         return {}
-    return {name: x for name, x in node.kwargs.items() if not tensors(x)}
+    given = {name: x for name, x in node.kwargs.items() if not tensors(x)}
+    given.pop("training", None)  # The wrapper's own.
+    return given

@@ -1,5 +1,6 @@
 """Layers that are whole networks, unfolded into layers that have a kernel each."""
 
+import inspect
 import math
 
 import keras
@@ -288,6 +289,8 @@ def unfold(layer, scheme):
         unmask = QuantizeAnnotate(Unmask(name=f"{layer.name}_unmask"), config)
 
         args, kwargs = put_in_place((args, kwargs), inputs)
+        if "training" not in inspect.signature(call).parameters:
+            kwargs.pop("training", None)  # All of this is inference.
         if masked:
             unmasked = lambda x: unmask(x) if _is_sequence(x) else x  # noqa: E731
             args, kwargs = keras.tree.map_structure(unmasked, (args, kwargs))
