@@ -352,3 +352,27 @@ def test_training_is_said_to_layers_that_do_not_ask(rng, tmp_path):
     report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
     assert report.end_to_end.differing == 0
     assert all("norm" in operator.reason for operator in report.float_operators)
+
+
+def split(x):
+    batch, steps = ops.shape(x)[0], ops.shape(x)[1]
+    y = ops.reshape(x, (batch, steps, 2, 4))
+    return ops.reshape(ops.tanh(y), (batch, steps, -1))
+
+
+def fold(x):
+    return ops.reshape(ops.tanh(ops.reshape(x, (-1, 8))), (ops.shape(x)[0], -1, 8))
+
+
+@pytest.mark.parametrize("steps", [None, 5])
+@pytest.mark.parametrize("function", [split, fold])
+def test_a_lambda_that_reshapes_by_sizes_it_reads_stops_nothing(function, steps, rng, tmp_path):
+    x = keras.Input((steps, 8))
+    y = layers.Lambda(function, output_shape=(steps, 8))(layers.Dense(8)(x))
+    model = keras.Model(x, layers.Dense(2)(y))
+    data = rng.normal(size=(32, 5, 8)).astype("float32")
+    q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    expected, received = (m.predict(data, verbose=0) for m in (model, q))
+    np.testing.assert_allclose(received, expected, atol=0.06 * np.abs(expected).max())
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+    assert report.end_to_end.differing == 0

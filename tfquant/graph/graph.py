@@ -308,11 +308,10 @@ class _Tracer:
 
     def _run_parts(self, nodes, layer, model, args, kwargs, origin):
         """Calls the model that stands for a layer; returns its outputs, `None` if there is none."""
-        if model is None:
+        if model is None or _has_open_reshapes(model):
             return None
         inputs, before = list(dict.fromkeys(tensors((args, kwargs)))), len(nodes)
         try:
-            _check_reshapes(model)
             outputs = _replay(self.trace(model, origin=origin), inputs, nodes)
         except Exception as error:
             if _is_kerass(layer):
@@ -327,8 +326,8 @@ class _Tracer:
         return outputs
 
 
-def _check_reshapes(model):
-    """Raises where a reshape cannot be told from its sizes: one of them is free beside the batch.
+def _has_open_reshapes(model) -> bool:
+    """Whether a reshape cannot be told from its sizes: one of them is free beside the batch.
 
     `(None, -1, 8)` keeps the batch where no other reshape has made it part of an axis.
     """
@@ -342,7 +341,8 @@ def _check_reshapes(model):
         open_sizes = [n for n in shape[1:] if n in (None, -1)]
         more = shape.count(None) > tuple(given).count(None)
         if len(open_sizes) > 1 or more or (folds and -1 in open_sizes):
-            raise ValueError(f"Several sizes of {shape} are free.")
+            return True
+    return False
 
 
 def _row(x):

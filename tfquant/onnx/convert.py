@@ -2,7 +2,6 @@
 
 import logging
 import os
-from importlib import metadata
 
 import keras
 import numpy as np
@@ -10,6 +9,7 @@ import tensorflow as tf
 from keras import tree
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
+from tfquant.about import __version__
 from tfquant.calibrate.samples import sample_rows
 from tfquant.data.files import check_file, replacing
 from tfquant.graph.runner import flattened
@@ -99,7 +99,7 @@ def to_onnx(
     with KnownIntegers(), Progress(*columns, transient=True, disable=not progress) as bar:
         task = bar.add_task("Writing integers")
         lowered = lower(model)
-        written = write(model, lowered, f"tfquant {metadata.version('tfquant')}")
+        written = write(model, lowered, f"tfquant {__version__}")
         content = _checked(written.model)
         rows, origin = sample_rows(whole, samples)
         if front is not None:
