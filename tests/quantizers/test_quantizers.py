@@ -268,14 +268,17 @@ class TestFloat16:
 
 class TestDynamic:
     def formula(self, x):
-        """Row by row, in numpy."""
+        """Row by row, in numpy, one number after the other."""
         rows = []
         for row in x:
             low, high = min(row.min(), np.float32(0)), max(row.max(), np.float32(0))
-            scale = np.float32((high - low) / np.float32(255)) if high > low else np.float32(1)
-            zero_point = np.clip(np.rint(-128 - low / scale), -128, 127)
-            q = np.clip(np.rint(row / scale) + zero_point, -128, 127)
-            rows.append((q - zero_point) * scale)
+            factor = np.float32(255) / (high - low) if high > low else np.float32(1)
+            below = np.float32(-128) + low * factor + (np.float32(127) + high * factor) > 0
+            zero_point = np.rint(
+                np.clip(-128 - low * factor if below else 127 - high * factor, -128, 127)
+            )
+            q = np.clip(np.rint(row * factor) + zero_point, -128, 127)
+            rows.append((q - zero_point) / factor)
         return np.array(rows, np.float32)
 
     @pytest.mark.parametrize("shape", [(6, 9), (6, 3, 4, 2)])
@@ -416,7 +419,7 @@ class TestRecordingScope:
         lambda: static(0.0317, 5, QuantSpec(16, symmetric=True)),
         lambda: Static(INT8, group="branches"),
         lambda: Fixed(INT8, 1 / 256, -128),
-        lambda: Dynamic(INT8),
+        lambda: Dynamic(INT8, by_vector=True, rounding="twice"),
         lambda: AbsMax(weight_spec(4)),
         lambda: Float16(),
     ],

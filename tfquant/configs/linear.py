@@ -89,13 +89,12 @@ class LinearConfig(QuantizeConfig):
         inputs, size = getattr(layer, self.kernel).shape[GROUP_AXIS], granularity.group_size
         return f"groups of {size} do not divide its {inputs} inputs" if inputs % size else ""
 
-    def input_quantizer(self, layer) -> Dynamic | None:
-        """Returns what rounds the input of `layer` when it runs, `None` where nothing does.
-
-        LiteRT's FULLY_CONNECTED takes the vectors of a batch one by one, its convolutions rows.
-        """
-        by_vector = len(getattr(layer, self.kernel).shape) == 2
-        return Dynamic(QuantSpec(8), by_vector) if self.dynamic else None
+    def input_quantizer(self, wrapper) -> Dynamic | None:
+        """Returns what rounds the input when the layer runs, `None` where nothing does."""
+        if not self.dynamic:
+            return None
+        spec, shape = QuantSpec(8), (None, None)
+        return Dynamic(spec, **wrapper.device.at_run_time(self.product(wrapper, spec, shape, True)))
 
     def get_output_quantizers(self, layer):
         """Returns one `Static`, or nothing for float activations."""
@@ -106,7 +105,7 @@ class LinearConfig(QuantizeConfig):
         """Multiplies integers by integers, adds an integer bias and requantizes."""
         wrapper, x = call.wrapper, call.args[0]
         if self.dynamic:
-            x = self.input_quantizer(wrapper.layer).call(x)
+            x = self.input_quantizer(wrapper).call(x)
             return clamp(self.real_call(wrapper, (x, *call.args[1:]), call.kwargs), call.clamp)
         if is_grouped(wrapper):
             return None  # Groups are added up as real numbers.
@@ -156,6 +155,7 @@ class LinearConfig(QuantizeConfig):
             channels=channels,
             columns=None if None in positions else math.prod(positions),
             bias=bias,
+            pointwise=_is_pointwise(wrapper.layer, kernel),
         )
 
     def real_call(self, wrapper, args, kwargs, weights=None):
@@ -450,6 +450,13 @@ def _fold(wrapper):
     if norm.center:
         shift = shift + float64(norm.beta)
     return gain, shift if bias is None else bias * gain + shift
+
+
+def _is_pointwise(layer, kernel):
+    """Whether a layer is a convolution of single points, all of them, without groups."""
+    strides = np.ravel(getattr(layer, "strides", ()))
+    points = len(kernel.shape) > 2 and all(size == 1 for size in kernel.shape[:-2])
+    return points and all(strides == 1) and getattr(layer, "groups", 1) == 1
 
 
 def _channels(layer, wrapper):

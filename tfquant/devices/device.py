@@ -75,6 +75,7 @@ class Product:
         channels: Number of output channels.
         columns: Number of vectors that it multiplies in one row of the batch; `None` if unknown.
         bias: Whether it adds one.
+        pointwise: Whether it is a convolution of single points, all of them, without groups.
     """
 
     operator: str
@@ -84,6 +85,7 @@ class Product:
     channels: int = 64
     columns: int | None = 64
     bias: bool = True
+    pointwise: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +98,9 @@ class Device:
         operators: Dict from the name of an operator to its `Operator`.
         rounding: Function of a `Product` that returns how it rounds: a name of
             `tfquant.numerics.fixed_point.ROUNDINGS`.
+        at_run_time: Function of a `Product` that returns how it quantizes what it reads in float:
+            a dict of `by_vector`, whether each vector has a grid of its own and not each row of the
+            batch, and `rounding`, a name of `tfquant.numerics.run_time.ROUNDINGS`.
         resolver: Which of LiteRT's kernels it stands for, as the interpreter calls them.
         machines: Names of processors that it runs on; none for any.
         refusals: What it does not compute, in words: a dict from the name of an operator.
@@ -106,6 +111,7 @@ class Device:
     summary: str
     operators: Mapping[str, Operator]
     rounding: Callable[[Product], str]
+    at_run_time: Callable[[Product], Mapping]
     resolver: str = "AUTO"
     machines: tuple[str, ...] = ()
     refusals: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -223,10 +223,24 @@ def rounding(product: Product) -> str:
     return "two_roundings"
 
 
+def at_run_time(product: Product) -> dict:
+    """Returns how a kernel quantizes what it reads in float.
+
+    XNNPACK multiplies a convolution of single points as FULLY_CONNECTED, vector by vector.
+    Depthwise kernels, and those of 4-bit weights that XNNPACK does not take, are LiteRT's own.
+    """
+    narrow, dense = product.weight_bits <= 4, product.operator == "FULLY_CONNECTED"
+    own = product.operator == "DEPTHWISE_CONV_2D"
+    own |= narrow and (product.operator == "CONV_2D" or (dense and product.depth % 2 == 1))
+    by_vector = dense or (product.operator == "CONV_2D" and product.pointwise and not own)
+    return {"by_vector": by_vector, "rounding": "twice" if own else "once"}
+
+
 LITERT = Device(
     "litert",
     "LiteRT's default kernels on x86-64",
     OPERATORS,
     rounding,
+    at_run_time,
     machines=("x86_64", "amd64"),
 )

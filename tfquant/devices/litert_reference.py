@@ -39,6 +39,8 @@ OPERATORS = {
     "LOGISTIC": dataclasses.replace(
         litert.OPERATORS["LOGISTIC"], series={16: {-12: _at(-12, tables.logistic_16)}}
     ),
+    # It multiplies groups of weights by a scale that is none of theirs.
+    "FULLY_CONNECTED": dataclasses.replace(litert.OPERATORS["FULLY_CONNECTED"], grouped=False),
     "LEAKY_RELU": _other("LEAKY_RELU", {8: builtin.leaky_relu}),
     # Logarithms in fixed point, and the lowest integer where one would leave 5 bits.
     "LOG_SOFTMAX": dataclasses.replace(
@@ -64,11 +66,17 @@ def rounding(product: Product) -> str:
     return "short_significand" if product.activation_bits > 8 else "half_away"
 
 
+def at_run_time(product: Product) -> dict:
+    """Returns how a kernel quantizes what it reads in float; FULLY_CONNECTED vector by vector."""
+    return {"by_vector": product.operator == "FULLY_CONNECTED", "rounding": "twice"}
+
+
 LITERT_REFERENCE = Device(
     "litert_reference",
     "LiteRT's reference kernels, near to microcontrollers",
     OPERATORS,
     rounding,
+    at_run_time,
     resolver="BUILTIN_REF",
     refusals=REFUSALS,
 )

@@ -165,10 +165,16 @@ def rounding(product: Product) -> str:
     return "float32" if product.activation_bits <= 8 else "float64"
 
 
+def at_run_time(product: Product) -> dict:
+    """Returns how integers are found when a model runs; files have none of those."""
+    return {"by_vector": product.operator == "FULLY_CONNECTED", "rounding": "once"}
+
+
 ONNXRUNTIME = Device(
     "onnxruntime",
     "ONNX Runtime's kernels on a CPU",
     OPERATORS,
     rounding,
+    at_run_time,
     runtime="onnxruntime",
 )

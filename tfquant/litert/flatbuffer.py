@@ -257,6 +257,17 @@ class File:
                     operator.builtinOptionsType, operator.builtinOptions = kind, options()
                 operator.builtinOptions.potScaleInt16 = False
 
+    def quantize_inputs_asymmetrically(self) -> None:
+        """Has FULLY_CONNECTED find a zero point, too, when it quantizes what it reads in float.
+
+        XNNPACK does so anyway; LiteRT's own kernels lose half of the levels without it.
+        """
+        for op, operator in zip(self.ops, self.subgraph.operators, strict=True):
+            if op.name == "FULLY_CONNECTED":
+                x, kernel = (self.type(i) for i in op.inputs[:2])
+                if x == "FLOAT32" and kernel in ("INT8", "INT4"):
+                    operator.builtinOptions.asymmetricQuantizeInputs = True
+
     def type_unread(self) -> None:
         """Gives parts that nobody reads, as of a split, the integers of the other parts."""
         for op in self.ops:

@@ -17,7 +17,7 @@ from tfquant.lowbit.layers import PackedEmbedding, PackedLayer
 from tfquant.numerics import QuantSpec
 from tfquant.packed.archive import compress
 from tfquant.packed.layers import make, store, why_not
-from tfquant.quantizers import Dynamic, Static, grid_of
+from tfquant.quantizers import Static, grid_of
 from tfquant.report import PackedLayerReport, PackingReport
 from tfquant.rewrite.lower import lower
 from tfquant.rewrite.validate import check_is_model
@@ -244,7 +244,7 @@ class _Packer:
         """Returns a layer on real activations, and one that rounds them at run time or `None`."""
         inner, config, name = unit.layer.layer, unit.layer.quantize_config, self.unique(unit.name)
         lowered = self.model.get_layer(unit.name)
-        rounded = config.input_quantizer(inner)
+        rounded = config.input_quantizer(unit.layer)
         size, fields = _num_bytes(lowered.weights), {"reason": reason}
         if reason:
             kernel, packed_size = copy_layer(lowered, name=name), size
@@ -257,7 +257,7 @@ class _Packer:
         self._report(unit.name, inner, size, packed_size, **fields)
         if rounded is None or isinstance(kernel, DynamicKernel):
             return kernel, None
-        return kernel, Dynamic(rounded.spec, rounded.by_vector, name=self.unique(f"{name}_input"))
+        return kernel, copy_layer(rounded, name=self.unique(f"{name}_input"))
 
     def _packed_kernel(self, unit, name, rounded):
         """Returns a layer on packed weights, and the width of the integers that it multiplies.
@@ -273,7 +273,7 @@ class _Packer:
         if not lowered.group_size:
             scale = np.broadcast_to(scale, unit.bias.shape)
         settings = {"num_bits": width, "group_size": lowered.group_size, "dtype": "float32"}
-        if rounded is not None and rounded.by_vector:
+        if rounded is not None and len(lowered.variable.shape) == 2:
             settings |= {"activations": "static", "x_scale": 1.0}
             packed = make(inner, q, scale, name=inner.name, **settings)
             kernel = DynamicKernel(packed, rounded, name=name)

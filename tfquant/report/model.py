@@ -158,7 +158,7 @@ def _wrapped(wrapper) -> LayerSummary:
     if wrapper.batch_norm is not None:
         float_count = _size(wrapper.batch_norm.moving_mean)
     config = wrapper.quantize_config
-    rounds = config.input_quantizer(inner) if isinstance(config, LinearConfig) else None
+    rounds = config.input_quantizer(wrapper) if isinstance(config, LinearConfig) else None
     outputs = [q for quantizers in wrapper.output_quantizers for q in quantizers if q is not None]
     return LayerSummary(
         name=inner.name,

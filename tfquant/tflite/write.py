@@ -48,6 +48,7 @@ def write(file: File, assignment: Assignment, input_type: str, output_type: str)
     modifier = model_modifier.ModelModifier(file.model)
     written = File(modifier.modify_model(params, enable_progress_bar=False))
     written.scale_int16_generally()
+    written.quantize_inputs_asymmetrically()
     written.type_unread()
     new = dict(zip(file.outputs, written.outputs, strict=True))
     if output_type in ("int8", "int16"):

@@ -3,7 +3,6 @@
 import keras
 
 from tfquant.lowbit.layers import PackedDense
-from tfquant.numerics import quantize
 from tfquant.quantizers import Dynamic
 
 
@@ -51,8 +50,8 @@ class DynamicKernel(keras.layers.Layer):
     def call(self, x):
         """Rounds and multiplies; see the class."""
         x = keras.ops.cast(x, "float32")
-        params = self.quantizer.params(x)
-        sums = self.layer(quantize(x, params, self.quantizer.spec))
+        steps, params = self.quantizer.steps(x)
+        sums = self.layer(steps)
         sums = sums - params.zero_point * self.column_sum.value
         return sums * params.scale + self.bias.value
 
