@@ -376,3 +376,21 @@ def test_a_lambda_that_reshapes_by_sizes_it_reads_stops_nothing(function, steps,
     np.testing.assert_allclose(received, expected, atol=0.06 * np.abs(expected).max())
     report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
     assert report.end_to_end.differing == 0
+
+
+class Angles(layers.Layer):
+    """Returns numbers that depend on the shape of its input alone, without a batch."""
+
+    def call(self, x):
+        places = ops.reshape(ops.arange(x.shape[1], dtype="float32"), (-1, 1))
+        return ops.sin(places * 0.3 + ops.reshape(ops.arange(8, dtype="float32"), (1, 8)))
+
+
+def test_an_own_layer_may_return_a_constant_without_a_batch(rng, tmp_path):
+    x = keras.Input((6, 8))
+    y = layers.Dense(8)(x) * ops.expand_dims(Angles()(x), 0)
+    model = keras.Model(x, layers.Dense(3)(y))
+    data = rng.normal(size=(64, 6, 8)).astype("float32")
+    q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+    assert report.end_to_end.differing == 0 and not report.float_operators

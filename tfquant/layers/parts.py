@@ -258,7 +258,7 @@ class Whole(Constant):
     def call(self, x):
         """Returns the weight."""
         del x
-        return ops.convert_to_tensor(self.values)
+        return ops.copy(self.values)  # A variable is a tensor to Keras, and stays one.
 
     def compute_output_spec(self, x):
         """Returns a KerasTensor of the weight's shape."""
