@@ -9,7 +9,7 @@ from tfquant.devices import fixed_grid
 from tfquant.devices.builtin import flat_axes
 from tfquant.layers.plain import PlainInverseRoot, PlainSum, PlainUnitNorm
 from tfquant.numerics import QuantParams, QuantSpec
-from tfquant.quantizers import AbsMax, Fixed, Grid, Static, on_grid
+from tfquant.quantizers import AbsMax, Fixed, Grid, Static, from_steps, on_grid
 from tfquant.wrappers import Lowering, QuantizeConfig
 from tfquant.wrappers.lowering import clamp_layer
 
@@ -140,6 +140,28 @@ class LeakyReluConfig(OutputConfig):
     def settings(self, call):
         """Returns the slope, that of `keras.activations.leaky_relu` where the layer has none."""
         return {"slope": getattr(call.layer, "negative_slope", 0.2)}
+
+
+# Bounds that are an operator of their own.
+CLAMPS = {(-1, 1): "RELU_N1_TO_1"}
+
+
+@keras.saving.register_keras_serializable(package="tfquant")
+class ClipConfig(OutputConfig):
+    """Brings values to the output's grid and bounds their integers there, `keras.ops.clip`."""
+
+    def device_call(self, call):
+        """Requantizes, and bounds what comes out."""
+        bounds = call.layer.operation.x_min, call.layer.operation.x_max
+        numbers = all(isinstance(bound, (int, float)) for bound in bounds)
+        if not numbers or call.clamp is not None:
+            return None
+        if bounds in CLAMPS:
+            return call.compute(CLAMPS[bounds]) if call.computes(CLAMPS[bounds]) else None
+        if not call.computes("QUANTIZE"):
+            return None
+        steps = call.device.compute("QUANTIZE", call.inputs, call.output)
+        return from_steps(ops.cast(steps, "float32"), call.quantizer, bounds)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

@@ -5,6 +5,23 @@ import dataclasses
 from keras import activations, layers
 
 from tfquant.graph.graph import Graph
+from tfquant.wrappers import OperationLayer
+
+# Operations on one tensor that compute each element by itself.
+_FUNCTIONS = frozenset(
+    {"Abs", "Clip", "Cos", "Exp", "Log", "LogSigmoid", "Negative", "Relu", "Rsqrt", "Sigmoid"}
+    | {"Sign", "Silu", "Sin", "Softplus", "Sqrt", "Square", "Tanh"}
+)
+
+_ACTIVATIONS = frozenset(
+    getattr(activations, name)
+    for name in (
+        *("celu", "elu", "exponential", "gelu", "hard_shrink", "hard_sigmoid", "hard_silu"),
+        *("hard_tanh", "leaky_relu", "linear", "log_sigmoid", "mish", "relu", "relu6", "selu"),
+        *("sigmoid", "silu", "soft_shrink", "softplus", "softsign", "squareplus", "tanh"),
+        "tanh_shrink",
+    )
+)
 
 
 def delay_permutes(graph: Graph) -> None:
@@ -21,7 +38,6 @@ def delay_permutes(graph: Graph) -> None:
             not _is_elementwise(node.layer)
             or any(b is None or type(b.layer) is not layers.Permute for b in before)
             or len({b.layer.dims for b in before}) != 1
-            or graph.is_output(node.outputs)
         ):
             continue
         moved = dataclasses.replace(before[0], outputs=node.outputs)
@@ -33,12 +49,17 @@ def delay_permutes(graph: Graph) -> None:
 
 
 def _is_elementwise(layer):
+    operation = layer.operation if type(layer) is OperationLayer else layer
+    if not isinstance(operation, layers.Layer):
+        return type(operation).__name__ in _FUNCTIONS
     if type(layer) is layers.Activation:
-        return layer.activation is not activations.softmax
+        return layer.activation in _ACTIVATIONS
     return type(layer) in (
         layers.Add,
         layers.ELU,
         layers.LeakyReLU,
+        layers.Maximum,
+        layers.Minimum,
         layers.Multiply,
         layers.ReLU,
         layers.Subtract,

@@ -30,6 +30,9 @@ def contract(equation, a, b, name, scheme):
         return None
     if any(len(set(axes)) < len(axes) for axes in (in_a, in_b)):
         return None
+    own = [axis for axis in out if (axis in in_a) != (axis in in_b)]
+    if own and own[0] in in_b:  # What comes first in the output multiplies from the left.
+        a, b, in_a, in_b = b, a, in_b, in_a
     sizes = {**dict(zip(in_b, b.shape, strict=True)), **dict(zip(in_a, a.shape, strict=True))}
     both = [axis for axis in out if axis in in_a and axis in in_b]
     summed = [axis for axis in in_a if axis in in_b and axis not in out]

@@ -3,6 +3,7 @@
 from keras import activations
 
 from tfquant.configs.elementwise import (
+    ClipConfig,
     OutputConfig,
     ReduceConfig,
     ReduceProductConfig,
@@ -44,6 +45,8 @@ def operation_config(operation, scheme, outputs: int):
         return operator_config(REDUCTIONS[name], scheme, kind)
     if name == "Gelu":  # Of the approximation: a layer stands for the other.
         return operator_config("GELU", scheme, TanhGeluConfig)
+    if name == "Clip":
+        return ClipConfig(scheme.activations)
     if name in FUNCTIONS:
         return operator_config(FUNCTIONS[name], scheme)
     return OutputConfig(scheme.activations, outputs)

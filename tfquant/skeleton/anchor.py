@@ -50,6 +50,12 @@ _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 # Operators of a file that return the values of their first input in their order.
 MOVES = frozenset({"EXPAND_DIMS", "RESHAPE", "SQUEEZE"})
 
+# Those that may, and those that do beside a constant of such values.
+_MAY_MOVE = MOVES | {"CONCATENATION", "MEAN", "PACK", "PAD", "PADV2", "REDUCE_MAX", "REDUCE_MIN"}
+_MAY_MOVE |= {"REDUCE_PROD", "SLICE", "SPLIT", "SPLIT_V", "STRIDED_SLICE", "SUM", "TILE"}
+_MAY_MOVE |= {"TRANSPOSE", "UNPACK"}
+_NEUTRAL_BESIDE = {"ADD": 0.0, "DIV": 1.0, "MUL": 1.0, "SUB": 0.0}
+
 
 def anchor(
     float_file: FloatFile, lowered: Lowered
@@ -175,6 +181,7 @@ def _tensors(float_file, of_point, numbers):
             if tensor is not None:
                 tensors[index] = tensor
     _drop_parts(file, tensors)
+    _drop_steps(file, tensors, numbers)
     _follow(file, tensors)
     return tensors
 
@@ -292,6 +299,53 @@ def _drop_parts(file, tensors):
             index = moved.get(index)
     for index in set(tensors) - same:
         del tensors[index]
+
+
+def _drop_steps(file, tensors, numbers):
+    """Leaves out the steps on the way to an operation whose own name is not on its last one.
+
+    That of the model's output has the name of the output.
+    """
+    same = {}
+    for index, tensor in tensors.items():
+        same.setdefault(numbers[tensor.name], []).append(index)
+    for indices in same.values():
+        for last in indices:
+            index, before = last, file.producer(last)
+            while before is not None and _may_move(file, before) and before.inputs[0] in indices:
+                index = before.inputs[0]
+                before = file.producer(index)
+            if before is None or _may_move(file, before):
+                continue
+            for step in set(indices) & _ancestors(file, before):
+                tensors.pop(step, None)
+
+
+def _may_move(file, op):
+    """Whether an operator of a file may return the values of its first input."""
+    if op.name in _MAY_MOVE:
+        return True
+    if op.name not in (*_NEUTRAL_BESIDE, "MINIMUM"):
+        return False
+    size = math.prod(file.shape(op.inputs[1]))
+    if file.num_bytes(op.inputs[1]) != 4 * size:
+        return False  # Computed, or stored elsewhere.
+    value = file.constant(op.inputs[1])
+    if op.name == "MINIMUM":
+        return is_limit(value)
+    return bool(np.all(value == _NEUTRAL_BESIDE[op.name]))
+
+
+def _ancestors(file, op):
+    """Returns the tensors that are computed for `op` alone or for others, all the way up."""
+    found, waiting = set(), list(op.inputs)
+    while waiting:
+        index = waiting.pop()
+        producer = file.producer(index)
+        if index not in found and producer is not None:
+            found.add(index)
+            waiting += producer.inputs
+    return found
 
 
 def _follow(file, tensors):

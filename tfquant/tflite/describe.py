@@ -2,8 +2,11 @@
 
 import dataclasses
 
+import keras
+
 from tfquant import devices
 from tfquant.configs.linear import LinearConfig, unit_product
+from tfquant.devices.device import EXACT
 from tfquant.litert.flatbuffer import File
 from tfquant.numerics import QuantSpec
 from tfquant.quantizers import grid_of
@@ -11,7 +14,10 @@ from tfquant.report import FloatOperator, LayerReport, TensorReport
 from tfquant.report.weights import weight_fields
 from tfquant.skeleton.anchor import MOVES
 from tfquant.tflite.assign import AS_THE_SCHEME_SAYS, REFUSED, Assignment
-from tfquant.wrappers import Quantize
+from tfquant.wrappers import OperationLayer, Quantize
+
+# Why a function differs that the converter made several kernels of.
+SEVERAL = "several kernels"
 
 
 def layer_reports(units, file: File, anchors, assignment: Assignment) -> list[LayerReport]:
@@ -27,10 +33,30 @@ def layer_reports(units, file: File, anchors, assignment: Assignment) -> list[La
     operators = [_operator(unit, file, anchors, assignment) for unit in units]
     reports = [_layer_report(unit, op, grids) for unit, op in zip(units, operators, strict=True)]
     refused = {n for n, reason in assignment.float_reasons.items() if reason.startswith(REFUSED)}
-    return [
-        dataclasses.replace(report, arithmetic="float") if op and op.index in refused else report
-        for report, op in zip(reports, operators, strict=True)
-    ]
+    found = []
+    for unit, report, op in zip(units, reports, operators, strict=True):
+        if op and op.index in refused:
+            report = dataclasses.replace(report, arithmetic="float")
+        elif op and report.arithmetic == EXACT and _is_several(unit, op, file, anchors, assignment):
+            report = dataclasses.replace(report, arithmetic=SEVERAL)
+        found.append(report)
+    return found
+
+
+def _is_several(unit, op, file, anchors, assignment):
+    """Whether a function is several integer kernels, which round where the simulation does not."""
+    inner = getattr(unit.layer, "layer", None)
+    if not isinstance(inner, (OperationLayer, keras.layers.Activation)):
+        return False
+    device, waiting = unit.layer.device, [i for i in op.inputs if i not in anchors]
+    while waiting:
+        before = file.producer(waiting.pop())
+        if before is None:
+            continue
+        if before.index in assignment.integer and not device.moves(before.name):
+            return True
+        waiting += [i for i in before.inputs if i not in anchors]
+    return False
 
 
 def _grids(anchors):
@@ -44,7 +70,7 @@ def _layer_report(unit, op, grids):
     inputs = [read for read in map(grid_of, unit.inputs) if read is not None]
     bits = grid.spec.num_bits if grid else None
     if unit.dynamic:
-        bits = unit.layer.quantize_config.input_quantizer(unit.layer.layer).spec.num_bits
+        bits = unit.layer.quantize_config.input_quantizer(unit.layer).spec.num_bits
     return LayerReport(
         name=unit.name,
         operator=name,

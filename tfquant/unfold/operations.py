@@ -391,6 +391,42 @@ def _gelu(operation, x):
     return None if operation.approximate else layers.Activation("gelu", name=operation.name)
 
 
+def _celu(operation, x):
+    del x
+    return layers.Activation("elu", name=operation.name) if operation.alpha == 1 else None
+
+
+def _hard_tanh(operation, scheme):
+    del operation
+    return (lambda x: keras.ops.clip(x, -1.0, 1.0)) if scheme.static else None
+
+
+def _exp_minus_one(operation, scheme):
+    del operation
+    return (lambda x: keras.ops.exp(x) - 1.0) if scheme.static else None
+
+
+def _tanh_shrink(operation, scheme):
+    """What a hyperbolic tangent is short of its argument."""
+
+    def call(x):
+        y = QuantizeAnnotate(layers.Activation("tanh", name=f"{operation.name}_tanh"))(x)
+        return QuantizeAnnotate(layers.Subtract(name=operation.name))([x, y])
+
+    return call if scheme.static else None
+
+
+def _glu(operation, scheme):
+    """A half of the values, times the sigmoid of the other."""
+
+    def call(x):
+        a, b = keras.ops.split(x, 2, axis=operation.axis)
+        gate = QuantizeAnnotate(layers.Activation("sigmoid", name=f"{operation.name}_gate"))(b)
+        return QuantizeAnnotate(layers.Multiply(name=operation.name))([a, gate])
+
+    return call if scheme.static else None
+
+
 def _clip(operation, x):
     del x
     bounds = operation.x_min, operation.x_max
@@ -464,7 +500,12 @@ OPERATIONS = {
     "Transpose": _layer(_permute),
     "Moveaxis": _layer(_move),
     "Swapaxes": _layer(_swap),
+    "Celu": _layer(_celu),
     "Clip": _layer(_clip),
+    "Expm1": _exp_minus_one,
+    "Glu": _glu,
+    "HardTanh": _hard_tanh,
+    "TanhShrink": _tanh_shrink,
     "Mean": _layer(_pool(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D)),
     "Max": _layer(_pool(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D)),
     "Resize": _layer(_resize),

@@ -4,7 +4,7 @@ import inspect
 import math
 
 import keras
-from keras import activations, layers
+from keras import activations, layers, ops
 
 from tfquant.configs.elementwise import SameGridConfig
 from tfquant.configs.parts import MatMulConfig
@@ -126,6 +126,15 @@ def unfold_unit_normalization(layer, scheme):
     return call if scheme.static else None
 
 
+# Activations that are operations of several kernels.
+_SEVERAL = {
+    activations.celu: ops.celu,
+    activations.glu: ops.glu,
+    activations.hard_tanh: ops.hard_tanh,
+    activations.tanh_shrink: ops.tanh_shrink,
+}
+
+
 def unfold_activation(layer, scheme):
     """Takes apart a hard sigmoid, and functions of the user that consist of several; see `unfold`.
 
@@ -137,6 +146,8 @@ def unfold_activation(layer, scheme):
         return lambda x: hard_sigmoid(x, layer.name)
 
     function = layer.activation
+    if function in _SEVERAL:
+        return _SEVERAL[function]
     if isinstance(function, layers.Layer):
         if function.weights or not function.built:
             return None

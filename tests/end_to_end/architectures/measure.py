@@ -78,7 +78,7 @@ def measure(model, data, scheme, folder) -> Measured:
     return Measured(
         sqnr(expected, _flat(q(data, training=False))),
         rival,
-        float_operators(path.read_bytes()),
+        _without_norms(path, report),
         rival_float,
         apart,
         named,
@@ -115,10 +115,20 @@ def stock(model, data, kind):
             return None
 
 
-def float_operators(content) -> list[str]:
+def _without_norms(path, report) -> list[str]:
+    """Returns the float operators of our file, without those of norms whatever their names."""
+    norms = {op.name for op in report.float_operators if op.reason.startswith("norm '")}
+    return float_operators(path.read_bytes(), norms)
+
+
+def float_operators(content, norms=frozenset()) -> list[str]:
     """Returns the names of float operators in a file, without those at the borders of integers.
 
     Those of norms are left out, and the sums that nothing but norms read.
+
+    Args:
+        content: The bytes of the file.
+        norms: Names of operators of norms beside those that are called so.
     """
     file, found, apart = File(content), [], set()
     for op in reversed(file.ops):
@@ -126,7 +136,8 @@ def float_operators(content) -> list[str]:
             continue
         readers = {reader.index for i in op.outputs for reader in file.consumers(i)}
         residual = op.name in ("ADD", "DEQUANTIZE") and readers and readers <= apart
-        norm = op.name not in KERNELS and "norm" in file.name(op.outputs[0]).split(";")[0]
+        name = file.name(op.outputs[0]).split(";")[0]
+        norm = op.name not in KERNELS and ("norm" in name or name in norms)
         if residual or norm:
             apart.add(op.index)
         elif op.name != "DEQUANTIZE":

@@ -1,0 +1,77 @@
+"""Functions of `keras.ops` as a model's output, as a layer's input, and behind a permutation."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import tfquant as tfq
+
+FUNCTIONS = {
+    name: getattr(ops, name)
+    for name in (
+        *("abs", "celu", "elu", "exp", "expm1", "gelu", "glu", "hard_sigmoid", "hard_silu"),
+        *("hard_tanh", "leaky_relu", "log_sigmoid", "log_softmax", "negative", "relu", "relu6"),
+        *("sigmoid", "silu", "sin", "softmax", "softplus", "square", "tanh", "tanh_shrink"),
+    )
+}
+FUNCTIONS |= {
+    "clip": lambda x: ops.clip(x, -0.5, 0.5),
+    "clip_to_1": lambda x: ops.clip(x, 0.0, 1.0),
+    "clip_one_sided": lambda x: ops.clip(x, 0.1, 1.5),
+    "log": lambda x: ops.log(ops.abs(x) + 0.5),
+    "maximum": lambda x: ops.maximum(x, -x),
+    "rsqrt": lambda x: ops.rsqrt(ops.abs(x) + 0.5),
+}
+INTEGER = {
+    "celu",
+    "clip",
+    "clip_one_sided",
+    "clip_to_1",
+    "expm1",
+    "glu",
+    "hard_tanh",
+    "maximum",
+    "tanh_shrink",
+}
+
+
+def transposed(x):
+    return ops.transpose(x, (0, 2, 1))  # Square: a mistake of axes fits all the same.
+
+
+@pytest.mark.parametrize("before", [lambda x: x, transposed], ids=["plain", "transposed"])
+@pytest.mark.parametrize("behind", [False, True], ids=["output", "middle"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_computes_what_its_file_does(name, behind, before, rng, tmp_path):
+    inputs = keras.Input((6, 6))
+    y = FUNCTIONS[name](before(layers.Dense(6)(inputs)))
+    model = keras.Model(inputs, layers.Dense(3)(y) if behind else y)
+    data = rng.normal(size=(64, 6, 6)).astype(np.float32)
+    q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
+    assert report.broken_claims == []
+    assert all(layer.parity is None or not layer.parity.differing for layer in report.layers)
+    expected, received = (m.predict(data, verbose=0) for m in (model, q))
+    noise = np.mean((expected - received) ** 2)
+    assert 10 * np.log10(np.mean(expected**2) / noise) > 25
+    if report.end_to_end.in_steps:
+        assert report.end_to_end.differing == 0
+    else:  # A function in float behind integers: its output is rounded in the model alone.
+        assert report.end_to_end.largest < 0.01
+    if name in INTEGER:
+        assert not report.float_operators
+
+
+def test_an_einsum_whose_second_operand_comes_first_needs_no_permutation(rng, tmp_path):
+    x = keras.Input((6, 2, 4))
+    key, query = (layers.EinsumDense("abcd,de->abce", (None, 2, 4))(x) for _ in range(2))
+    scores = ops.einsum("aecd,abcd->acbe", key, query) * 0.5
+    model = keras.Model(x, layers.Softmax()(scores))
+    data = rng.normal(size=(64, 6, 2, 4)).astype(np.float32)
+    q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
+    assert report.broken_claims == [] and report.op_by_op.differing == 0
+    assert report.end_to_end.differing == 0
+    operators = [op.operator for op in tfq.inspect(tmp_path / "m.tflite").operators]
+    assert operators.count("TRANSPOSE") == 2  # Of the operands alone.
