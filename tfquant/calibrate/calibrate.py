@@ -17,6 +17,7 @@ from tfquant.calibrate.real import RealCalls
 from tfquant.calibrate.rows import split
 from tfquant.calibrate.seen import Seen
 from tfquant.data.batches import batches
+from tfquant.data.memory import give_back
 from tfquant.graph.runner import Runner
 from tfquant.graph.walk import all_layers
 from tfquant.quantizers import RecordingScope, Watch
@@ -100,6 +101,7 @@ def calibrate(
         plain = choose_ranges(choices, judge, values_per_row)
         norms = choose_norms(model, judge)
         plain = None if norms is not None and norms.floating else plain
+        give_back()
         correction = correct_biases(model, wrappers, runner, judge, methods, wanted, plain)
     model.calibration_samples, model.correction, model.norms = samples, correction, norms
     model.calibration = seen.record(observer)

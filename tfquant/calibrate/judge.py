@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
-from keras import activations, layers, ops, tree
+from keras import activations, layers, tree
 
 from tfquant.calibrate.bias_correction import noting
 from tfquant.calibrate.real import RealCalls
 from tfquant.calibrate.rows import Rows
 from tfquant.graph.runner import Runner, rows_first
+from tfquant.numerics.arrays import array_of
 from tfquant.quantizers import RealScope, RecordingScope
 from tfquant.wrappers import CallHook, QuantizeWrapper
 
@@ -95,7 +96,7 @@ class Judge:
         with CallHook(hook) if hook else contextlib.nullcontext():
             for arrays in self.rows.batches(start):
                 outputs = zip(self._run(arrays), self._run.ends, strict=True)
-                parts.append([rows_first(ops.convert_to_numpy(x), y.shape) for x, y in outputs])
+                parts.append([rows_first(array_of(x), y.shape) for x, y in outputs])
         return [np.concatenate(x) for x in zip(*parts, strict=True)]
 
 

@@ -11,6 +11,7 @@ from tfquant.devices import Product
 from tfquant.layers.copy import copy_layer, undrawn
 from tfquant.layers.plain import PlainConvolution
 from tfquant.numerics import PerAxis, PerGroup, QuantSpec, group_scale
+from tfquant.numerics.arrays import arithmetic, array_of, at_hand
 from tfquant.numerics.fixed_point import accumulate, multiplier_dtype, requantize
 from tfquant.numerics.params import SMALLEST_SCALE
 from tfquant.quantizers import AbsMax, Dynamic, Float16, Static, grid_of
@@ -131,10 +132,12 @@ class LinearConfig(QuantizeConfig):
             call.device.rounding(self.product(wrapper, grid.spec, accumulator.shape, bias))
             for bias in (False, True)
         )
-        steps = requantized(biased)
-        if plain != biased:
-            steps = ops.where(has_bias(wrapper), steps, requantized(plain))
-        return call.finish(steps)
+        if plain == biased:
+            return call.finish(requantized(biased))
+        bias = has_bias(wrapper)
+        if isinstance(bias, np.bool_):
+            return call.finish(requantized(biased if bias else plain))
+        return call.finish(ops.where(bias, requantized(biased), requantized(plain)))
 
     def product(self, wrapper, spec, shape, bias: bool) -> Product:
         """Returns what decides how the device rounds what the layer computes.
@@ -175,7 +178,7 @@ class LinearConfig(QuantizeConfig):
     def by_channel(self, wrapper, values):
         """Returns `values`, one for each channel, such that they broadcast against the kernel."""
         ((variable, _),) = wrapper.weight_quantizers
-        return ops.reshape(values, _channel_shape(variable, self.channel_axis))
+        return arithmetic(values).reshape(values, _channel_shape(variable, self.channel_axis))
 
     def rescaled(self, wrapper, gain, shift) -> list | None:
         """Returns what makes layer and batch norm compute `gain * y + shift` instead of `y`.
@@ -218,6 +221,7 @@ class LinearConfig(QuantizeConfig):
         steps = quantizer.scaled_steps(gain)
         return None if steps is None else [(variable, variable * gain), *steps]
 
+    @np.errstate(all="ignore")  # As in a graph.
     def integer_weights(self, wrapper, input_scale):
         """Returns the integers that the device multiplies with, batch norm folded.
 
@@ -226,30 +230,33 @@ class LinearConfig(QuantizeConfig):
             input_scale: Step of the input, a number, or `None` when it is not known.
 
         Returns:
-            `(kernel, scale, bias)`: float tensors. `kernel` holds integers in the shape of the
-            layer's kernel, `scale` the float32 step of each channel, flat, or those of groups,
-            `[groups, channels]`, and `bias` integers of step `input_scale * scale` (real numbers
-            where `input_scale` is `None` or there are groups), flat, float64.
+            `(kernel, scale, bias)`: floats, tensors in a graph and else arrays, which have no
+            gradient. `kernel` holds integers in the shape of the layer's kernel, `scale` the
+            float32 step of each channel, flat, or those of groups, `[groups, channels]`, and `bias`
+            integers of step `input_scale * scale` (real numbers where `input_scale` is `None` or
+            there are groups), flat, float64.
         """
         known = KnownIntegers.current()
         found = known and known.get(wrapper, input_scale)
         if found is not None:
             return found
         ((variable, quantizer),) = wrapper.weight_quantizers
-        kernel = ops.cast(variable.value, "float32")
+        kernel, input_scale = _float32(variable), array_of(input_scale)
+        if type(input_scale) is float:
+            input_scale = np.float32(input_scale)  # As every scale is.
         factor, bias = _folded_bias(wrapper)
         folded, unfolded, gain = self._steps(wrapper, kernel, factor, bias, input_scale)
-        spec = quantizer.spec
+        spec, xp = quantizer.spec, arithmetic(unfolded)
         steps = quantizer.spread(unfolded) if quantizer.grouped else unfolded
-        q = ops.round(quantizer.latent(kernel) / steps)
-        q = ops.clip(q, spec.qmin, spec.qmax)
-        q = q * ops.cast(ops.sign(gain), "float32")
+        q = xp.round(array_of(quantizer.latent(kernel)) / steps)
+        q = xp.clip(q, spec.qmin, spec.qmax)
+        q = q * xp.cast(xp.sign(gain), "float32")
         if quantizer.grouped:
-            return q, ops.reshape(folded, (-1, folded.shape[-1])), bias
-        scale = ops.reshape(folded, (-1,))
+            return q, xp.reshape(folded, (-1, folded.shape[-1])), bias
+        scale = xp.reshape(folded, (-1,))
         if input_scale is not None:
-            step = ops.cast(input_scale, "float64") * ops.cast(scale, "float64")
-            bias = ops.round(bias / step)
+            step = xp.cast(input_scale, "float64") * xp.cast(scale, "float64")
+            bias = xp.round(xp.cast(bias, "float64") / step)
         return q, scale, bias
 
     def _steps(self, wrapper, kernel, factor, bias, input_scale):
@@ -260,26 +267,28 @@ class LinearConfig(QuantizeConfig):
             unfolded one, and the gains, with axes as the kernel has them.
         """
         ((_, quantizer),) = wrapper.weight_quantizers
-        step = ops.cast(quantizer.steps(kernel), "float64")
+        step = array_of(quantizer.steps(kernel))
+        xp = arithmetic(step)
+        step = xp.cast(step, "float64")
         if not quantizer.grouped:
             # One for each channel, also where the unfolded kernel has one in all.
-            step = ops.broadcast_to(step, _channel_shape(kernel, self.channel_axis))
-        gain = ops.ones([1] * len(step.shape), "float64")
+            step = xp.broadcast_to(step, _channel_shape(kernel, self.channel_axis))
+        gain = xp.ones([1] * len(step.shape), "float64")
         if factor is not None:
-            gain = ops.reshape(factor, _channel_shape(kernel, self.channel_axis))
-        folded = step * ops.abs(gain)
-        smallest = ops.max(folded) * DEAD_CHANNEL
+            gain = xp.reshape(factor, _channel_shape(kernel, self.channel_axis))
+        folded = step * xp.abs(gain)
+        smallest = xp.max(folded) * DEAD_CHANNEL
         if input_scale is not None:
-            limit = BIAS_LIMIT * ops.cast(input_scale, "float64")
-            smallest = ops.maximum(smallest, ops.abs(ops.reshape(bias, step.shape)) / limit)
-        folded = ops.cast(ops.maximum(ops.maximum(folded, smallest), SMALLEST_SCALE), "float32")
+            limit = BIAS_LIMIT * xp.cast(input_scale, "float64")
+            smallest = xp.maximum(smallest, xp.abs(xp.reshape(bias, step.shape)) / limit)
+        folded = xp.cast(xp.maximum(xp.maximum(folded, smallest), SMALLEST_SCALE), "float32")
         if quantizer.grouped:
             folded = group_scale(folded)
         # The step in units of the unfolded kernel; a channel of gain 0 has only zeros.
         alive = gain != 0
-        divisor = ops.where(alive, ops.abs(gain), ops.ones_like(gain))
-        unfolded = ops.cast(ops.cast(folded, "float64") / divisor, "float32")
-        unfolded = ops.where(alive, unfolded, ops.full_like(folded, 1e30))
+        divisor = xp.where(alive, xp.abs(gain), xp.ones_like(gain))
+        unfolded = xp.cast(xp.cast(folded, "float64") / divisor, "float32")
+        unfolded = xp.where(alive, unfolded, xp.full_like(folded, 1e30))
         return folded, unfolded, gain
 
     def lower(self, wrapper, call_site, args, kwargs, input_grids, name):
@@ -320,21 +329,23 @@ class LinearConfig(QuantizeConfig):
         kernels = () if self.weights is None else (lowered,)
         return Lowering(outputs, kernels, dynamic=self.dynamic, bias=integers)
 
+    @np.errstate(all="ignore")  # As in a graph.
     def real_weights(self, wrapper):
         """Returns kernel and bias with the batch norm folded, float32, the kernel quantized."""
         ((variable, quantizer),) = wrapper.weight_quantizers
         factor, bias = _folded_bias(wrapper)
-        kernel, settings = ops.cast(variable.value, "float32"), {}
+        kernel, settings = _float32(variable), {}
         if is_grouped(wrapper) and factor is not None:
             _, scale, _ = self._steps(wrapper, kernel, factor, bias, None)
             settings["scale"] = quantizer.spread(scale)
-        kernel = quantizer.call(kernel, **settings)
+        kernel = array_of(quantizer.call(kernel, **settings))
+        xp = arithmetic(kernel)
         if factor is not None:
-            gain = ops.reshape(factor, _channel_shape(kernel, self.channel_axis))
-            kernel = kernel * ops.cast(gain, "float32")
+            gain = xp.reshape(factor, _channel_shape(kernel, self.channel_axis))
+            kernel = kernel * xp.cast(gain, "float32")
         if self.weights == "float16":
             kernel = quantizer.call(kernel)
-        return kernel, ops.cast(bias, "float32")
+        return kernel, xp.cast(bias, "float32")
 
     def _multiply(self, wrapper, x, kernel):
         """Runs the layer on integers, without its bias."""
@@ -419,13 +430,23 @@ def unit_product(unit) -> Product:
 
 
 def has_bias(wrapper):
-    """Returns whether a file has a bias of the wrapped layer, a tensor: converters drop zeros."""
-    return ops.any(_folded_bias(wrapper)[1] != 0)
+    """Returns whether a file has a bias of the wrapped layer: converters drop zeros.
+
+    A tensor in a graph.
+    """
+    bias = _folded_bias(wrapper)[1]
+    return arithmetic(bias).any(bias != 0)
 
 
 def _channel_shape(kernel, channel_axis):
     axes = {axis % len(kernel.shape) for axis in PerAxis(channel_axis).axes}
     return [size if axis in axes else 1 for axis, size in enumerate(kernel.shape)]
+
+
+def _float32(variable):
+    """Returns the value of a variable, an array outside of graphs."""
+    value = at_hand(variable)
+    return arithmetic(value).cast(value, "float32")
 
 
 def _folded_bias(wrapper):
@@ -434,16 +455,22 @@ def _folded_bias(wrapper):
     return _fold(wrapper) if known is None else known.folded(wrapper, _fold)
 
 
+@np.errstate(all="ignore")  # As in a graph.
 def _fold(wrapper):
     """Computes `_folded_bias`."""
     layer, norm = wrapper.layer, wrapper.batch_norm
-    float64 = lambda v: ops.cast(v.value, "float64")  # noqa: E731
+
+    def float64(variable):
+        value = at_hand(variable)
+        return arithmetic(value).cast(value, "float64")
+
     bias = float64(layer.bias) if layer.use_bias else None
     if norm is None:
         if bias is None:
-            bias = ops.zeros((_channels(layer, wrapper),), "float64")
+            bias = np.zeros((_channels(layer, wrapper),), "float64")
         return None, bias
-    gain = 1.0 / ops.sqrt(float64(norm.moving_variance) + norm.epsilon)
+    variance = float64(norm.moving_variance) + norm.epsilon
+    gain = 1.0 / arithmetic(variance).sqrt(variance)
     if norm.scale:
         gain = gain * float64(norm.gamma)
     shift = -float64(norm.moving_mean) * gain

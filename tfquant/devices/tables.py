@@ -26,6 +26,9 @@ from tfquant.numerics.fixed_point import (
 # Intervals of a table of 16 bits, each of 128 integers.
 INTERVALS = 512
 
+# So many values are computed one by one, as their table would be.
+SMALL = 2**10
+
 # round(65536 / (1 + exp(-i / 24))), which LOGISTIC and TANH of 16 bits interpolate. LiteRT's table
 # is one above at these places.
 _RAISED = (
@@ -114,8 +117,17 @@ def look_up(name, round_to_integer=ops.round):
 
     def kernel(inputs, output, function=name):
         (x,) = inputs
-        y = FUNCTIONS[function](x.steps * x.params.scale)
-        return round_to_integer(y * (1.0 / output.params.scale))
+        of = lambda steps: round_to_integer(  # noqa: E731
+            FUNCTIONS[function](steps * x.params.scale) * (1.0 / output.params.scale)
+        )
+        shape = tuple(x.steps.shape)
+        if x.spec.stored_bits > 8 or None in shape or math.prod(shape) <= SMALL:
+            return of(x.steps)
+        # As the device does: it takes less time and memory than the function of every value.
+        first = (-128.0 if x.spec.signed else 0.0) - ops.cast(x.params.zero_point, "float32")
+        table = of(tf.range(256.0) + first)
+        places = tf.cast(tf.minimum(tf.maximum(x.steps - first, 0.0), 255.0), tf.int32)
+        return tf.gather(table, places)
 
     return kernel
 

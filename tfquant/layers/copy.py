@@ -4,6 +4,7 @@ import contextlib
 import inspect
 
 import keras
+import numpy as np
 
 
 def copy_layer(layer, /, **changes):
@@ -87,11 +88,16 @@ def undrawn(layer):
         return
     try:
         for name in given:
-            setattr(layer, name, keras.initializers.Zeros())
+            setattr(layer, name, _zeros)
         yield
     finally:
         for name, initializer in given.items():
             setattr(layer, name, initializer)
+
+
+def _zeros(shape, dtype=None):
+    """Is an initializer in NumPy, which takes a fifth of the time of TensorFlow's for few zeros."""
+    return np.zeros(shape, dtype)
 
 
 def _draws(name, x):

@@ -47,7 +47,8 @@ def run(
         for values, index in zip(collected, outputs, strict=True):
             values.append(_rows(interpreter.get_tensor(index), batch)[:count].copy())
         progress()
-    return [np.concatenate(values) for values in collected]
+    # Each is given up as it is joined: of inner tensors there are many.
+    return [np.concatenate(collected.pop(0)) for _ in outputs]
 
 
 def _rows(values, batch):
@@ -155,5 +156,7 @@ def dequantize(file: File, index: int, values: np.ndarray) -> np.ndarray:
     """Maps integers of a tensor of the file to real values (unchanged for a float tensor)."""
     if not file.scale(index).size:
         return values
-    q = values.astype(np.float32) - np.float32(file.zero_point(index)[0])
-    return q * file.scale(index)[0]
+    q = values.astype(np.float32)
+    q -= np.float32(file.zero_point(index)[0])
+    q *= file.scale(index)[0]
+    return q

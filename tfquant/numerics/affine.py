@@ -1,4 +1,4 @@
-"""The affine map between real values and integers, on tensors of the Keras backend.
+"""The affine map between real values and integers, on tensors of the Keras backend and on arrays.
 
 Integers are carried as floats: float32 holds every integer up to 2**24 exactly, and every backend
 operation takes them.
@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from tfquant.numerics.arrays import ARRAYS, arithmetic
 from tfquant.numerics.params import QuantParams
 from tfquant.numerics.spec import QuantSpec
 
@@ -25,28 +26,30 @@ def quantize(x, params: QuantParams, spec: QuantSpec):
     Rounding is to nearest, ties to even.
 
     Args:
-        x: Real tensor.
+        x: Real tensor, or array.
         params: `QuantParams`; shapes broadcast against `x`.
         spec: `QuantSpec` giving `qmin` and `qmax`.
 
     Returns:
-        Float tensor of the shape of `x`, holding integers.
+        Float tensor of the shape of `x`, holding integers; an array if nothing is a tensor.
     """
-    zero_point = ops.cast(params.zero_point, x.dtype)
-    return ops.clip(ops.round(x / params.scale) + zero_point, spec.qmin, spec.qmax)
+    xp = arithmetic(x, *params)
+    zero_point = xp.cast(params.zero_point, x.dtype)
+    return xp.clip(xp.round(x / params.scale) + zero_point, spec.qmin, spec.qmax)
 
 
 def dequantize(q, params: QuantParams):
     """Maps integers to real values: `scale * (q - zero_point)`.
 
     Args:
-        q: Float tensor holding integers.
+        q: Float tensor holding integers, or array.
         params: `QuantParams`; shapes broadcast against `q`.
 
     Returns:
-        Real tensor of the shape of `q`.
+        Real tensor of the shape of `q`; an array if nothing is a tensor.
     """
-    return (q - ops.cast(params.zero_point, q.dtype)) * params.scale
+    xp = arithmetic(q, *params)
+    return (q - xp.cast(params.zero_point, q.dtype)) * params.scale
 
 
 def fake_quantize(x, params: QuantParams, spec: QuantSpec):
@@ -59,12 +62,12 @@ def fake_quantize(x, params: QuantParams, spec: QuantSpec):
     (Bengio et al. 2013, arXiv:1308.3432; Jacob et al. 2018, arXiv:1712.05877).
 
     Args:
-        x: Real tensor.
+        x: Real tensor, or array.
         params: `QuantParams`; shapes broadcast against `x`.
         spec: `QuantSpec` giving `qmin` and `qmax`.
 
     Returns:
-        Real tensor of the shape of `x`.
+        Real tensor of the shape of `x`; an array if nothing is a tensor.
 
     Example:
 
@@ -73,6 +76,9 @@ def fake_quantize(x, params: QuantParams, spec: QuantSpec):
     >>> float(fake_quantize(ops.array([0.5]), params, spec)[0])
     0.501960813999176
     """
+    if arithmetic(x, *params) is ARRAYS:
+        with np.errstate(all="ignore"):  # As in a graph.
+            return dequantize(quantize(x, params, spec), params)
     zero_point = ops.cast(params.zero_point, x.dtype)
 
     @ops.custom_gradient
@@ -127,26 +133,31 @@ def group_scale(scale):
     The gradient passes straight through.
 
     Args:
-        scale: Positive float tensor.
+        scale: Positive float tensor, or array.
 
     Returns:
-        Float32 tensor of the shape of `scale`, from 2**-14 to 65280; ties go to even.
+        Float32 tensor, or array, of the shape of `scale`, from 2**-14 to 65280; ties go to even.
 
     Example:
 
     >>> float(group_scale(ops.array(0.1)))
     0.10009765625
     """
+    xp = arithmetic(scale)
+
+    def rounded(scale):
+        bounded = xp.minimum(xp.maximum(scale, SMALLEST_GROUP_SCALE), LARGEST_GROUP_SCALE)
+        # On the bits: compilers may leave out a cast to 16 bits and back.
+        bits = xp.view(bounded, "int32")
+        last = xp.bitwise_and(xp.right_shift(bits, 16), 1)
+        bits = xp.bitwise_and(bits + (2**15 - 1) + last, -(2**16))
+        return xp.view(bits, "float32")
 
     @ops.custom_gradient
-    def rounded(scale):
-        bounded = ops.minimum(ops.maximum(scale, SMALLEST_GROUP_SCALE), LARGEST_GROUP_SCALE)
-        # On the bits: compilers may leave out a cast to 16 bits and back.
-        bits = ops.view(bounded, "int32")
-        last = ops.bitwise_and(ops.right_shift(bits, 16), 1)
-        bits = ops.bitwise_and(bits + (2**15 - 1) + last, -(2**16))
-        return ops.view(
-            bits, "float32"
+    def straight_through(scale):
+        return rounded(
+            scale
         ), lambda *args, upstream=None: args[0] if upstream is None else upstream
 
-    return rounded(ops.cast(scale, "float32"))
+    scale = xp.cast(scale, "float32")
+    return rounded(scale) if xp is ARRAYS else straight_through(scale)

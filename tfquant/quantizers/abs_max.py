@@ -1,8 +1,8 @@
 """Weights: symmetric, scaled by their largest magnitude."""
 
 import keras
-from keras import ops
 
+from tfquant.numerics.arrays import ARRAYS, arithmetic, at_hand
 from tfquant.quantizers.families import WEIGHT_QUANTIZERS, family
 from tfquant.quantizers.weight import WeightQuantizer, positive
 
@@ -26,22 +26,18 @@ class AbsMax(WeightQuantizer):
         """Creates `clip` and `given`, one for each scale; `given` is 0 where nobody gave a step."""
         super().build(input_shape)
         self.clip, self.given = (
-            self.add_weight(
-                shape=self.scale_shape,
-                initializer=initializer,
-                name=name,
-                trainable=False,
-                dtype="float32",
-            )
-            for name, initializer in (("clip", "ones"), ("given", "zeros"))
+            self.add_number(name, value, self.scale_shape, trainable=False)
+            for name, value in (("clip", 1.0), ("given", 0.0))
         )
 
     def real_steps(self, x=None):
         """Returns the share `clip` of the largest magnitudes, in steps of the grid; given steps."""
         # A product: graph optimizers turn a division by a constant into one, which rounds
         # differently, and the same model would have other integers in a graph than outside.
-        found = positive(self.largest(x) * self.clip * (1.0 / self.spec.qmax), self.spec)
-        return ops.where(self.given > 0, self.given, found)
+        xp = arithmetic(x)
+        clip, given = (at_hand(v) if xp is ARRAYS else v.value for v in (self.clip, self.given))
+        found = positive(self.largest(x) * clip * (1.0 / self.spec.qmax), self.spec)
+        return xp.where(given > 0, given, found)
 
     def set_steps(self, steps) -> None:
         """Gives the steps."""

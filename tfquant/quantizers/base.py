@@ -4,11 +4,15 @@ import abc
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from tfquant.layers.scope import Scope
 from tfquant.numerics import QuantParams, QuantSpec, fake_quantize, fake_quantize_at_once
 from tfquant.quantizers.grid import Grid, on_grid
+
+# The slash makes it the whole name of a scope, whatever scopes are around it.
+TENSORFLOW_SCOPE = "grid/"
 
 
 class Quantizer(keras.layers.Layer, abc.ABC):
@@ -32,6 +36,21 @@ class Quantizer(keras.layers.Layer, abc.ABC):
         self.group = None
         self.headroom = 1.0
         self.active = True
+
+    def add_number(self, name: str, value: float = 0.0, shape=(), **settings):
+        """Returns a new float32 variable that holds `value`; `build` calls it.
+
+        All of a name are one to TensorFlow, which takes several times longer to make a variable
+        of a name that it has not met. To Keras each has the path of its quantizer.
+        """
+        with tf.name_scope(TENSORFLOW_SCOPE):
+            return self.add_weight(
+                shape=shape,
+                initializer=lambda shape, dtype: np.full(shape, value, dtype),
+                name=name,
+                dtype="float32",
+                **settings,
+            )
 
     @property
     def calibrated(self) -> bool:

@@ -31,13 +31,7 @@ class LearnedClip(Static):
     def build(self, input_shape=None):
         """Creates what `Static` has, and `alpha`."""
         super().build(input_shape)
-        self.alpha = self.add_weight(
-            shape=(),
-            initializer="ones",
-            name="alpha",
-            dtype="float32",
-            regularizer=self.regularizer,
-        )
+        self.alpha = self.add_number("alpha", 1.0, regularizer=self.regularizer)
 
     def set_params(self, params: QuantParams) -> None:
         super().set_params(params)

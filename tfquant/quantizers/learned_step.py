@@ -35,14 +35,10 @@ class LearnedStep(WeightQuantizer):
     def build(self, input_shape):
         """Creates `initial_scale`, fixed, and `step`, trained."""
         super().build(input_shape)
-        weight = lambda name, trainable: self.add_weight(  # noqa: E731
-            shape=self.scale_shape,
-            initializer="ones",
-            name=name,
-            trainable=trainable,
-            dtype="float32",
+        self.initial_scale, self.step = (
+            self.add_number(name, 1.0, self.scale_shape, trainable=trainable)
+            for name, trainable in (("initial_scale", False), ("step", True))
         )
-        self.initial_scale, self.step = weight("initial_scale", False), weight("step", True)
         self.sharers = math.prod(input_shape) // math.prod(self.scale_shape)
 
     def fit(self, w) -> None:
@@ -87,11 +83,8 @@ class LearnedStepActivation(Static):
     def build(self, input_shape=None):
         """Creates what `Static` has, `step` and, for an asymmetric grid, `low`."""
         super().build(input_shape)
-        learned = lambda name, value: self.add_weight(  # noqa: E731
-            shape=(), initializer=keras.initializers.Constant(value), name=name, dtype="float32"
-        )
-        self.step = learned("step", 1.0)
-        self.low = None if self.spec.symmetric else learned("low", self.spec.qmin)
+        self.step = self.add_number("step", 1.0)
+        self.low = None if self.spec.symmetric else self.add_number("low", self.spec.qmin)
 
     def set_params(self, params: QuantParams) -> None:
         super().set_params(params)

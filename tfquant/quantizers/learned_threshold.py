@@ -49,9 +49,7 @@ class LearnedThreshold(_Threshold, WeightQuantizer):
     def build(self, input_shape):
         """Creates `log2_scale`."""
         super().build(input_shape)
-        self.log2_scale = self.add_weight(
-            shape=self.scale_shape, initializer="zeros", name="log2_scale", dtype="float32"
-        )
+        self.log2_scale = self.add_number("log2_scale", shape=self.scale_shape)
 
     def fit(self, w) -> None:
         """Sets the scales to those with the least squared error for `w`."""
@@ -90,9 +88,7 @@ class LearnedThresholdActivation(_Threshold, Static):
     def build(self, input_shape=None):
         """Creates what `Static` has, and `log2_scale`."""
         super().build(input_shape)
-        self.log2_scale = self.add_weight(
-            shape=(), initializer="zeros", name="log2_scale", dtype="float32"
-        )
+        self.log2_scale = self.add_number("log2_scale")
 
     def set_params(self, params: QuantParams) -> None:
         super().set_params(params)

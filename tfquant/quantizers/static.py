@@ -34,14 +34,9 @@ class Static(Quantizer):
         self.built = True
 
     def _variable(self, name, shape=()):
-        return self.add_weight(
-            shape=shape,
-            initializer="zeros",
-            name=name,
-            trainable=False,
-            dtype="float32",
-            aggregation="only_first_replica",  # All replicas assign the same value.
-        )
+        # All replicas assign the same value.
+        settings = {"trainable": False, "aggregation": "only_first_replica"}
+        return self.add_number(name, shape=shape, **settings)
 
     @property
     def calibrated(self) -> bool:

@@ -1,9 +1,8 @@
 """From what a recording scope saw to the grids of activations."""
 
-from keras import ops
-
 from tfquant import observers
 from tfquant.numerics import choose_params
+from tfquant.numerics.arrays import array_of
 from tfquant.quantizers.static import Static
 
 # The range of 16-bit values that were always zero. In steps of 1 LiteRT's addition of 16-bit
@@ -34,7 +33,7 @@ class Watch:
             return
         key = quantizer.group or quantizer
         observer, members = self._watched.setdefault(key, (observers.get(self._observer), []))
-        observer.update(observer.summarize(ops.convert_to_numpy(x)))
+        observer.update(observer.summarize(array_of(x)))
         if not any(quantizer is member for member in members):
             members.append(quantizer)
 

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from tfquant.numerics import PerAxis, PerGroup, QuantParams, fake_quantize, group_scale
+from tfquant.numerics.arrays import arithmetic
 from tfquant.numerics.params import SMALLEST_SCALE
 from tfquant.quantizers.base import Quantizer, RecordingScope
 
@@ -20,6 +21,9 @@ CLIP_BLOCK = 2**16
 
 class WeightQuantizer(Quantizer):
     """Symmetric grid of a weight.
+
+    Where a method takes a weight, that may be an array: it computes in NumPy then, as far as
+    nothing is trained, and returns arrays.
 
     Args:
         spec: Symmetric `QuantSpec`, per tensor, per axis or per group.
@@ -88,9 +92,10 @@ class WeightQuantizer(Quantizer):
         """Returns steps of shape `scale_shape` such that they broadcast against the weight."""
         if not self.grouped:
             return steps
+        xp = arithmetic(steps)
         kept = [1 if i in self.reduced_axes else n for i, n in enumerate(self.parts_shape)]
-        steps = ops.broadcast_to(ops.reshape(steps, kept), self.parts_shape)
-        return ops.reshape(steps, self.weight_shape)
+        steps = xp.broadcast_to(xp.reshape(steps, kept), self.parts_shape)
+        return xp.reshape(steps, self.weight_shape)
 
     def params(self, x=None) -> QuantParams:
         """Returns `scale`, which broadcasts against the weight, and `zero_point` 0."""
@@ -188,13 +193,14 @@ class WeightQuantizer(Quantizer):
         scope = RecordingScope.current()
         if not self.active or (scope is not None and not scope.quantize_weights):
             return self.idle(x, training)
-        w = ops.cast(x, "float32")
+        xp = arithmetic(x)
+        w = xp.cast(x, "float32")
         if training:
             y = self.train(w)
         else:
             params = self.params(w) if scale is None else QuantParams(scale, 0)
             y = fake_quantize(self.latent(w), params, self.spec)
-        return ops.cast(y, x.dtype)
+        return arithmetic(y).cast(y, x.dtype)
 
     def train(self, x):
         w, scale = self.latent(x), self.params(x).scale
@@ -218,9 +224,10 @@ class WeightQuantizer(Quantizer):
 
     def largest(self, x):
         """Returns the largest magnitude of what shares a step, without a gradient."""
-        parts = ops.reshape(ops.abs(ops.cast(x, "float32")), self.parts_shape)
-        magnitude = ops.max(parts, axis=self.reduced_axes, keepdims=True)
-        return ops.stop_gradient(ops.reshape(magnitude, self.scale_shape))
+        xp = arithmetic(x)
+        parts = xp.reshape(xp.abs(xp.cast(x, "float32")), self.parts_shape)
+        magnitude = xp.max(parts, axis=self.reduced_axes, keepdims=True)
+        return xp.stop_gradient(xp.reshape(magnitude, self.scale_shape))
 
     def best_steps(self, w):
         """Returns the steps of `scale_shape` with the least squared error for `w`, an array."""
@@ -275,5 +282,6 @@ def positive(scale, spec):
     By 1; of 16 bits by that of values up to 1. In steps of 1 LiteRT's addition of 16-bit integers
     aborts: its multipliers reach 2**15 between the grids of the operands.
     """
+    xp = arithmetic(scale)
     step = 1.0 if spec.num_bits <= 8 else 1.0 / spec.qmax
-    return ops.where(scale > SMALLEST_SCALE, scale, step * ops.ones_like(scale))
+    return xp.where(scale > SMALLEST_SCALE, scale, step * xp.ones_like(scale))

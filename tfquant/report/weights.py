@@ -2,10 +2,10 @@
 
 import math
 
-import keras
 import numpy as np
 
 from tfquant.configs.linear import LinearConfig
+from tfquant.numerics.arrays import array_of
 
 
 def weight_fields(unit) -> dict:
@@ -44,7 +44,7 @@ def _note(unit):
 def _weight_sqnr(unit):
     variable, quantizer = unit.layer.weight_quantizers[0]
     weights = variable.numpy()
-    return sqnr(weights, keras.ops.convert_to_numpy(quantizer.call(variable.value)))
+    return sqnr(weights, array_of(quantizer.call(weights)))
 
 
 def sqnr(signal, received) -> float | None:

@@ -7,11 +7,13 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from tfquant.data.memory import Sweep, give_back
 from tfquant.graph.runner import Runner, counts_elsewhere, rows_first
 from tfquant.layers.parts import Constant
 from tfquant.litert.flatbuffer import File
 from tfquant.litert.interpreter import dequantize, run_inner, to_file_inputs
 from tfquant.litert.parity import of_outputs, parity
+from tfquant.numerics.arrays import array_of
 from tfquant.quantizers import RecordingScope, on_grid
 from tfquant.report import Parity, PartReport
 from tfquant.report.weights import sqnr
@@ -90,6 +92,7 @@ class Verifier:
         self.device = run_inner(file, to_file_inputs(file, inner), run)
         runner = Runner(model)
         self._run_float(runner)
+        give_back()
         self._run_exactly(runner)
         self._received = run(content, to_file_inputs(file, self.rows))
 
@@ -106,7 +109,7 @@ class Verifier:
         with RecordingScope(quantize_weights=False, see=lambda *_: None):
             outputs = runner(rows, note)
         ends = zip(outputs, runner.ends, strict=True)
-        self._float = [rows_first(keras.ops.convert_to_numpy(y), x.shape) for y, x in ends]
+        self._float = [rows_first(array_of(y), x.shape) for y, x in ends]
 
     def _note_noise(self, unit, signal, rows, by_tensor):
         """Compares what a unit computes in float for a batch of `rows` with the device."""
@@ -114,7 +117,7 @@ class Verifier:
         if x not in self.tensor_of or not keras.backend.is_float_dtype(x.dtype):
             return
         index, point = self.tensor_of[x]
-        signal = rows_first(keras.ops.convert_to_numpy(signal), x.shape)
+        signal = rows_first(array_of(signal), x.shape)
         count = len(self.rows[0][:INNER_ROWS])
         received, step = dequantize(self.file, index, self.device[index]), point.grid
         first = signal[: len(signal) // rows * count] if signal.ndim else signal
@@ -131,19 +134,21 @@ class Verifier:
     def _run_exactly(self, runner):
         """Runs the model, and compares what its units compute in the first rows."""
         size = min(ROWS_PER_BATCH, len(self.rows[0]))
-        units, found = iter(self.lowered.units), []
+        units, found, sweep = iter(self.lowered.units), [], Sweep()
 
         def note(layer, args, kwargs, outputs):
             del args, kwargs
+            flat = tree.flatten(outputs)
+            sweep.note(sum(math.prod(y.shape) for y in flat))
             if isinstance(layer, (Quantize, QuantizeWrapper)) and layer.quantizes:
-                self._note_parity(next(units), tree.flatten(outputs), size)
+                self._note_parity(next(units), flat, size)
 
         with CallHook(_without_gradients):
             for start in range(0, len(self.rows[0]), size):
                 part = [array[start : start + size] for array in self.rows]
                 outputs = runner(part, None if start else note)
                 ends = zip(outputs, runner.ends, strict=True)
-                found.append([rows_first(keras.ops.convert_to_numpy(y), x.shape) for y, x in ends])
+                found.append([rows_first(array_of(y), x.shape) for y, x in ends])
         self._outputs = [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
 
     def _note_parity(self, unit, outputs, rows):
@@ -178,7 +183,7 @@ class Verifier:
         if x not in self.tensor_of:
             return None
         index, _ = self.tensor_of[x]
-        y = rows_first(keras.ops.convert_to_numpy(y), x.shape)
+        y = rows_first(array_of(y), x.shape)
         received, count = self.device[index], len(y) if y.ndim else 1
         if rows is not None and count % rows == 0:
             y = y[: count // rows * min(INNER_ROWS, rows)]
@@ -247,7 +252,7 @@ class Verifier:
             for x, y in zip(unit.outputs, outputs, strict=True):
                 own[x] = y
                 index, _ = self.tensor_of[x]
-                y = rows_first(keras.ops.convert_to_numpy(y), x.shape)
+                y = rows_first(array_of(y), x.shape)
                 if not parity(self.file, index, y, self.device[index]).differing:
                     continue
                 if agree and not fed.differing:

@@ -1,7 +1,6 @@
 """`KnownIntegers`: what was computed of weights already, where nothing changes them."""
 
 import tensorflow as tf
-from keras import ops
 
 from tfquant.layers.scope import Scope
 
@@ -42,7 +41,7 @@ class KnownIntegers(Scope):
         if found is None:
             return None
         kernel, scale, bias = found
-        return ops.cast(kernel, "float32"), scale, bias
+        return kernel.astype("float32"), scale, bias
 
     @classmethod
     def current(cls) -> "KnownIntegers | None":

@@ -236,9 +236,11 @@ class QuantizeWrapper(keras.layers.Layer):
             computed = self.quantize_config.device_call(Call(self, call_site, args, kwargs))
             if computed is not None:
                 return computed
-        if outputs is None:
-            outputs = self.quantize_config.real_call(self, args, kwargs)
-        return self._bounded(outputs, call_site, lambda q, x: q.call(x))
+        held = [outputs]
+        del outputs  # Nobody is to hold it while its successors are made.
+        if held[0] is None:
+            held[0] = self.quantize_config.real_call(self, args, kwargs)
+        return self._bounded(held.pop(), call_site, lambda q, x: q.call(x))
 
     def _real(self, call_site, args, kwargs):
         """Computes as a training step does, by the moving statistics and ranges as they are."""
@@ -252,6 +254,9 @@ class QuantizeWrapper(keras.layers.Layer):
             outputs = clamp(outputs, self.call_sites[call_site].clamp)
         if not quantizers:
             return outputs
+        if len(quantizers) == 1 and hasattr(outputs, "shape"):
+            (quantizer,) = quantizers
+            return outputs if quantizer is None else quantize(quantizer, outputs)
         flat = [
             x if q is None else quantize(q, x)
             for x, q in zip(self._checked(outputs, quantizers), quantizers, strict=True)
