@@ -18,6 +18,7 @@ ORDER = (
     "lowbit",
     "observers",
     "quantizers",
+    "kernels",
     "devices",
     "graph",
     "wrappers",
