@@ -41,7 +41,7 @@ WEIGHT_QUANTIZERS = ("abs_max", "dorefa", "learned_step", "learned_threshold")
 ACTIVATION_QUANTIZERS = (
     *("static", "moving_average", "learned_step", "learned_clip", "learned_threshold"),
 )
-DEVICES = ("litert", "litert_arm", "litert_reference", "onnxruntime")
+DEVICES = ("litert", "litert_arm", "litert_reference", "onnxruntime", "tflm")
 NORMS = ("auto", "integer", "float")
 EFFORTS = ("fast", "default", "best")
 GROUP_SIZES = ("0", "32", "64", "128")

@@ -115,6 +115,10 @@ class File:
         """Returns the type of a tensor, such as `INT8`."""
         return TYPE_NAMES[self.subgraph.tensors[index].type]
 
+    def dtype(self, index: int) -> np.dtype:
+        """Returns the numpy type of a tensor's values; those of 4 bits are unpacked to int8."""
+        return np.dtype(_DTYPES.get(self.type(index), np.int8))
+
     def shape(self, index: int) -> tuple[int, ...]:
         """Returns the shape of a tensor."""
         shape = self.subgraph.tensors[index].shape

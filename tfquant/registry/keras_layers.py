@@ -189,7 +189,13 @@ def linear_config(scheme, kernel, channel_axis, operator, minimum_bits=0, groupe
 
 
 def weights_config(scheme):
-    """Returns the config of a layer of any type: weights in integers, arithmetic in float."""
+    """Returns the config of a layer of any type: weights in integers, arithmetic in float.
+
+    Returns:
+        `None` where the device does not have that.
+    """
+    if not devices.get(scheme.device).dequantizes:
+        return None
     return WeightsConfig(scheme.weights(PerAxis(-1), DEQUANTIZED_BITS) or "float16")
 
 
