@@ -36,6 +36,7 @@ ORDER = (
     "optimize",
     "report",
     "litert",
+    "c",
     "skeleton",
     "tflite",
     "nodes",

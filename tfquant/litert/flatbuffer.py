@@ -375,11 +375,16 @@ class File:
         data = self.model.buffers[self.subgraph.tensors[index].buffer].data
         return None if data is None or len(data) == 0 else data
 
-    def _op(self, index, operator):
+    def op_name(self, operator) -> str:
+        """Returns the name of an operator of the schema."""
         code = self.model.operatorCodes[operator.opcodeIndex]
         name = _OP_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
         if name == "CUSTOM" and code.customCode:
             name = code.customCode.decode()
+        return name
+
+    def _op(self, index, operator):
+        name = self.op_name(operator)
         present = lambda ids: tuple(int(i) for i in ids if i >= 0)  # noqa: E731
         return Op(index, name, present(operator.inputs), present(operator.outputs))
 
