@@ -16,9 +16,6 @@ from tfquant.report import Printable, plain_table
 # themselves that the reference kernels do not, and pointers of 32 bits take half of those here.
 MARGIN_SHARE, LEAST_MARGIN = 8, 1024
 
-# Bytes that TensorFlow Lite Micro aligns model and arena to.
-ALIGNMENT = 16
-
 _BYTES_A_LINE = 12
 
 # Methods of `MicroMutableOpResolver` whose names are not those of the operators in other letters.
@@ -41,7 +38,7 @@ class ExportReport(Printable):
         operators: Methods of the resolver that register what the file uses.
         model_bytes: Size of the `.tflite` file.
         arena_bytes: Size of the arena that the header asks for.
-        measured_bytes: What the interpreter takes of it here, on 64 bits.
+        measured_bytes: Size of the smallest that the file runs in here, on 64 bits.
         margin_bytes: What is left free of it.
     """
 
@@ -109,13 +106,13 @@ def export_c(path, folder, name: str | None = None) -> ExportReport:
     with damage_named(path):
         operators = _methods(file)
     try:
-        measured = micro.arena(content)["total"]
+        measured = micro.arena(content)
     except RuntimeError as error:
         raise ValueError(
             f"A file that TensorFlow Lite Micro runs is expected. Received: '{path}'. {error}"
         ) from error
     margin = max(LEAST_MARGIN, measured // MARGIN_SHARE)
-    arena = -(-(measured + margin) // ALIGNMENT) * ALIGNMENT
+    arena = -(-(measured + margin) // micro.ALIGNMENT) * micro.ALIGNMENT
     report = ExportReport(
         path=folder,
         name=name,
@@ -162,7 +159,8 @@ def _source(name, content):
     values = ",\n    ".join(lines)
     return (
         f'#include "{name}_model_data.h"\n\n'
-        f"alignas({ALIGNMENT}) const unsigned char g_{name}_model_data[] = {{\n    {values}}};\n"
+        f"alignas({micro.ALIGNMENT}) const unsigned char g_{name}_model_data[] = {{\n"
+        f"    {values}}};\n"
     )
 
 

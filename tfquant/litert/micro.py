@@ -17,6 +17,9 @@ from tfquant.litert.interpreter import rows_of
 
 EXTRA = "TensorFlow Lite Micro's interpreter is needed: pip install 'tfquant[tflm]'"
 
+# Bytes that model and arena are aligned to.
+ALIGNMENT = 16
+
 # Bytes beside the tensors in an arena that is large enough for any file: what kernels note.
 _NOTES = 1 << 20
 _NOTES_EACH = 1 << 14
@@ -64,10 +67,11 @@ def error(content: bytes) -> Exception | None:
     return None
 
 
-def arena(content: bytes) -> dict[str, int]:
-    """Returns the bytes of the arena that a file takes: `total`, `head` and `tail`.
+def arena(content: bytes) -> int:
+    """Returns the bytes of the smallest arena that a file runs in, a multiple of 16.
 
-    The head holds what is computed, the tail what lasts as long as the interpreter.
+    Of large files it is what the interpreter says that it has taken; small ones take more while
+    their tensors find their places.
 
     Raises:
         ImportError: If the interpreter is not installed.
@@ -75,17 +79,31 @@ def arena(content: bytes) -> dict[str, int]:
     """
     if not is_there():
         raise ImportError(f"{EXTRA}.")
-    script = pathlib.Path(__file__).with_name("measure_arena.py")
-    command = [sys.executable, "-I", str(script), str(_enough(File(content)))]
-    done = subprocess.run(command, input=content, capture_output=True, check=False)
-    said = done.stderr.decode(errors="replace")
+    done, said = _alone(content, _enough(File(content)))
     taken = {what: int(count) for what, count in _TAKEN.findall(said)}
-    if done.returncode or "total" not in taken:
+    if done or "total" not in taken:
         words = [line.strip() for line in said.splitlines() if line.strip()]
         told = [line for line in words if not line.startswith(("File ", "Traceback"))]
-        ended = f"ended by signal {-done.returncode}" if done.returncode < 0 else "refused"
+        ended = f"ended by signal {-done}" if done < 0 else "refused"
         raise RuntimeError(f"TensorFlow Lite Micro {ended}: {' '.join(told[:3])[:300]}")
-    return taken
+    high = low = -(-taken["total"] // ALIGNMENT)
+    while _alone(content, high * ALIGNMENT)[0]:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _alone(content, middle * ALIGNMENT)[0]:
+            low = middle
+        else:
+            high = middle
+    return high * ALIGNMENT
+
+
+def _alone(content, size):
+    """Runs a file in a process of its own; returns how it ends, and what it says."""
+    script = pathlib.Path(__file__).with_name("measure_arena.py")
+    command = [sys.executable, "-I", str(script), str(size)]
+    done = subprocess.run(command, input=content, capture_output=True, check=False)
+    return done.returncode, done.stderr.decode(errors="replace")
 
 
 def _interpreter(content, size):
