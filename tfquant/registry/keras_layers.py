@@ -225,8 +225,8 @@ def register_all(registry) -> None:
         layers.UnitNormalization: _unit_normalization,
         layers.PReLU: lambda layer, scheme: operator_config("PRELU", scheme, PReluConfig),
         layers.CenterCrop: lambda layer, scheme: ResizeConfig(),
-        layers.Resizing: lambda layer, scheme: _resize(layer),
-        layers.UpSampling2D: lambda layer, scheme: _resize(layer),
+        layers.Resizing: _resize,
+        layers.UpSampling2D: _resize,
     }
     for layer_type, make in rows.items():
         registry.register(
@@ -273,7 +273,11 @@ def _unit_normalization(layer, scheme):
     return operator_config("L2_NORMALIZATION", scheme, UnitNormConfig)
 
 
-def _resize(layer):
+def _resize(layer, scheme):
+    bilinear = layer.interpolation == "bilinear"
+    bits, device = scheme.activations.stored_bits, devices.get(scheme.device)
+    if bilinear and device.why_not("RESIZE_BILINEAR", bits):
+        return None
     # Smoothed in front of it, an image is no longer a mean of four neighbours.
     smoothed = layer.interpolation != "nearest" and getattr(layer, "antialias", False)
     return ResizeConfig() if layer.interpolation in INTERPOLATIONS and not smoothed else None
