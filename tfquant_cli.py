@@ -41,7 +41,7 @@ WEIGHT_QUANTIZERS = ("abs_max", "dorefa", "learned_step", "learned_threshold")
 ACTIVATION_QUANTIZERS = (
     *("static", "moving_average", "learned_step", "learned_clip", "learned_threshold"),
 )
-DEVICES = ("litert", "litert_arm", "litert_reference", "onnxruntime")
+DEVICES = ("litert", "litert_arm", "litert_reference", "onnxruntime", "tflm")
 NORMS = ("auto", "integer", "float")
 EFFORTS = ("fast", "default", "best")
 GROUP_SIZES = ("0", "32", "64", "128")
@@ -49,6 +49,9 @@ UNKNOWN_LAYERS = ("weights", "float")
 BIAS_CORRECTIONS = ("auto", "mean", "mean_deviation", "none")
 TYPES = ("int8", "uint8", "int16", "float32")
 FORMATS = ("tflite", "onnx", "packed")
+
+# Argument of a command that is a folder to make.
+FOLDER = "DIR"
 
 # Endings of what is written; no ending fits, too.
 ENDINGS = {"tflite": (".tflite",), "onnx": (".onnx",), "packed": (".keras",), "report": (".json",)}
@@ -61,7 +64,8 @@ class Command:
     Attributes:
         name: What the user types.
         summary: One line for the list of commands.
-        arguments: Names of the files it takes, in order. They must exist.
+        arguments: Names of the files it takes, in order. They must exist, but for `FOLDER`, which
+            it makes.
         flags: Function that adds its flags to a parser.
         example: How it is called.
         reads: Flags that name files to read.
@@ -353,6 +357,10 @@ def _compare_flags(parser):
     _loading(parser)
 
 
+def _export_c_flags(parser):
+    _text(parser, "name", "What names in the source begin with; the default is the file's.")
+
+
 def _demo_flags(parser):
     _text(parser, "output", "The .tflite file to write (digits.tflite).", default="digits.tflite")
     _text(parser, "epochs", "Passes over the training rows (8).", type=positive, default=8)
@@ -399,6 +407,13 @@ COMMANDS = (
         _compare_flags,
         "tfquant compare model.keras model.tflite --data data.npz --max_differing 0",
         reads=("data",),
+    ),
+    Command(
+        "export-c",
+        "write a .tflite file as C++ source for TensorFlow Lite Micro",
+        ("MODEL.tflite", FOLDER),
+        _export_c_flags,
+        "tfquant export-c model.tflite firmware/model",
     ),
     Command(
         "report",
@@ -486,7 +501,9 @@ def _parse(command, parser, argv):
         raise Mistake(f"a flag of {parser.prog} is expected. Received: {flag}{guess}")
     values = vars(space)
     values["arguments"] = [values.pop(name) for name in command.arguments]
-    read = [*values["arguments"], *filter(None, (values[name] for name in command.reads))]
+    given = zip(command.arguments, values["arguments"], strict=True)
+    files = [path for name, path in given if name != FOLDER]
+    read = [*files, *filter(None, (values[name] for name in command.reads))]
     for path in read:
         if not os.path.isfile(path):
             raise Mistake(f"a file is expected. Received: '{path}', which is not there")

@@ -5,6 +5,7 @@ import tfquant.backend  # noqa: F401  # Refuses what Keras cannot be, before all
 # isort: split
 from tfquant import observers, quantizers
 from tfquant.about import __version__
+from tfquant.c import ExportReport, export_c
 from tfquant.calibrate import calibrate
 from tfquant.litert import compare, inspect, run
 from tfquant.numerics import PerAxis, PerGroup, PerTensor, QuantParams, QuantSpec
@@ -60,6 +61,7 @@ __all__ = [
     "ConversionReport",
     "DampenOscillation",
     "Equalize",
+    "ExportReport",
     "FloatWarmup",
     "FreezeBatchNorm",
     "FreezeOscillation",
@@ -86,6 +88,7 @@ __all__ = [
     "calibrate",
     "compare",
     "distill",
+    "export_c",
     "inspect",
     "observers",
     "optimize",

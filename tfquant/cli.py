@@ -51,6 +51,7 @@ def run(command: str, arguments: list[str], flags: dict) -> bool:
         "quantize": quantize,
         "inspect": inspect,
         "compare": compare,
+        "export-c": export_c,
         "report": report,
         "demo": demo,
         "doctor": doctor,
@@ -225,6 +226,11 @@ def _missed(parity, flags):
         if equal < least:
             missed.append(f"{equal:.4%} equal predictions, less than --min_agreement={least:g}")
     return missed
+
+
+def export_c(path, folder, flags) -> None:
+    """Writes a `.tflite` file as source for microcontrollers."""
+    show(tfq.export_c(path, folder, flags["name"]), flags)
 
 
 def report(path, flags) -> None:

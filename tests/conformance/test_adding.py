@@ -11,7 +11,7 @@ import tfquant as tfq
 from tfquant import devices
 from tfquant.devices import DEVICES, OWN, Operator
 from tfquant.devices.litert import LITERT
-from tfquant.devices.tables import interpolate
+from tfquant.kernels.tables import interpolate
 from tfquant.litert.flatbuffer import File
 from tfquant.quantizers.families import WEIGHT_QUANTIZERS, family
 from tfquant.quantizers.weight import WeightQuantizer, positive

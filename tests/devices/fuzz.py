@@ -1,4 +1,4 @@
-"""Many random calls of every operator, what a device is said to compute against what LiteRT does.
+"""Many random calls of every operator, what a device is said to compute against what it does.
 
     python tests/devices/fuzz.py --results FILE [--cases 20000] [--devices litert,...]
         [--only SOFTMAX,...] [--arm64 ROOT]
@@ -19,9 +19,10 @@ import numpy as np
 from operator_cases import CASES
 
 from tfquant.devices import DEVICES
+from tfquant.litert import micro
 
-# Those that LiteRT stands for.
-OF_LITERT = {name: d for name, d in DEVICES.items() if d.runtime == "litert"}
+# Those that run `.tflite` files: LiteRT stands for them, or TensorFlow Lite Micro's interpreter.
+OF_FILES = {name: d for name, d in DEVICES.items() if d.runtime in ("litert", "tflm")}
 
 PIECE = 250
 
@@ -32,7 +33,9 @@ def rows(devices):
         for name, (widths, _) in CASES.items():
             row = device.operators.get(name.split()[0])
             for bits in widths if row else ():
-                if bits in row.steps or (row.weight_bits and bits in row.num_bits):
+                weights = 4 if name.endswith("INT4") else 8
+                multiplies = row.weight_bits is not None and row.weight_bits <= weights
+                if bits in row.steps or (multiplies and bits in row.num_bits):
                     yield device, name, bits
 
 
@@ -71,11 +74,12 @@ def main():
     )
     parser.add_argument("--results", required=True, type=pathlib.Path)
     parser.add_argument("--cases", type=int, default=20_000, help="of each operator")
-    parser.add_argument("--devices", default=",".join(OF_LITERT))
+    parser.add_argument("--devices", default=",".join(OF_FILES))
     parser.add_argument("--only", default=",".join(CASES), help="names of operators")
     parser.add_argument("--arm64", metavar="ROOT", help="folder of tools/arm64.py setup")
     arguments = parser.parse_args()
-    runs = {d.name: None for d in OF_LITERT.values() if d.runs_here()}
+    runs = {d.name: None for d in OF_FILES.values() if d.runs_here()}
+    runs["tflm"] = micro.run
     if arguments.arm64:
         sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tools"))
         import arm64

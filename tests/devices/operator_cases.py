@@ -97,7 +97,9 @@ def _unary(operator, low=-3, high=5, ratio=(-2, 2), options=(), bounds=None, **s
             # On both sides of where LiteRT takes a step for a power of two.
             step = 2.0 ** (rng.integers(-13, -9) + rng.uniform(-2e-3, 2e-3))
         x = Drawn(rng, bits, shape_of(rng), float(np.float32(step)))
-        if bounds is None:
+        if device.moves(operator):
+            scale, zero = x.scale, x.zero
+        elif bounds is None:
             scale, zero = float(np.float32(x.scale * power(rng, *ratio))), None
         else:
             scale, zero = fixed_grid(bounds, bits)
@@ -308,6 +310,7 @@ CASES = {
     "CONV_2D": ((8, 16), _kernel("CONV_2D")),
     "CONV_2D INT4": ((8,), _kernel("CONV_2D", 4)),
     "DEPTHWISE_CONV_2D": ((8, 16), _kernel("DEPTHWISE_CONV_2D")),
+    "DEPTHWISE_CONV_2D INT4": ((8,), _kernel("DEPTHWISE_CONV_2D", 4)),
     "ELU": ((8,), _unary("ELU", ratio=(-1.5, 0.5))),
     "EXP": ((8, 16), _unary("EXP", -3, 2, (-1, 4))),
     "FULLY_CONNECTED": ((8, 16), _kernel("FULLY_CONNECTED")),

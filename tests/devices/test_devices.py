@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from fuzz import OF_LITERT
+from fuzz import OF_FILES
 from keras import layers
 
 import tfquant as tfq
@@ -66,8 +66,10 @@ def test_an_unknown_device_is_refused_by_name():
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w8a16"])
-@pytest.mark.parametrize("device", [d.name for d in OF_LITERT.values() if d.runs_here()])
+@pytest.mark.parametrize("device", [d.name for d in OF_FILES.values() if d.runs_here()])
 def test_a_file_computes_what_the_device_is_said_to(device, scheme, tmp_path):
+    if device == "tflm":
+        pytest.importorskip("tflite_micro", reason="needs the extra tfquant[tflm]: tflite-micro")
     report = tfq.to_tflite(quantized(scheme, device), tmp_path / "q.tflite", progress=False)
     assert report.device == device
     assert report.op_by_op.differing == 0 == report.end_to_end.differing
@@ -159,6 +161,12 @@ def test_a_device_that_lacks_an_operator_leaves_the_layer_float():
     for device, name in (("litert", "quant_"), ("litert_reference", "")):
         q = tfq.quantize_model(model, device=device)
         assert q.layers[-1].name.startswith(name or "elu")
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w4_g32", "w8a8_dynamic", "f16"])
+def test_integers_alone_in_weights_are_refused_for_microcontrollers(scheme):
+    with pytest.raises(ValueError, match=rf"device='tflm' .* Received: scheme '{scheme}'"):
+        tfq.quantize_model(convolutional(), scheme, device="tflm")
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=lambda device: device.name)

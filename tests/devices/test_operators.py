@@ -1,23 +1,24 @@
-"""The arithmetic of each device against LiteRT, one operator at a time, on random calls."""
+"""The arithmetic of each device against what runs its files, one operator at a time."""
 
 import os
 
 import hypothesis
 import numpy as np
 import pytest
-from fuzz import OF_LITERT, differing, piece, rows
+from fuzz import OF_FILES, differing, piece, rows
 from hypothesis import strategies
 from one_operator import File, Tensor
 from operator_cases import CASES, at_ratio, clipped, grid_on
 
 from tfquant.devices import DEVICES
 from tfquant.devices.device import EXACT, UNUSUAL_STEPS
+from tfquant.litert import micro
 
 # Cases of each operator in the long set, `pytest -m long`; `fuzz.py` runs them in pieces.
 MANY = int(os.environ.get("TFQUANT_OPERATOR_CASES", "20000"))
 
 ROWS = [
-    pytest.param(*row, id=f"{row[0].name}-{row[1]}-{row[2]}") for row in rows(OF_LITERT.values())
+    pytest.param(*row, id=f"{row[0].name}-{row[1]}-{row[2]}") for row in rows(OF_FILES.values())
 ]
 
 # Made with the C library's `erfc` in float32, of which this knows the rounded values: a product may
@@ -28,11 +29,14 @@ OFF_BY_ONE = {("GELU", 16): 2e-3}
 @pytest.fixture
 def run(device, request):
     """What runs a file on the device, `None` for this machine; an emulated phone for phones."""
+    if device.runtime == "tflm":
+        pytest.importorskip("tflite_micro", reason="needs the extra tfquant[tflm]: tflite-micro")
+        return micro.run
     return None if device.runs_here() else request.getfixturevalue("phone").run
 
 
 @pytest.mark.parametrize(("device", "name", "bits"), ROWS)
-def test_an_operator_computes_what_litert_does(device, name, bits, run):
+def test_an_operator_computes_what_runs_it_does(device, name, bits, run):
     exact = device.arithmetic(name.split()[0], bits) == "exact"
     assert exact == ((name.split()[0], bits) not in OFF_BY_ONE)
 
@@ -47,13 +51,13 @@ def test_an_operator_computes_what_litert_does(device, name, bits, run):
 
 @pytest.mark.long
 @pytest.mark.parametrize(("device", "name", "bits"), ROWS)
-def test_an_operator_computes_what_litert_does_in_many_cases(device, name, bits, run):
+def test_an_operator_computes_what_runs_it_does_in_many_cases(device, name, bits, run):
     found = piece(device, name, bits, range(MANY), run)
     share = found["apart"] / found["values"]
     assert share <= OFF_BY_ONE.get((name.split()[0], bits), 0.0), found
 
 
-@pytest.mark.parametrize("device", OF_LITERT.values(), ids=lambda device: device.name)
+@pytest.mark.parametrize("device", OF_FILES.values(), ids=lambda device: device.name)
 def test_every_operator_with_arithmetic_has_a_case(device):
     # Pooling is compared by tests/configs/test_device_arithmetic.py.
     tested = {(name.split()[0], bits) for name, (widths, _) in CASES.items() for bits in widths}
@@ -66,7 +70,7 @@ def test_every_operator_with_arithmetic_has_a_case(device):
 @pytest.mark.parametrize(
     ("name", "power"), [(name, power) for name in ("LOGISTIC", "TANH") for power in range(-13, -9)]
 )
-@pytest.mark.parametrize("device", OF_LITERT.values(), ids=lambda device: device.name)
+@pytest.mark.parametrize("device", OF_FILES.values(), ids=lambda device: device.name)
 def test_a_sigmoid_of_16_bits_is_right_at_every_integer_where_series_begin(
     device, name, power, off, run
 ):
@@ -88,7 +92,7 @@ POWERS += (7.99, 8.0, 8.01, 9.5, 12.0)
 
 @pytest.mark.parametrize("power", POWERS)
 @pytest.mark.parametrize("operator", ["ADD", "LEAKY_RELU", "MUL", "QUANTIZE", "SUB"])
-@pytest.mark.parametrize("device", OF_LITERT.values(), ids=lambda device: device.name)
+@pytest.mark.parametrize("device", OF_FILES.values(), ids=lambda device: device.name)
 def test_steps_that_xnnpack_refuses_are_computed_as_litert_does(device, operator, power, run):
     for seed in range(4):
         file, expected = at_ratio(operator, power)(device, np.random.default_rng(seed), 8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fuzz import OF_LITERT, differing
 
-from tfquant.devices import tables
+from tfquant.kernels import tables
 
 HERE = [device for device in OF_LITERT.values() if device.runs_here()]
 

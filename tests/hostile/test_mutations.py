@@ -4,6 +4,7 @@ All in one process: a signal would end it, and the test with it.
 """
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -15,6 +16,7 @@ import tfquant_cli
 CALLS = {
     "inspect model.keras": ("model.keras", ("inspect", "model.keras")),
     "inspect model.tflite": ("model.tflite", ("inspect", "model.tflite")),
+    "export-c model.tflite": ("model.tflite", ("export-c", "model.tflite", "out")),
     "compare model.tflite": (
         "model.tflite",
         ("compare", "sound.keras", "model.tflite", "--data=sound.npz"),
@@ -93,12 +95,16 @@ def check(call, count, sound, folder, capfd, monkeypatch):
             assert out == "" and err.count("\n") == 1 and damaged in err, place
             assert sorted(path.name for path in folder.iterdir()) == before, place
         (folder / "out.tflite").unlink(missing_ok=True)
+        shutil.rmtree(folder / "out", ignore_errors=True)
     return taken
 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_damaged_file_is_named_in_one_line(call, sound, tmp_path, capfd, monkeypatch):
-    count = 25 if "quantize" in call else 100  # A mutation that is none converts a model.
+    if call.startswith("export-c"):
+        pytest.importorskip("tflite_micro", reason="needs the extra tfquant[tflm]: tflite-micro")
+    # A mutation that is none converts a model, or starts a process.
+    count = 25 if call.startswith(("quantize", "export-c")) else 100
     assert check(call, count, sound, tmp_path, capfd, monkeypatch) < count
 
 

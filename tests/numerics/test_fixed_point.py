@@ -12,7 +12,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras import layers, ops
 
 import tfquant as tfq
-from tfquant.devices import xnnpack
+from tfquant.kernels import xnnpack
 from tfquant.numerics.fixed_point import (
     quantize_multiplier,
     requantize_fixed_point,

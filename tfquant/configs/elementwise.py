@@ -6,7 +6,7 @@ import keras
 from keras import ops, tree
 
 from tfquant.devices import fixed_grid
-from tfquant.devices.builtin import flat_axes
+from tfquant.kernels.builtin import flat_axes
 from tfquant.layers.plain import PlainInverseRoot, PlainSum, PlainUnitNorm
 from tfquant.numerics import QuantParams, QuantSpec
 from tfquant.quantizers import AbsMax, Fixed, Grid, Static, from_steps, on_grid

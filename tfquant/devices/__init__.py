@@ -5,8 +5,9 @@ from tfquant.devices.litert import LITERT
 from tfquant.devices.litert_arm import LITERT_ARM
 from tfquant.devices.litert_reference import LITERT_REFERENCE
 from tfquant.devices.onnxruntime import ONNXRUNTIME
+from tfquant.devices.tflm import TFLM
 
-DEVICES = {device.name: device for device in (LITERT, LITERT_ARM, LITERT_REFERENCE, ONNXRUNTIME)}
+DEVICES = {d.name: d for d in (LITERT, LITERT_ARM, LITERT_REFERENCE, ONNXRUNTIME, TFLM)}
 
 
 def here() -> str:

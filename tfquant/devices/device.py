@@ -104,7 +104,9 @@ class Device:
         resolver: Which of LiteRT's kernels it stands for, as the interpreter calls them.
         machines: Names of processors that it runs on; none for any.
         refusals: What it does not compute, in words: a dict from the name of an operator.
-        runtime: What runs its files: `"litert"` or `"onnxruntime"`.
+        runtime: What runs its files: `"litert"`, `"onnxruntime"` or `"tflm"`.
+        dequantizes: Whether weights of layers that compute in float may be stored as integers, with
+            a step for each channel, or in half precision.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Device:
     machines: tuple[str, ...] = ()
     refusals: Mapping[str, str] = dataclasses.field(default_factory=dict)
     runtime: str = "litert"
+    dequantizes: bool = True
 
     def runs_here(self) -> bool:
         """Whether this machine can run what the device stands for."""

@@ -10,8 +10,8 @@ import math
 import numpy as np
 from keras import ops
 
-from tfquant.devices import builtin, gemmlowp, tables, xnnpack
 from tfquant.devices.device import INPUTS, OWN, Device, Operator, Product
+from tfquant.kernels import builtin, gemmlowp, tables, xnnpack
 from tfquant.numerics.fixed_point import (
     requantize_fixed_point_64,
     requantize_half_away,

@@ -10,8 +10,9 @@ import dataclasses
 
 from keras import ops
 
-from tfquant.devices import litert, tables
+from tfquant.devices import litert
 from tfquant.devices.device import Device, Product
+from tfquant.kernels import tables
 
 
 def product(inputs, output):

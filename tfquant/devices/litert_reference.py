@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from tfquant.devices import builtin, litert, tables
+from tfquant.devices import litert
 from tfquant.devices.device import Device, Product
+from tfquant.kernels import builtin, tables
 from tfquant.numerics.fixed_point import requantize_half_away
 
 

@@ -115,6 +115,10 @@ class File:
         """Returns the type of a tensor, such as `INT8`."""
         return TYPE_NAMES[self.subgraph.tensors[index].type]
 
+    def dtype(self, index: int) -> np.dtype:
+        """Returns the numpy type of a tensor's values; those of 4 bits are unpacked to int8."""
+        return np.dtype(_DTYPES.get(self.type(index), np.int8))
+
     def shape(self, index: int) -> tuple[int, ...]:
         """Returns the shape of a tensor."""
         shape = self.subgraph.tensors[index].shape
@@ -382,11 +386,16 @@ class File:
         data = self.model.buffers[self.subgraph.tensors[index].buffer].data
         return None if data is None or len(data) == 0 else data
 
-    def _op(self, index, operator):
+    def op_name(self, operator) -> str:
+        """Returns the name of an operator of the schema."""
         code = self.model.operatorCodes[operator.opcodeIndex]
         name = _OP_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
         if name == "CUSTOM" and code.customCode:
             name = code.customCode.decode()
+        return name
+
+    def _op(self, index, operator):
+        name = self.op_name(operator)
         present = lambda ids: tuple(int(i) for i in ids if i >= 0)  # noqa: E731
         return Op(index, name, present(operator.inputs), present(operator.outputs))
 

@@ -45,13 +45,13 @@ def run(
             interpreter.set_tensor(detail["index"], np.pad(part, padding))
         interpreter.invoke()
         for values, index in zip(collected, outputs, strict=True):
-            values.append(_rows(interpreter.get_tensor(index), batch)[:count].copy())
+            values.append(rows_of(interpreter.get_tensor(index), batch)[:count].copy())
         progress()
     # Each is given up as it is joined: of inner tensors there are many.
     return [np.concatenate(collected.pop(0)) for _ in outputs]
 
 
-def _rows(values, batch):
+def rows_of(values, batch):
     """Returns values whose first axis counts the rows: inner tensors may join it with another."""
     values = np.atleast_1d(values)
     if len(values) != batch and len(values) % batch == 0:
@@ -81,25 +81,28 @@ def run_signature(content: bytes, key: str) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in runner(**inputs).items()}
 
 
-def first_refused(file: File, content: bytes) -> tuple[Op, Exception] | None:
-    """Returns the first operator that LiteRT does not load or run, and what it says of it.
+def first_refused(file: File, content: bytes, error=None) -> tuple[Op, Exception] | None:
+    """Returns the first operator that a runtime does not load or run, and what it says of it.
 
     Args:
         file: The file.
         content: Its bytes.
+        error: Function of a file's bytes that returns what the runtime raises when it runs on
+            zeros, or `None`; that of LiteRT is the default.
 
     Returns:
         `None` if the whole file runs.
     """
-    refused = _error(content)
+    error_of = error or _error
+    refused = error_of(content)
     low, high = 0, len(file.ops)  # The first `low` operators run, the first `high` do not.
     while refused is not None and high - low > 1:
         middle = (low + high) // 2
-        error = _error(file.first_ops(middle))
-        if error is None:
+        raised = error_of(file.first_ops(middle))
+        if raised is None:
             low = middle
         else:
-            high, refused = middle, error
+            high, refused = middle, raised
     return None if refused is None else (file.ops[high - 1], refused)
 
 

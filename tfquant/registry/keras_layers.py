@@ -189,7 +189,13 @@ def linear_config(scheme, kernel, channel_axis, operator, minimum_bits=0, groupe
 
 
 def weights_config(scheme):
-    """Returns the config of a layer of any type: weights in integers, arithmetic in float."""
+    """Returns the config of a layer of any type: weights in integers, arithmetic in float.
+
+    Returns:
+        `None` where the device does not have that.
+    """
+    if not devices.get(scheme.device).dequantizes:
+        return None
     return WeightsConfig(scheme.weights(PerAxis(-1), DEQUANTIZED_BITS) or "float16")
 
 
@@ -219,8 +225,8 @@ def register_all(registry) -> None:
         layers.UnitNormalization: _unit_normalization,
         layers.PReLU: lambda layer, scheme: operator_config("PRELU", scheme, PReluConfig),
         layers.CenterCrop: lambda layer, scheme: ResizeConfig(),
-        layers.Resizing: lambda layer, scheme: _resize(layer),
-        layers.UpSampling2D: lambda layer, scheme: _resize(layer),
+        layers.Resizing: _resize,
+        layers.UpSampling2D: _resize,
     }
     for layer_type, make in rows.items():
         registry.register(
@@ -267,7 +273,11 @@ def _unit_normalization(layer, scheme):
     return operator_config("L2_NORMALIZATION", scheme, UnitNormConfig)
 
 
-def _resize(layer):
+def _resize(layer, scheme):
+    bilinear = layer.interpolation == "bilinear"
+    bits, device = scheme.activations.stored_bits, devices.get(scheme.device)
+    if bilinear and device.why_not("RESIZE_BILINEAR", bits):
+        return None
     # Smoothed in front of it, an image is no longer a mean of four neighbours.
     smoothed = layer.interpolation != "nearest" and getattr(layer, "antialias", False)
     return ResizeConfig() if layer.interpolation in INTERPOLATIONS and not smoothed else None

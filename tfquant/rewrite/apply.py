@@ -53,9 +53,9 @@ def quantize_model(
             outputs lose less than 1 dB by them, and `model.norms` says what was taken and what it
             costs. `None` for the scheme's own, `"auto"`.
         device: What inference simulates, to the last integer: `"litert"` (LiteRT on x86-64),
-            `"litert_arm"` (on ARM64), `"litert_reference"` (its reference kernels) or
-            `"onnxruntime"` (ONNX Runtime on a file of `to_onnx`); `None` for LiteRT on the
-            processor at hand.
+            `"litert_arm"` (on ARM64), `"litert_reference"` (its reference kernels),
+            `"onnxruntime"` (ONNX Runtime on a file of `to_onnx`) or `"tflm"` (TensorFlow Lite
+            Micro); `None` for LiteRT on the processor at hand.
 
     Returns:
         `keras.Model`.

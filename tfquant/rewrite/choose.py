@@ -69,6 +69,11 @@ def choose(model, rows: dict, registry, unknown_layers: str, device: str) -> Gra
 
 
 def _on_device(row, device):
+    if row.scheme and not row.scheme.static and not devices.get(device).dequantizes:
+        raise ValueError(
+            f"device='{device}' takes integer weights where activations are integers as well: "
+            f"scheme 'w8a8', 'w4a8' or 'w8a16'. Received: scheme '{row.scheme.name}'."
+        )
     scheme = row.scheme and dataclasses.replace(row.scheme, device=device)
     return dataclasses.replace(row, scheme=scheme)
 

@@ -14,7 +14,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from tfquant.calibrate.samples import sample_rows
 from tfquant.data.files import check_file, replacing
+from tfquant.devices.tflm import NAME as MICRO
 from tfquant.graph.runner import flattened
+from tfquant.litert import micro
 from tfquant.litert.flatbuffer import File
 from tfquant.litert.interpreter import first_refused, run_signature
 from tfquant.litert.interpreter import run as run_here
@@ -92,8 +94,9 @@ def to_tflite(
         TypeError: If `model` is not a Keras model.
         ValueError: If the model is not quantized or not calibrated, has weights in groups that
             LiteRT does not multiply, a type does not fit, or the samples do not.
-        RuntimeError: If LiteRT does not run the file (every file runs once before it gets its
-            name), or `strict` finds that it computes something else.
+        RuntimeError: If LiteRT, or TensorFlow Lite Micro for `device="tflm"`, does not run the
+            file (every file runs once before it gets its name), or `strict` finds that it
+            computes something else.
         OSError: If `path` cannot be written.
     """
     path = os.fspath(path)
@@ -178,8 +181,7 @@ def _convert(model, path, key, types, batch_size, samples, comparing, progress):
         _warn_of_floats(file, lowered, asked)
         described = layer_reports(lowered.units, float_file, anchors, assignment)
         compared = Compared(described)
-        if run is None and _runs_files_here(lowered.device):
-            run = partial(run_here, resolver=lowered.device.resolver)
+        run = run or _run_of(lowered.device)
         if verify and run is not None:
             bar.update(task, description="Comparing Keras with LiteRT")
             tensors = point_tensors(file, float_file, anchors)
@@ -237,7 +239,7 @@ def _write_what_runs(lowered, batch_size, rows, types, key):
     """
     from tfquant.tflite.write import write  # ai-edge-quantizer takes long to import.
 
-    refused = {}
+    refused, (runtime, error_of) = {}, _checked_by(lowered.device)
     while True:
         float_file = convert_float(lowered, batch_size, rows)
         anchors, rounded_again, lost = anchor(float_file, lowered)
@@ -247,7 +249,7 @@ def _write_what_runs(lowered, batch_size, rows, types, key):
         file = write(float_file.file, assignment, *types)
         file.sign(input_names(lowered), output_names(lowered), key)
         content = file.to_bytes()
-        found = first_refused(file, content)
+        found = first_refused(file, content, error_of)
         if found is None:
             return file, content, float_file, anchors, lost, assignment
         op, error = found
@@ -256,17 +258,33 @@ def _write_what_runs(lowered, batch_size, rows, types, key):
         name = _float_name(file.name(op.outputs[0]), integer)
         if name is None or name in refused:
             raise RuntimeError(
-                f"LiteRT does not run {op.name} of {(layers or places)[0]}, and nothing was "
-                f"written. Please report the model. LiteRT says: {error}"
+                f"{runtime} does not run {op.name} of {(layers or places)[0]}, and nothing was "
+                f"written. {_HELP[runtime]} {runtime} says: {error}"
             ) from error
         refused[name] = f"{REFUSED}: {error}"
         _logger.warning(
-            "LiteRT does not run %s of %s on integers of these steps, and it computes in float. "
-            "LiteRT says: %s",
+            "%s does not run %s of %s on integers of these steps, and it computes in float. "
+            "%s says: %s",
+            runtime,
             op.name,
             (layers or places)[0],
+            runtime,
             error,
         )
+
+
+# What to do where a runtime does not run a file.
+_HELP = {
+    "LiteRT": "Please report the model.",
+    MICRO: "Take another layer in its place, or register an operator of your own there and convert "
+    "for device='litert_reference'.",
+}
+
+
+def _checked_by(device):
+    """Returns the name of what must run a file, and its function of errors."""
+    on_micro = device.runtime == "tflm" and micro.is_there()
+    return (MICRO, micro.error) if on_micro else ("LiteRT", None)
 
 
 def _output_names(file, index):
@@ -333,9 +351,13 @@ def _check_groups(lowered):
         )
 
 
-def _runs_files_here(device):
-    """Whether LiteRT on this machine can stand for a device."""
-    return device.runtime == "litert" and device.runs_here()
+def _run_of(device):
+    """Returns what runs files here as a device does, `None` if nothing can stand for it."""
+    if device.runtime == "tflm" and micro.is_there():
+        return micro.run
+    if device.runtime == "litert" and device.runs_here():
+        return partial(run_here, resolver=device.resolver)
+    return None
 
 
 def _as_tensors(rows):

@@ -255,12 +255,18 @@ def _or_end(value, place, end):
     return tf.where(place >= 255, tf.constant(end, tf.int64), value)
 
 
-def softmax_16(inputs, output, beta=1.0):
+def softmax_16(inputs, output, beta=1.0, reciprocals=None):
     """The softmax of 16 bits over the last axis: tables of `exp(x)` and of `1 / (1 + x)`.
 
     d = x - max(x), brought to 65535 steps for -10 to 0
     e = exp(d),  n = number of leading zeros of sum(e) as an int32
     y = (e * reciprocal(sum(e) << (n - 1)) + half) >> (31 - n)
+
+    Args:
+        inputs: `Grid` of the input.
+        output: `Grid` of the output.
+        beta: What the input is multiplied by.
+        reciprocals: Table, from `softmax_reciprocals`; `None` for LiteRT's.
     """
     del output
     (x,) = inputs
@@ -272,28 +278,35 @@ def softmax_16(inputs, output, beta=1.0):
     length = ops.floor(ops.log2(total)) + 1.0  # Bits of the sum: 32 less its leading zeros.
     shifted = ops.floor((total * 2.0 ** (31.0 - length) + 2.0**13) * 2.0**-14)
     place = ops.clip(shifted - (2.0**15 + 2.0**16), -32768.0, 32767.0)
-    reciprocal = interpolated(_RECIPROCALS, ops.cast(place, "float32"))
+    reciprocals = _RECIPROCALS if reciprocals is None else reciprocals
+    reciprocal = interpolated(reciprocals, ops.cast(place, "float32"))
     wide = ops.cast(exponential, "float64") * ops.cast(reciprocal, "float64")
     shift = length - 1.0
     result = ops.floor((wide + 2.0 ** (shift - 1.0)) * 2.0**-shift)
     return ops.clip(result, 0.0, 32767.0)
 
 
-def _double_table(function, low, high):
-    """A table of 513 entries over `low` to `high`, in steps of 1/32768, made in float64."""
+def _table_between(function, low, high, dtype="float64"):
+    """A table of 513 entries over `low` to `high`, in steps of 1/32768, made in a dtype."""
+    low, high = np.array([low, high], dtype)
     step = (high - low) / INTERVALS
-    places = low + np.arange(INTERVALS) * step
-    half_away = lambda v: np.trunc(v + np.copysign(0.5, v))  # noqa: E731
+    places = low + np.arange(INTERVALS).astype(dtype) * step
+    half_away = lambda v: np.trunc(v + np.copysign(np.asarray(0.5, dtype), v))  # noqa: E731
     rounded = half_away(function(places) * 32768.0)
     following, middle = function(places + step) * 32768.0, function(places + step / 2)
     between = half_away((following + rounded) / 2.0)
     table = rounded - half_away((between - half_away(middle * 32768.0)) / 2.0)
-    table = np.append(table, half_away(function(np.float64(high)) * 32768.0))
+    table = np.append(table, half_away(function(high) * 32768.0))
     return np.clip(table, -32768, 32767).astype(np.float32)
 
 
-_EXPONENTIALS = _double_table(np.exp, -10.0, 0.0)
-_RECIPROCALS = _double_table(lambda x: 1.0 / (1.0 + x), 0.0, 1.0)
+def softmax_reciprocals(dtype="float64"):
+    """Returns the table of `1 / (1 + x)` between 0 and 1, made in a dtype."""
+    return _table_between(lambda x: 1 / (1 + x), 0, 1, dtype)
+
+
+_EXPONENTIALS = _table_between(np.exp, -10.0, 0.0)
+_RECIPROCALS = softmax_reciprocals()
 
 
 def softmax_float_table(inputs, output, beta=1.0):

@@ -1,0 +1,1 @@
+"""What kernels of LiteRT compute of integers; which device has which, `tfquant.devices` says."""
