@@ -4,7 +4,6 @@ Integers are carried as floats: float32 holds every integer up to 2**24 exactly,
 operation takes them.
 """
 
-import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
@@ -112,7 +111,8 @@ def fake_quantize_at_once(x, params: QuantParams, spec: QuantSpec):
         return tf.quantization.fake_quant_with_min_max_args(
             x, float(low), float(high), spec.num_bits, spec.narrow_range
         )
-    return keras.quantizers.fake_quant_with_min_max_vars(
+    low, high = (ops.cast(ops.reshape(bound, ()), "float32") for bound in (low, high))
+    return tf.quantization.fake_quant_with_min_max_vars(
         x, low, high, num_bits=spec.num_bits, narrow_range=spec.narrow_range
     )
 
@@ -142,10 +142,10 @@ def group_scale(scale):
     def rounded(scale):
         bounded = ops.minimum(ops.maximum(scale, SMALLEST_GROUP_SCALE), LARGEST_GROUP_SCALE)
         # On the bits: compilers may leave out a cast to 16 bits and back.
-        bits = ops.view(bounded, "int32")
+        bits = tf.bitcast(bounded, "int32")
         last = ops.bitwise_and(ops.right_shift(bits, 16), 1)
         bits = ops.bitwise_and(bits + (2**15 - 1) + last, -(2**16))
-        return ops.view(
+        return tf.bitcast(
             bits, "float32"
         ), lambda *args, upstream=None: args[0] if upstream is None else upstream
 
