@@ -47,6 +47,7 @@ from tfquant.train import (
     PrecisionSchedule,
     TerminateOnNaN,
     distill,
+    finetune,
 )
 from tfquant.wrappers import QuantizeConfig, QuantizeWrapper
 
@@ -86,6 +87,7 @@ __all__ = [
     "calibrate",
     "compare",
     "distill",
+    "finetune",
     "inspect",
     "observers",
     "optimize",
