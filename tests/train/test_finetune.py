@@ -175,8 +175,10 @@ def test_the_teacher_is_the_float_model(scheme):
 
 def test_the_answers_of_the_teacher_are_learned():
     q, x, y = calibrated("w4a8")
-    flipped = network()  # Its answers are others than the labels'.
-    flipped.layers[-1].set_weights([w * 3 for w in flipped.layers[-1].get_weights()])
+    flipped, *_ = trained_network()  # Its answers are the labels of other classes.
+    flipped.layers[-1].set_weights(
+        [np.roll(w, 1, axis=-1) for w in flipped.layers[-1].get_weights()]
+    )
     answers = flipped.predict(x, verbose=0).argmax(-1)
     before = (q.predict(x, verbose=0).argmax(-1) == answers).mean()
     tfq.finetune(

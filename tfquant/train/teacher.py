@@ -1,8 +1,9 @@
 """The float model inside a quantized one, as the teacher of its training."""
 
+import keras
 from keras import ops, tree
 
-from tfquant.graph.walk import leaves
+from tfquant.graph.walk import is_readable, leaves
 from tfquant.train.distill import softened_divergence
 from tfquant.wrappers import Quantize, QuantizeWrapper
 
@@ -50,7 +51,9 @@ def float_copy(model):
 def answer(model, x):
     """Returns what `model` infers from inputs in any form that `fit` takes."""
     flat = tree.flatten(x)
-    return model(tree.pack_sequence_as(model.input, flat) if len(flat) == 1 else x, training=False)
+    if len(flat) == 1 and is_readable(model) and not isinstance(model, keras.Sequential):
+        x = tree.pack_sequence_as(model.input, flat)
+    return model(x, training=False)
 
 
 class Lesson:
