@@ -9,11 +9,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tomllib
 import zipfile
 from importlib import metadata
 
 import pytest
+import tomllib
 
 import tfquant as tfq
 from tfquant.lowbit import build

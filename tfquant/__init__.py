@@ -48,6 +48,7 @@ from tfquant.train import (
     PrecisionSchedule,
     TerminateOnNaN,
     distill,
+    finetune,
 )
 from tfquant.wrappers import QuantizeConfig, QuantizeWrapper
 
@@ -89,6 +90,7 @@ __all__ = [
     "compare",
     "distill",
     "export_c",
+    "finetune",
     "inspect",
     "observers",
     "optimize",

@@ -8,6 +8,7 @@ from keras import layers, tree
 from tfquant.graph.graph import clone_graph, tensors
 from tfquant.graph.read import is_composite, read
 from tfquant.graph.walk import is_readable
+from tfquant.layers import known
 
 _logger = logging.getLogger("tfquant")
 
@@ -36,7 +37,7 @@ _LOOKUPS = {
     layers.Embedding: "int32",
     layers.Hashing: "string",
     layers.IntegerLookup: "int64",
-    layers.ReversibleEmbedding: "int32",
+    known.ReversibleEmbedding: "int32",
     layers.StringLookup: "string",
     layers.TextVectorization: "string",
 }

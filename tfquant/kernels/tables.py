@@ -80,7 +80,7 @@ def exp(x):
 
 def _erf_gelu(x):
     """`0.5 * x * erfc(-x / sqrt(2))`, in float32 but for `erfc`, whose result is rounded to it."""
-    return np.float32(0.5) * x * in_float32(ops.erfc)(x * np.float32(-math.sqrt(0.5)))
+    return np.float32(0.5) * x * in_float32(tf.math.erfc)(x * np.float32(-math.sqrt(0.5)))
 
 
 def _tanh_gelu(x):

@@ -4,7 +4,6 @@ Integers are carried as floats: float32 holds every integer up to 2**24 exactly,
 operation takes them.
 """
 
-import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
@@ -118,7 +117,8 @@ def fake_quantize_at_once(x, params: QuantParams, spec: QuantSpec):
         return tf.quantization.fake_quant_with_min_max_args(
             x, float(low), float(high), spec.num_bits, spec.narrow_range
         )
-    return keras.quantizers.fake_quant_with_min_max_vars(
+    low, high = (ops.cast(ops.reshape(bound, ()), "float32") for bound in (low, high))
+    return tf.quantization.fake_quant_with_min_max_vars(
         x, low, high, num_bits=spec.num_bits, narrow_range=spec.narrow_range
     )
 
@@ -144,14 +144,15 @@ def group_scale(scale):
     0.10009765625
     """
     xp = arithmetic(scale)
+    view = xp.view if xp is ARRAYS else tf.bitcast  # Keras below 3.15 has none.
 
     def rounded(scale):
         bounded = xp.minimum(xp.maximum(scale, SMALLEST_GROUP_SCALE), LARGEST_GROUP_SCALE)
         # On the bits: compilers may leave out a cast to 16 bits and back.
-        bits = xp.view(bounded, "int32")
+        bits = view(bounded, "int32")
         last = xp.bitwise_and(xp.right_shift(bits, 16), 1)
         bits = xp.bitwise_and(bits + (2**15 - 1) + last, -(2**16))
-        return xp.view(bits, "float32")
+        return view(bits, "float32")
 
     @ops.custom_gradient
     def straight_through(scale):

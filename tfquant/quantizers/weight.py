@@ -3,8 +3,8 @@
 import abc
 import math
 
-import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from tfquant.numerics import PerAxis, PerGroup, QuantParams, fake_quantize, group_scale
@@ -212,15 +212,14 @@ class WeightQuantizer(Quantizer):
         # Channels come last: one kernel forward and one back. The largest weight must not fall
         # outside by a rounding error, where it would get no gradient.
         top = ops.reshape(scale, (-1,)) * (spec.qmax * (1 + 2.0**-20))
-        y = keras.quantizers.fake_quant_with_min_max_vars(
-            ops.reshape(w, (-1, top.shape[0])),
+        y = tf.quantization.fake_quant_with_min_max_vars_per_channel(
+            ops.reshape(ops.cast(w, "float32"), (-1, top.shape[0])),
             -top,
             top,
             num_bits=spec.num_bits,
             narrow_range=True,
-            axis=1,
         )
-        return ops.reshape(y, w.shape)
+        return ops.cast(ops.reshape(y, w.shape), w.dtype)
 
     def largest(self, x):
         """Returns the largest magnitude of what shares a step, without a gradient."""

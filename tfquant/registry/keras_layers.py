@@ -24,6 +24,7 @@ from tfquant.configs.elementwise import (
 from tfquant.configs.linear import GROUP_AXIS, LinearConfig, ReversibleEmbeddingConfig
 from tfquant.configs.weights import WeightsConfig
 from tfquant.devices import fixed_grid
+from tfquant.layers import known
 from tfquant.layers.parts import Remask, Unmask
 from tfquant.numerics import PerAxis, PerGroup
 
@@ -48,8 +49,8 @@ DEQUANTIZED_BITS = 8
 # Layers whose output lies on the grid of their inputs.
 SAME_GRID = (
     layers.ActivityRegularization,
-    layers.AdaptiveMaxPooling1D,
-    layers.AdaptiveMaxPooling2D,
+    known.AdaptiveMaxPooling1D,
+    known.AdaptiveMaxPooling2D,
     layers.AlphaDropout,
     layers.Concatenate,
     layers.Cropping1D,
@@ -83,7 +84,7 @@ SAME_GRID = (
 )
 
 AVERAGE = (layers.AveragePooling1D, layers.AveragePooling2D)
-ADAPTIVE_AVERAGE = (layers.AdaptiveAveragePooling1D, layers.AdaptiveAveragePooling2D)
+ADAPTIVE_AVERAGE = (known.AdaptiveAveragePooling1D, known.AdaptiveAveragePooling2D)
 MEAN = (
     layers.GlobalAveragePooling1D,
     layers.GlobalAveragePooling2D,
@@ -96,7 +97,7 @@ INTERPOLATIONS = ("nearest", "bilinear")
 # Layers that are float, or are taken apart into parts of 16 bits; see `tfquant.unfold.norms`. Of
 # their squares outliers decide the range: in the TFLite converter's own 8-bit file of a MiniLM
 # encoder they reach 50,809, in steps of 199, where nine in ten are below 1.2.
-NORMS = (layers.GroupNormalization, layers.LayerNormalization, layers.RMSNormalization)
+NORMS = (layers.GroupNormalization, layers.LayerNormalization, known.RMSNormalization)
 
 # Functions that one operator of the device computes.
 FUNCTIONS = {
@@ -204,7 +205,7 @@ def register_all(registry) -> None:
     for layer_type, row in LINEAR.items():
         registry.register(layer_type, lambda layer, scheme, row=row: _linear(layer, scheme, *row))
     registry.register(layers.Embedding, _embedding)
-    registry.register(layers.ReversibleEmbedding, _reversible_embedding)
+    registry.register(known.ReversibleEmbedding, _reversible_embedding)
     rows = {
         **dict.fromkeys(SAME_GRID, lambda layer, scheme: SameGridConfig()),
         **dict.fromkeys(AVERAGE, lambda layer, scheme: AverageConfig()),

@@ -13,6 +13,7 @@ from tfquant.configs.weights import WeightsConfig, matrices
 from tfquant.graph.graph import Graph, Node, real, trace
 from tfquant.graph.read import is_composite
 from tfquant.graph.states import carried_states
+from tfquant.layers import known
 from tfquant.layers.parts import Constant
 from tfquant.registry.keras_layers import CLAMPS, LINEAR, NORMS, weights_config
 from tfquant.registry.operations import operation_config
@@ -26,7 +27,7 @@ _logger = logging.getLogger("tfquant")
 # Layers with weights that nobody needs to be told about.
 _KNOWN = (layers.BatchNormalization, Constant, *NORMS)
 
-_TABLES = (layers.Embedding, layers.ReversibleEmbedding)
+_TABLES = (layers.Embedding, known.ReversibleEmbedding)
 
 # What a batch norm becomes that no kernel takes; see `passes.ones`.
 ONES = layers.DepthwiseConv2D(1, data_format="channels_last", name="ones")

@@ -1,6 +1,7 @@
 """Quantization-aware training: schedules as Keras callbacks, and distillation."""
 
 from tfquant.train.distill import distill
+from tfquant.train.finetune import Finetuning, finetune
 from tfquant.train.oscillation import DampenOscillation, FreezeOscillation
 from tfquant.train.schedules import (
     FloatWarmup,
@@ -12,6 +13,7 @@ from tfquant.train.terminate import TerminateOnNaN
 
 __all__ = [
     "DampenOscillation",
+    "Finetuning",
     "FloatWarmup",
     "FreezeBatchNorm",
     "FreezeOscillation",
@@ -19,4 +21,5 @@ __all__ = [
     "PrecisionSchedule",
     "TerminateOnNaN",
     "distill",
+    "finetune",
 ]

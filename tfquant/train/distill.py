@@ -21,6 +21,7 @@ def distill(model, teacher, *, temperature: float = 1.0, weight: float = 0.7, fr
         from_logits: Whether the models return logits and not probabilities.
 
     Raises:
+        ImportError: If the installed Keras has no `keras.distillation`.
         ValueError: If `temperature` or `weight` is out of range, or the models do not match.
 
     Example:
@@ -36,6 +37,11 @@ def distill(model, teacher, *, temperature: float = 1.0, weight: float = 0.7, fr
         raise ValueError(f"`temperature` must be positive. Received: temperature={temperature}.")
     if not 0 <= weight <= 1:
         raise ValueError(f"`weight` must be between 0 and 1. Received: weight={weight}.")
+    if not hasattr(keras, "distillation"):
+        raise ImportError(
+            "tfq.distill needs keras.distillation, of Keras 3.12 or newer; tfq.finetune has a "
+            f"teacher under any. Received: Keras {keras.__version__}."
+        )
     return keras.distillation.Distiller(
         teacher=_copy(teacher),
         student=model,
@@ -52,8 +58,12 @@ def _copy(teacher):
     return copy
 
 
+# Keras has it from 3.12 on.
+_DistillationLoss = getattr(getattr(keras, "distillation", None), "DistillationLoss", object)
+
+
 @keras.saving.register_keras_serializable(package="tfquant")
-class SoftenedDivergence(keras.distillation.DistillationLoss):
+class SoftenedDivergence(_DistillationLoss):
     """`T^2 * KL(teacher_T, student_T)`, of logits or of probabilities.
 
     Keras's own `LogitsDistillation` takes logits only; the logarithm of probabilities is as good as
@@ -73,18 +83,21 @@ class SoftenedDivergence(keras.distillation.DistillationLoss):
         pairs = zip(
             keras.tree.flatten(teacher_outputs), keras.tree.flatten(student_outputs), strict=True
         )
-        return sum(self._divergence(t, s) for t, s in pairs)
-
-    def _divergence(self, teacher, student):
-        teacher, student = (self._log_softened(x) for x in (teacher, student))
-        divergence = ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
-        return ops.mean(divergence) * self.temperature**2
-
-    def _log_softened(self, x):
-        x = ops.cast(x, "float32")
-        logits = x if self.from_logits else ops.log(ops.maximum(x, keras.config.epsilon()))
-        return ops.log_softmax(logits / self.temperature, axis=-1)
+        return sum(softened_divergence(t, s, self.temperature, self.from_logits) for t, s in pairs)
 
     def get_config(self):
         """Returns the arguments of the constructor."""
         return {"temperature": self.temperature, "from_logits": self.from_logits}
+
+
+def softened_divergence(teacher, student, temperature: float, from_logits: bool):
+    """Returns `T^2 * KL(teacher_T, student_T)`, the mean over rows, a scalar."""
+
+    def log_softened(x):
+        x = ops.cast(x, "float32")
+        logits = x if from_logits else ops.log(ops.maximum(x, keras.config.epsilon()))
+        return ops.log_softmax(logits / temperature, axis=-1)
+
+    teacher, student = log_softened(teacher), log_softened(student)
+    divergence = ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
+    return ops.mean(divergence) * temperature**2

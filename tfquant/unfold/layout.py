@@ -6,14 +6,15 @@ on its own: `max` and the mean over a box are those over its faces and then alon
 
 from keras import layers
 
+from tfquant.layers import known
 from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.pieces.parts import Parts
 from tfquant.registry.keras_layers import LINEAR
 from tfquant.wrappers import QuantizeAnnotate
 
 POOLING_3D = {
-    layers.AdaptiveAveragePooling3D: layers.AdaptiveAveragePooling2D,
-    layers.AdaptiveMaxPooling3D: layers.AdaptiveMaxPooling2D,
+    known.AdaptiveAveragePooling3D: known.AdaptiveAveragePooling2D,
+    known.AdaptiveMaxPooling3D: known.AdaptiveMaxPooling2D,
     layers.AveragePooling3D: layers.AveragePooling2D,
     layers.MaxPooling3D: layers.MaxPooling2D,
 }
@@ -23,10 +24,10 @@ POOLING_3D = {
 CHANNELS_FIRST = (
     *POOLING_3D,
     *LINEAR,
-    layers.AdaptiveAveragePooling1D,
-    layers.AdaptiveAveragePooling2D,
-    layers.AdaptiveMaxPooling1D,
-    layers.AdaptiveMaxPooling2D,
+    known.AdaptiveAveragePooling1D,
+    known.AdaptiveAveragePooling2D,
+    known.AdaptiveMaxPooling1D,
+    known.AdaptiveMaxPooling2D,
     layers.AveragePooling1D,
     layers.AveragePooling2D,
     layers.Conv3D,

@@ -10,6 +10,7 @@ from tfquant.configs.elementwise import SameGridConfig
 from tfquant.configs.parts import MatMulConfig
 from tfquant.graph.graph import put_in_place, real, tensors
 from tfquant.graph.read import is_composite
+from tfquant.layers import known
 from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.layers.parts import MaskedProduct, MatMul, Unmask
 from tfquant.pieces.affine import channel_affine, hard_sigmoid
@@ -247,7 +248,7 @@ UNFOLDED = {
     layers.Multiply: unfold_merge,
     layers.Normalization: unfold_normalization,
     layers.Pipeline: unfold_pipeline,
-    layers.RMSNormalization: unfold_rms_norm,
+    known.RMSNormalization: unfold_rms_norm,
     layers.RNN: unfold_recurrent,
     layers.Rescaling: unfold_rescaling,
     layers.SimpleRNN: unfold_recurrent,
