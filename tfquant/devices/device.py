@@ -100,7 +100,8 @@ class Device:
             `tfquant.numerics.fixed_point.ROUNDINGS`.
         at_run_time: Function of a `Product` that returns how it quantizes what it reads in float:
             a dict of `by_vector`, whether each vector has a grid of its own and not each row of the
-            batch, and `rounding`, a name of `tfquant.numerics.run_time.ROUNDINGS`.
+            batch, and `rounding`, a name of `tfquant.numerics.run_time.ROUNDINGS`; `None` where no
+            kernel does.
         resolver: Which of LiteRT's kernels it stands for, as the interpreter calls them.
         machines: Names of processors that it runs on; none for any.
         refusals: What it does not compute, in words: a dict from the name of an operator.
@@ -113,11 +114,11 @@ class Device:
     summary: str
     operators: Mapping[str, Operator]
     rounding: Callable[[Product], str]
-    at_run_time: Callable[[Product], Mapping]
     resolver: str = "AUTO"
     machines: tuple[str, ...] = ()
     refusals: Mapping[str, str] = dataclasses.field(default_factory=dict)
     runtime: str = "litert"
+    at_run_time: Callable[[Product], Mapping] | None = None
     dequantizes: bool = True
 
     def runs_here(self) -> bool:

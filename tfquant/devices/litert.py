@@ -241,6 +241,6 @@ LITERT = Device(
     "LiteRT's default kernels on x86-64",
     OPERATORS,
     rounding,
-    at_run_time,
     machines=("x86_64", "amd64"),
+    at_run_time=at_run_time,
 )

@@ -65,6 +65,6 @@ LITERT_ARM = Device(
     "LiteRT's default kernels on ARM64",
     OPERATORS,
     rounding,
-    litert.at_run_time,
     machines=("aarch64", "arm64"),
+    at_run_time=litert.at_run_time,
 )

@@ -77,7 +77,7 @@ LITERT_REFERENCE = Device(
     "LiteRT's reference kernels, near to microcontrollers",
     OPERATORS,
     rounding,
-    at_run_time,
     resolver="BUILTIN_REF",
     refusals=REFUSALS,
+    at_run_time=at_run_time,
 )

@@ -175,6 +175,6 @@ ONNXRUNTIME = Device(
     "ONNX Runtime's kernels on a CPU",
     OPERATORS,
     rounding,
-    at_run_time,
     runtime="onnxruntime",
+    at_run_time=at_run_time,
 )
