@@ -6,10 +6,12 @@ import platform
 
 import numpy as np
 import pytest
-from fuzz import OF_LITERT, differing
+from fuzz import differing
 
+from tfquant.devices import DEVICES
 from tfquant.kernels import tables
 
+OF_LITERT = {name: d for name, d in DEVICES.items() if d.runtime == "litert"}
 HERE = [device for device in OF_LITERT.values() if device.runs_here()]
 
 

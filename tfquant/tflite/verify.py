@@ -139,7 +139,7 @@ class Verifier:
         def note(layer, args, kwargs, outputs):
             del args, kwargs
             flat = tree.flatten(outputs)
-            sweep.note(sum(math.prod(y.shape) for y in flat))
+            sweep.note(sum(math.prod(y.shape) for y in flat if y is not None))
             if isinstance(layer, (Quantize, QuantizeWrapper)) and layer.quantizes:
                 self._note_parity(next(units), flat, size)
 
