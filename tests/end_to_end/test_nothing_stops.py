@@ -394,3 +394,17 @@ def test_an_own_layer_may_return_a_constant_without_a_batch(rng, tmp_path):
     q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
     report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
     assert report.end_to_end.differing == 0 and not report.float_operators
+
+
+def test_windows_that_are_rows_are_compared(rng, tmp_path):
+    x = keras.Input((16, 8))
+    windows = ops.reshape(layers.Dense(8)(x), (-1, 4, 8))
+    mixed = layers.Softmax()(ops.transpose(windows, (0, 2, 1)))
+    mixed = ops.transpose(ops.tanh(mixed), (0, 2, 1)) + layers.Dense(8)(windows)
+    model = keras.Model(x, layers.Dense(3)(ops.reshape(mixed, (-1, 16, 8))))
+    data = rng.normal(size=(64, 16, 8)).astype("float32")
+    q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+    assert report.not_compared == "" and report.end_to_end.differing == 0
+    compared = {layer.name for layer in report.layers if layer.parity}
+    assert {"softmax", "tanh"} <= {name.rstrip("_0123456789") for name in compared}

@@ -290,7 +290,8 @@ class Verifier:
         shape = [-1 if n is None else n for n in x.shape[1:]]
         # Some layers of Keras are wrong about their shapes.
         if shape.count(-1) < 2 and values[0].size % abs(math.prod(shape)) == 0:
-            values = values.reshape((len(values), *shape))
+            # Windows of an image are rows here, and may be more than those of the batch.
+            values = values.reshape((len(values) if -1 in shape else -1, *shape))
         values = tf.constant(values)
         return on_grid(values, point.grid)
 

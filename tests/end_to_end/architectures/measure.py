@@ -43,7 +43,7 @@ class Measured:
         apart: Values that differ op by op where the operator is not named inexact.
         named: Values that differ op by op where it is.
         end_to_end: Output values that differ.
-        agrees: Whether the end agrees as far as op by op says.
+        agrees: Whether the end was compared, and agrees as far as op by op says.
     """
 
     sqnr: float
@@ -83,7 +83,7 @@ def measure(model, data, scheme, folder) -> Measured:
         apart,
         named,
         end,
-        bool(end == 0 or named or apart or scheme == "w8a8_dynamic"),
+        bool(report.end_to_end and (end == 0 or named or apart or scheme == "w8a8_dynamic")),
     )
 
 
