@@ -28,13 +28,13 @@ def once(low, high, x):
         Integers in float32, and `QuantParams` of the shape of `low`.
     """
     span = high - low
-    # One rounding: with a numerator that is no constant nobody turns the quotient around.
+    # One division: the product of the span's inverse and 255 would round twice.
     factor = ops.where(span > 0, (_HIGH - _LOW) / ops.where(span > 0, span, 1.0), 1.0)
     from_low, from_high = _LOW - low * factor, _HIGH - high * factor
     below = (_LOW + low * factor) + (_HIGH + high * factor) > 0
     zero_point = ops.round(ops.clip(ops.where(below, from_low, from_high), _LOW, _HIGH))
     steps = ops.clip(ops.round(x * factor) + zero_point, _LOW, _HIGH)
-    # Not the factor's inverse, by which graphs divide instead; both are right to the last bit.
+    # Not the factor's inverse: graphs divide by the factor instead, and differ in the last bit.
     scale = ops.where(span > 0, span * (1.0 / (_HIGH - _LOW)), 1.0)
     return steps, QuantParams(scale, zero_point)
 

@@ -13,7 +13,7 @@ from tfquant.graph.walk import leaves
 from tfquant.rewrite.model import QuantizedModel
 from tfquant.rewrite.validate import check_is_model
 from tfquant.train.keep import KeepBest
-from tfquant.train.lessons import cross_entropy, kinds_of, lessons
+from tfquant.train.lessons import cross_entropy, kinds_of, lessons, shapes_fit
 from tfquant.train.schedules import FreezeBatchNorm
 from tfquant.train.teacher import Lesson, activation_quantizers, answer, float_copy, quantizers
 from tfquant.wrappers import QuantizeWrapper
@@ -234,11 +234,7 @@ def _check_teacher(model, answers):
     """Raises unless a teacher answers in the form of the model."""
     expected = [tuple(x.shape) for x in model.outputs]
     received = [tuple(x.shape) for x in tree.flatten(answers)]
-    fits = len(expected) == len(received) and all(
-        len(e) == len(r) and all(m in (None, n) for m, n in zip(e[1:], r[1:], strict=True))
-        for e, r in zip(expected, received, strict=True)
-    )
-    if not fits:
+    if not shapes_fit(expected, received):
         raise ValueError(
             f"`teacher` must answer in the shapes {expected} of the model's outputs. "
             f"Received: {received}."

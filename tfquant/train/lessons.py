@@ -236,12 +236,16 @@ def _check_inputs(model, x, label):
     arrays = [x[i.name] for i in model.inputs] if _is_named(model, x) else tree.flatten(x)
     expected = [tuple(i.shape) for i in model.inputs]
     received = [tuple(np.shape(a)) for a in arrays]
-    fits = len(expected) == len(received) and all(
+    if not shapes_fit(expected, received):
+        raise ValueError(f"{label} must hold inputs of shapes {expected}. Received: {received}.")
+
+
+def shapes_fit(expected, received) -> bool:
+    """Whether shapes are as many as expected, and these but for rows and free axes."""
+    return len(expected) == len(received) and all(
         len(e) == len(r) and all(m in (None, n) for m, n in zip(e[1:], r[1:], strict=True))
         for e, r in zip(expected, received, strict=True)
     )
-    if not fits:
-        raise ValueError(f"{label} must hold inputs of shapes {expected}. Received: {received}.")
 
 
 def _is_named(model, x):

@@ -126,8 +126,8 @@ class QuantizeWrapper(keras.layers.Layer):
             quantizer.build(variable.shape)
         self.output_quantizers = self._quantizers_of_sites(quantize_config)
         # Keras before 3.11 or so saves nothing of lists in lists.
-        flat = {id(q): q for site in self.output_quantizers for q in site if q is not None}
-        self._output_quantizers = list(flat.values())
+        flat = [q for site in self.output_quantizers for q in site if q is not None]
+        self._output_quantizers = list(dict.fromkeys(flat))
         for quantizers, site in zip(self.output_quantizers, self.call_sites, strict=True):
             for quantizer in quantizers:
                 if quantizer is not None and not quantizer.built:
