@@ -62,6 +62,7 @@ def _in_its_place(node, made) -> list[Node]:
     )
     mover.outputs = before(x)
     kernel.args, kernel.outputs = (mover.outputs,), convolution(mover.outputs)
+    after.build(kernel.outputs.shape)  # Its output is there already: nobody calls it.
     last = dataclasses.replace(mover, layer=after, clone=after, args=(kernel.outputs,))
     last.outputs = node.outputs
     return [mover, kernel, last]
