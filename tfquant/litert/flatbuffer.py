@@ -95,7 +95,12 @@ class File:
                 # Arrays are written back at once, anything else byte by byte.
                 buffer.data = np.asarray(buffer.data, np.uint8)
         self.subgraph = self.model.subgraphs[0]
+        self._read_ops()
+
+    def _read_ops(self):
         self.ops = [self._op(i, op) for i, op in enumerate(self.subgraph.operators)]
+        # Of several operators that write one tensor, the first.
+        self._made_by = {x: op.index for op in reversed(self.ops) for x in op.outputs}
 
     @property
     def inputs(self) -> list[int]:
@@ -173,7 +178,7 @@ class File:
 
     def producer(self, index: int) -> Op | None:
         """Returns the operator that computes a tensor."""
-        return next((op for op in self.ops if index in op.outputs), None)
+        return self.ops[self._made_by[index]] if index in self._made_by else None
 
     def consumers(self, index: int) -> list[Op]:
         """Returns the operators that read a tensor."""
@@ -350,7 +355,7 @@ class File:
 
     def _keep_ops(self, kept):
         self.subgraph.operators = [self.subgraph.operators[index] for index in sorted(kept)]
-        self.ops = [self._op(i, op) for i, op in enumerate(self.subgraph.operators)]
+        self._read_ops()
 
     def replace_input(self, op: Op, old: int, new: int) -> None:
         """Makes `op` read tensor `new` where it read `old`."""
@@ -380,7 +385,7 @@ class File:
         for operator in self.subgraph.operators:
             operator.inputs = renumber(operator.inputs)
             operator.outputs = renumber(operator.outputs)
-        self.ops = [self._op(i, op) for i, op in enumerate(self.subgraph.operators)]
+        self._read_ops()
 
     def _data(self, index):
         data = self.model.buffers[self.subgraph.tensors[index].buffer].data

@@ -310,7 +310,7 @@ def _drop_steps(file, tensors, numbers):
     for index, tensor in tensors.items():
         same.setdefault(numbers[tensor.name], []).append(index)
     for indices in same.values():
-        for last in indices:
+        for last in indices if len(indices) > 1 else ():
             index, before = last, file.producer(last)
             while before is not None and _may_move(file, before) and before.inputs[0] in indices:
                 index = before.inputs[0]
