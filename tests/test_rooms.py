@@ -21,6 +21,7 @@ ORDER = (
     "kernels",
     "devices",
     "graph",
+    "reading",
     "wrappers",
     "configs",
     "registry",

@@ -1,9 +1,9 @@
 """`quantize_model` and `quantize_apply`: from a float model to a model of quantized layers."""
 
 from tfquant import devices
-from tfquant.graph.subclassed import readable
 from tfquant.passes import run_passes
 from tfquant.passes.precision import TO_FLOAT32_WEIGHTS, policy, with_float32_weights
+from tfquant.reading.subclassed import readable
 from tfquant.registry import QuantizeRegistry
 from tfquant.registry.recipe import Recipe
 from tfquant.registry.registry import KERAS_LAYERS

@@ -11,10 +11,10 @@ from tfquant.configs.elementwise import VectorConfig
 from tfquant.configs.linear import LinearConfig
 from tfquant.configs.weights import WeightsConfig, matrices
 from tfquant.graph.graph import Graph, Node, real, trace
-from tfquant.graph.read import is_composite
 from tfquant.graph.states import carried_states
 from tfquant.layers import known
 from tfquant.layers.parts import Constant
+from tfquant.reading.own import is_composite
 from tfquant.registry.keras_layers import CLAMPS, LINEAR, NORMS, weights_config
 from tfquant.registry.operations import operation_config
 from tfquant.unfold.decompose import decompose

@@ -5,7 +5,8 @@ import logging
 import keras
 
 from tfquant.configs.elementwise import OutputConfig
-from tfquant.graph.read import OPEN, read
+from tfquant.reading.own import OPEN
+from tfquant.reading.read import read
 from tfquant.wrappers import QuantizeAnnotate
 
 _logger = logging.getLogger("tfquant")

@@ -9,12 +9,12 @@ from keras import activations, layers, ops
 from tfquant.configs.elementwise import SameGridConfig
 from tfquant.configs.parts import MatMulConfig
 from tfquant.graph.graph import put_in_place, real, tensors
-from tfquant.graph.read import is_composite
 from tfquant.layers import known
 from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.layers.parts import MaskedProduct, MatMul, Unmask
 from tfquant.pieces.affine import channel_affine, hard_sigmoid
 from tfquant.pieces.parts import Parts
+from tfquant.reading.own import is_composite
 from tfquant.registry.keras_layers import activation_config
 from tfquant.unfold.attention import unfold_attention, unfold_softmax
 from tfquant.unfold.composite import is_worthwhile, unfold_composite

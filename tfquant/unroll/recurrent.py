@@ -16,9 +16,9 @@ import numpy as np
 from keras import layers
 
 from tfquant.configs.elementwise import OutputConfig
-from tfquant.graph.read import read
 from tfquant.layers.copy import copy_layer, transfer_weights
 from tfquant.layers.parts import Constant
+from tfquant.reading.read import read
 from tfquant.unroll.cells import CELLS, ConvLstm
 from tfquant.unroll.steps import Steps, as_list
 from tfquant.wrappers import QuantizeAnnotate

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import tfquant as tfq
-from tfquant.graph.subclassed import readable
+from tfquant.reading.subclassed import readable
 
 
 class Classifier(keras.Model):

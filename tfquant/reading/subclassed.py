@@ -6,9 +6,10 @@ import keras
 from keras import layers, tree
 
 from tfquant.graph.graph import clone_graph, tensors
-from tfquant.graph.read import is_composite, read
 from tfquant.graph.walk import is_readable
 from tfquant.layers import known
+from tfquant.reading.own import is_composite
+from tfquant.reading.read import read
 
 _logger = logging.getLogger("tfquant")
 

@@ -1,0 +1,1 @@
+"""What the calls of layers consist of."""
