@@ -109,7 +109,9 @@ class TestEveryRow:
             config = config_of(layer, name)
             if config is None:  # No kernel of that width, says the test above.
                 continue
-            for quantizer in config.get_output_quantizers(layer):
+            quantizers = config.get_output_quantizers(layer)
+            assert config.output_specs(layer) == [q.spec for q in quantizers]
+            for quantizer in quantizers:
                 assert isinstance(quantizer, Quantizer)
                 assert quantizer.spec.num_bits == bits
 

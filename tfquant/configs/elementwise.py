@@ -48,12 +48,17 @@ class OutputConfig(QuantizeConfig):
         del layer
         return []
 
+    def output_specs(self, layer):
+        """Returns that of the activations, for each output."""
+        del layer
+        return [self.activations] * self.outputs
+
     def get_output_quantizers(self, layer):
         """Returns a `Static`, or `Fixed`, for each output."""
-        del layer
+        specs = self.output_specs(layer)
         if self.fixed:
-            return [Fixed(self.activations, *self.fixed) for _ in range(self.outputs)]
-        quantizers = [Static(self.activations) for _ in range(self.outputs)]
+            return [Fixed(spec, *self.fixed) for spec in specs]
+        quantizers = [Static(spec) for spec in specs]
         for quantizer in quantizers:
             quantizer.headroom = self.headroom
         return quantizers

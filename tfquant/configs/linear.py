@@ -97,10 +97,14 @@ class LinearConfig(QuantizeConfig):
         spec, shape = QuantSpec(8), (None, None)
         return Dynamic(spec, **wrapper.device.at_run_time(self.product(wrapper, spec, shape, True)))
 
+    def output_specs(self, layer):
+        """Returns that of the activations, or nothing where they are float."""
+        del layer
+        return [] if self.activations is None else [self.activations]
+
     def get_output_quantizers(self, layer):
         """Returns one `Static`, or nothing for float activations."""
-        del layer
-        return [] if self.activations is None else [Static(self.activations)]
+        return [Static(spec) for spec in self.output_specs(layer)]
 
     def device_call(self, call):
         """Multiplies integers by integers, adds an integer bias and requantizes."""

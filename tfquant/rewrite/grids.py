@@ -68,9 +68,8 @@ class _Widths:
         elif isinstance(config, ConstantConfig):
             self.of.update(dict.fromkeys(outputs, config.activations.stored_bits))
         else:
-            quantizers = config.get_output_quantizers(node.layer)
-            for x, quantizer in zip(outputs, quantizers, strict=False):
-                self.of[x] = None if quantizer is None else quantizer.spec.stored_bits
+            for x, spec in zip(outputs, config.output_specs(node.layer), strict=False):
+                self.of[x] = spec and spec.stored_bits
 
     def of_input(self, x) -> tuple | None:
         """Returns the `QuantSpec` that an input of the model enters with, and whose scheme says so.

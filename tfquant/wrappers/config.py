@@ -38,6 +38,10 @@ class QuantizeConfig(abc.ABC):
     def get_output_quantizers(self, layer) -> list:
         """Returns one new `Quantizer` for each output of `layer`, or `None` to leave it."""
 
+    def output_specs(self, layer) -> list:
+        """Returns the `QuantSpec` of each output, `None` for one that stays float."""
+        return [q and q.spec for q in self.get_output_quantizers(layer)]
+
     @property
     def reads_floats(self) -> bool:
         """Whether the layer computes in float on its inputs as they come, and not on a grid."""
