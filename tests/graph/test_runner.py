@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+import tfquant as tfq
 from tfquant.graph.runner import Runner
 
 
@@ -52,6 +53,33 @@ def test_outputs_are_those_of_keras(build, rng):
     received = Runner(model)(arrays)
     for y, other in zip(received, keras.tree.flatten(expected), strict=True):
         np.testing.assert_array_equal(y, other)
+
+
+def infers(runner):
+    return sum(call.run is not call.layer for call in runner.calls)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w8a16", "w8a8_dynamic", "w8"])
+def test_quantized_layers_that_no_mask_travels_give_the_same_without_keras(scheme, rng):
+    model = branches()
+    x = rng.normal(size=(16, 6)).astype("float32")
+    q = tfq.calibrate(tfq.quantize_model(model, scheme), x, progress=False)
+    runner = Runner(q)
+    assert infers(runner) >= 3
+    for y, other in zip(runner([x]), keras.tree.flatten(q(x)), strict=True):
+        np.testing.assert_array_equal(y, other)
+
+
+@pytest.mark.parametrize("mask_zero", [True, False])
+def test_quantized_layers_that_a_mask_may_travel_are_called_by_keras(mask_zero, rng):
+    ids = keras.Input((7,), dtype="int32")
+    x = layers.Embedding(9, 4, mask_zero=mask_zero)(ids)
+    model = keras.Model(ids, layers.GlobalAveragePooling1D()(layers.Activation("relu")(x)))
+    rows = rng.integers(0, 3, (16, 7))
+    q = tfq.calibrate(tfq.quantize_model(model), rows, progress=False)
+    runner = Runner(q)
+    assert (infers(runner) > 0) is not any(call.makes_mask for call in runner.calls)
+    np.testing.assert_array_equal(runner([rows])[0], q(rows))
 
 
 def test_what_nobody_reads_any_more_is_forgotten(rng):

@@ -11,6 +11,19 @@ from tfquant.graph.graph import clone_graph, put_in_place, tensors
 from tfquant.graph.walk import is_readable
 
 
+class Inferring:
+    """A layer with a shorter way at inference than its call by Keras, which no mask travels."""
+
+    def infer(self, *args, **kwargs):
+        """Returns what its call returns at inference, without gradients.
+
+        Args:
+            *args: Of the call: tensors and settings, no arrays.
+            **kwargs: Likewise, without `training`.
+        """
+        raise NotImplementedError
+
+
 class Runner:
     """Runs a functional model, and forgets what nobody reads any more.
 
@@ -34,6 +47,9 @@ class Runner:
         read_last = {}
         for number, call in enumerate(self.calls):
             read_last.update(dict.fromkeys((*tree.flatten(call.outputs), *call.inputs), number))
+        if not any(call.makes_mask for call in self.calls):
+            for call in self.calls:
+                call.shorten()
         made = [x for call in self.calls for x in tensors(call.outputs)]
         self.values_per_row = sum(math.prod(n or 1 for n in x.shape[1:]) for x in made)
         kept = set(self.ends)
@@ -66,9 +82,7 @@ class Runner:
         value = lambda x: values[x] if isinstance(x, keras.KerasTensor) else x  # noqa: E731
         for call in self.calls:
             args, kwargs = tree.map_structure(value, (call.args, call.kwargs))
-            if call.takes_training:
-                kwargs["training"] = False
-            outputs = call.layer(*args, **kwargs)
+            outputs = call.run(*args, **kwargs, **call.training)
             if see is not None:
                 see(call.layer, args, kwargs, outputs)
             flat = zip(tree.flatten(call.outputs), tree.flatten(outputs), strict=True)
@@ -134,13 +148,37 @@ class RunnerCall:
         kwargs: Keyword arguments, likewise.
         outputs: Structure of KerasTensors.
         last: KerasTensors that nobody reads behind it.
+        run: What computes the outputs.
+        training: Keyword arguments of `run` beside those of the call.
     """
 
     def __init__(self, layer, args, kwargs, outputs):
         self.layer, self.args, self.kwargs, self.outputs = layer, args, kwargs, outputs
-        self.inputs, self.last = tensors((args, kwargs)), []
+        self.inputs, self.last, self.run = tensors((args, kwargs)), [], layer
         is_layer = isinstance(layer, keras.layers.Layer)
-        self.takes_training = is_layer and "training" in inspect.signature(layer.call).parameters
+        takes_training = is_layer and "training" in inspect.signature(layer.call).parameters
+        self.training = {"training": False} if takes_training else {}
+
+    @property
+    def makes_mask(self) -> bool:
+        """Whether the outputs may carry a mask where no input does."""
+        inner = getattr(self.layer, "layer", self.layer)
+        if not isinstance(inner, keras.layers.Layer):
+            return False
+        if type(inner).compute_mask is keras.layers.Layer.compute_mask:
+            return isinstance(inner, keras.Model)
+        try:
+            masks = inner.compute_mask(*self.args[:1], None)
+        except Exception:  # Whatever a layer of the user's raises: nobody knows.
+            return True
+        return any(mask is not None for mask in tree.flatten(masks))
+
+    def shorten(self) -> None:
+        """Takes the layer's shorter way, where it has one and reads no array."""
+        known = (keras.KerasTensor, bool, int, float, str, type(None))
+        plain = all(isinstance(x, known) for x in tree.flatten((self.args, self.kwargs)))
+        if isinstance(self.layer, Inferring) and plain:
+            self.run, self.training = self.layer.infer, {}
 
     @property
     def flat_outputs(self) -> list:

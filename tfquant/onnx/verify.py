@@ -93,9 +93,7 @@ class Verifier:
         grids = dict(zip(call.inputs, map(grid_of, unit.inputs), strict=False))
         value = lambda x: self._real(x, grids.get(x)) if isinstance(x, keras.KerasTensor) else x  # noqa: E731
         args, kwargs = tree.map_structure(value, (call.args, call.kwargs))
-        if call.takes_training:
-            kwargs["training"] = False
-        expected = tree.flatten(call.layer(*args, **kwargs))
+        expected = tree.flatten(call.run(*args, **kwargs, **call.training))
         found = [
             self.compared(self.written.values[x], y, self._found(x))
             for x, y in zip(call.flat_outputs, expected, strict=True)

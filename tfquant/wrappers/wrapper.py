@@ -8,6 +8,7 @@ import keras
 from keras import ops, tree
 
 from tfquant import devices
+from tfquant.graph.runner import Inferring
 from tfquant.quantizers import MovingAverage, RecordingScope
 from tfquant.quantizers.families import activation_quantizer as make_activation_quantizer
 from tfquant.quantizers.families import weight_quantizer as make_weight_quantizer
@@ -40,7 +41,7 @@ class CallSite:
 
 
 @keras.saving.register_keras_serializable(package="tfquant")
-class QuantizeWrapper(keras.layers.Layer):
+class QuantizeWrapper(Inferring, keras.layers.Layer):
     """Runs `layer` with the weights and outputs that `quantize_config` names quantized.
 
     Weights are swapped by `keras.StatelessScope`: inside it every read of a variable returns the
@@ -222,6 +223,14 @@ class QuantizeWrapper(keras.layers.Layer):
         for loss in losses:
             self.add_loss(loss)
         return outputs
+
+    def infer(self, *args, call_site=0, mask=None, **kwargs):
+        """Returns what its call returns at inference, without gradients; see `Inferring`."""
+        del mask  # None.
+        kwargs = {**self.call_sites[call_site].settings, **kwargs}
+        if self.in_float:
+            return self.call_layer(*args, weights=[], training=False, **kwargs)
+        return self._infer(call_site, args, kwargs)
 
     def _read_variables(self, call_site):
         """Returns the variables of layer, batch norm and grids."""
