@@ -8,7 +8,7 @@ commands do is in `tfquant/cli.py`.
               1    internal error, with its traceback
               2    a mistake of the user, told in one line
               3    the file was written, and could not be compared with its model; or a comparison
-                   did not reach what was asked for
+                   did not reach what was asked for, or a device does not take all of a file
               130  interrupted
 """
 
@@ -42,6 +42,7 @@ ACTIVATION_QUANTIZERS = (
     *("static", "moving_average", "learned_step", "learned_clip", "learned_threshold"),
 )
 DEVICES = ("litert", "litert_arm", "litert_reference", "onnxruntime", "tflm")
+TARGETS = ("litert", "xnnpack", "litert-gpu", "tflm", "ethos-u", "edgetpu", "onnxruntime")
 NORMS = ("auto", "integer", "float")
 EFFORTS = ("fast", "default", "best")
 GROUP_SIZES = ("0", "32", "64", "128")
@@ -361,6 +362,10 @@ def _export_c_flags(parser):
     _text(parser, "name", "What names in the source begin with; the default is the file's.")
 
 
+def _check_flags(parser):
+    _choice(parser, "device", TARGETS, "What is to run it (litert).", default="litert")
+
+
 def _demo_flags(parser):
     _text(parser, "output", "The .tflite file to write (digits.tflite).", default="digits.tflite")
     _text(parser, "epochs", "Passes over the training rows (8).", type=positive, default=8)
@@ -407,6 +412,13 @@ COMMANDS = (
         _compare_flags,
         "tfquant compare model.keras model.tflite --data data.npz --max_differing 0",
         reads=("data",),
+    ),
+    Command(
+        "check",
+        "say what a device takes of a .tflite or .onnx file, and what to change",
+        ("FILE",),
+        _check_flags,
+        "tfquant check model.tflite --device ethos-u",
     ),
     Command(
         "export-c",

@@ -1,7 +1,12 @@
 """What tests of several rooms make their small models with."""
 
+import importlib.util
+import os
+import pathlib
+
 import keras
 import numpy as np
+import pytest
 
 from tfquant.registry import SCHEMES
 from tfquant.unfold.unfold import unfold
@@ -41,3 +46,24 @@ def assert_same(pair):
     """Raises if two lists of arrays differ by more than float arithmetic does."""
     for expected, received in zip(*pair, strict=True):
         np.testing.assert_allclose(received, expected, atol=1e-5)
+
+
+def trained(name):
+    """One of the models that `benchmarks/` run, where they are, and rows for it."""
+    data = os.environ.get("TFQUANT_DATA")
+    if not data:
+        pytest.skip("needs TFQUANT_DATA, the folder of load.py and the models")
+    model = keras.models.load_model(pathlib.Path(data, name + ".keras"), compile=False)
+    spec = importlib.util.spec_from_file_location("load", pathlib.Path(data, "load.py"))
+    load = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(load)
+    known = {
+        "ic_resnet8": lambda: load.cifar10("test"),
+        "kws_dscnn": load.kws,
+        "kws_gru_s": load.kws_rnn25,
+        "kws_lstm_s": load.kws_rnn,
+    }
+    make = known.get(name.split("/")[1])
+    if make is None:
+        return model, np.random.default_rng(0).normal(size=(16, *model.input_shape[1:]))
+    return model, make()[0][:16].astype("float32")

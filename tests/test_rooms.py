@@ -43,6 +43,7 @@ ORDER = (
     "nodes",
     "onnx",
     "packed",
+    "targets",
 )
 
 # Single files that use every room, and those that every room may use.

@@ -38,6 +38,7 @@ from tfquant.rewrite import (
     quantize_apply,
     quantize_model,
 )
+from tfquant.targets import check
 from tfquant.tflite import to_tflite
 from tfquant.train import (
     DampenOscillation,
@@ -87,6 +88,7 @@ __all__ = [
     "WeightOnlyQuantizer",
     "__version__",
     "calibrate",
+    "check",
     "compare",
     "distill",
     "export_c",

@@ -51,6 +51,7 @@ def run(command: str, arguments: list[str], flags: dict) -> bool:
         "quantize": quantize,
         "inspect": inspect,
         "compare": compare,
+        "check": check,
         "export-c": export_c,
         "report": report,
         "demo": demo,
@@ -226,6 +227,17 @@ def _missed(parity, flags):
         if equal < least:
             missed.append(f"{equal:.4%} equal predictions, less than --min_agreement={least:g}")
     return missed
+
+
+def check(path, flags) -> bool:
+    """Shows what a device takes of a file.
+
+    Returns:
+        `False` if it does not take all of it.
+    """
+    report = tfq.check(path, flags["device"])
+    show(report, flags)
+    return report.fits
 
 
 def export_c(path, folder, flags) -> None:

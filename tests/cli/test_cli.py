@@ -372,7 +372,7 @@ def test_a_slip_is_answered_with_what_is_near(here, capsys, arguments, near):
 
 
 def test_what_may_be_asked_for_is_what_there_is():
-    from tfquant import devices, quantizers
+    from tfquant import devices, quantizers, targets
     from tfquant.numerics.packing import GROUP_SIZES
     from tfquant.optimize.effort import EFFORTS
     from tfquant.registry import schemes
@@ -382,6 +382,7 @@ def test_what_may_be_asked_for_is_what_there_is():
     assert set(tfquant_cli.WEIGHT_QUANTIZERS) == {*quantizers.WEIGHT_QUANTIZERS}
     assert set(tfquant_cli.ACTIVATION_QUANTIZERS) == {*quantizers.ACTIVATION_QUANTIZERS}
     assert set(tfquant_cli.DEVICES) == {*devices.DEVICES}
+    assert set(tfquant_cli.TARGETS) == {*targets.TARGETS, *targets.ALIASES, targets.ONNXRUNTIME}
     assert set(tfquant_cli.EFFORTS) == {*EFFORTS}
     assert tfquant_cli.NORMS == schemes.NORMS
     assert {*map(int, tfquant_cli.GROUP_SIZES)} == {*GROUP_SIZES}

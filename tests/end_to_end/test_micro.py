@@ -1,14 +1,9 @@
 """Models for microcontrollers against TensorFlow Lite Micro's own interpreter."""
 
-import importlib.util
-import os
-import pathlib
-
 import keras
-import numpy as np
 import pytest
 from keras import layers
-from small import chain
+from small import chain, trained
 
 import tfquant as tfq
 
@@ -22,27 +17,6 @@ NETWORKS = (
     "kws_rnn/kws_gru_s",
     "kws_rnn/kws_lstm_s",
 )
-
-
-def network(name):
-    """One of the models that `benchmarks/` run, where they are, and rows for it."""
-    data = os.environ.get("TFQUANT_DATA")
-    if not data:
-        pytest.skip("needs TFQUANT_DATA, the folder of load.py and the models")
-    model = keras.models.load_model(pathlib.Path(data, name + ".keras"), compile=False)
-    spec = importlib.util.spec_from_file_location("load", pathlib.Path(data, "load.py"))
-    load = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(load)
-    known = {
-        "ic_resnet8": lambda: load.cifar10("test"),
-        "kws_dscnn": load.kws,
-        "kws_gru_s": load.kws_rnn25,
-        "kws_lstm_s": load.kws_rnn,
-    }
-    make = known.get(name.split("/")[1])
-    if make is None:
-        return model, np.random.default_rng(0).normal(size=(16, *model.input_shape[1:]))
-    return model, make()[0][:16].astype("float32")
 
 
 def converted(model, rows, scheme, path):
@@ -60,7 +34,7 @@ def assert_same(report):
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_computes_what_microcontrollers_do(name, scheme, tmp_path):
-    assert_same(converted(*network(name), scheme, tmp_path / "q.tflite"))
+    assert_same(converted(*trained(name), scheme, tmp_path / "q.tflite"))
 
 
 def convolutional(*last):

@@ -16,6 +16,13 @@ import tfquant_cli
 CALLS = {
     "inspect model.keras": ("model.keras", ("inspect", "model.keras")),
     "inspect model.tflite": ("model.tflite", ("inspect", "model.tflite")),
+    **{
+        f"check model.tflite on {device}": (
+            "model.tflite",
+            ("check", "model.tflite", f"--device={device}"),
+        )
+        for device in ("litert", "edgetpu", "tflm", "ethos-u")
+    },
     "export-c model.tflite": ("model.tflite", ("export-c", "model.tflite", "out")),
     "compare model.tflite": (
         "model.tflite",
@@ -101,10 +108,11 @@ def check(call, count, sound, folder, capfd, monkeypatch):
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_damaged_file_is_named_in_one_line(call, sound, tmp_path, capfd, monkeypatch):
-    if call.startswith("export-c"):
+    if call.startswith("export-c") or call.endswith("tflm"):
         pytest.importorskip("tflite_micro", reason="needs the extra tfquant[tflm]: tflite-micro")
     # A mutation that is none converts a model, or starts a process.
-    count = 25 if call.startswith(("quantize", "export-c")) else 100
+    slow = call.startswith(("quantize", "export-c")) or call.endswith(("tflm", "ethos-u"))
+    count = 25 if slow else 100
     assert check(call, count, sound, tmp_path, capfd, monkeypatch) < count
 
 

@@ -87,7 +87,7 @@ class FileSummary(Printable):
         for name in ("operator", "output", "in", "out", "weights", "scales"):
             table.add_column(name, overflow="ellipsis", no_wrap=True)
         table.add_column("bytes", justify="right")
-        outputs = _without_model([operator.output for operator in self.operators])
+        outputs = without_model([operator.output for operator in self.operators])
         for operator, output in zip(self.operators, outputs, strict=True):
             table.add_row(
                 operator.operator,
@@ -113,7 +113,7 @@ class FileSummary(Printable):
         )
 
 
-def _without_model(names):
+def without_model(names: list[str]) -> list[str]:
     """Returns names of tensors without the model's name, with which the converter begins them."""
     firsts = {name.partition("/")[0] for name in names if "/" in name}
     if len(firsts) != 1:
@@ -147,10 +147,11 @@ def inspect(path) -> FileSummary:
         content = file.read()
     file = checked_file(content, path)
     with damage_named(path):
-        return _summary(file, path, len(content))
+        return summary_of(file, path, len(content))
 
 
-def _summary(file, path, num_bytes) -> FileSummary:
+def summary_of(file: File, path: str, num_bytes: int) -> FileSummary:
+    """Returns what is in a file that was read."""
     stored = {}
     for tensor in file.subgraph.tensors:
         data = file.model.buffers[tensor.buffer].data

@@ -80,13 +80,10 @@ def arena(content: bytes) -> int:
     if not is_there():
         raise ImportError(f"{EXTRA}.")
     done, said = _alone(content, _enough(File(content)))
-    taken = {what: int(count) for what, count in _TAKEN.findall(said)}
-    if done or "total" not in taken:
-        words = [line.strip() for line in said.splitlines() if line.strip()]
-        told = [line for line in words if not line.startswith(("File ", "Traceback"))]
-        ended = f"ended by signal {-done}" if done < 0 else "refused"
-        raise RuntimeError(f"TensorFlow Lite Micro {ended}: {' '.join(told[:3])[:300]}")
-    high = low = -(-taken["total"] // ALIGNMENT)
+    total = _total(said)
+    if done or total is None:
+        raise RuntimeError(_told(done, said))
+    high = low = -(-total // ALIGNMENT)
     while _alone(content, high * ALIGNMENT)[0]:
         low, high = high, 2 * high
     while high - low > 1:
@@ -96,6 +93,25 @@ def arena(content: bytes) -> int:
         else:
             high = middle
     return high * ALIGNMENT
+
+
+def error_alone(content: bytes) -> Exception | None:
+    """Returns the same as `error`, of a file that may end the process that runs it."""
+    done, said = _alone(content, _enough(File(content)))
+    return RuntimeError(_told(done, said)) if done or _total(said) is None else None
+
+
+def _total(said):
+    """Returns the bytes that are taken of an arena, `None` where that was not said."""
+    return {what: int(count) for what, count in _TAKEN.findall(said)}.get("total")
+
+
+def _told(done, said):
+    """Returns in words how a file ended that did not run."""
+    words = [line.strip() for line in said.splitlines() if line.strip()]
+    told = [line for line in words if not line.startswith(("File ", "Traceback"))]
+    ended = f"ended by signal {-done}" if done < 0 else "refused"
+    return f"TensorFlow Lite Micro {ended}: {' '.join(told[:3])[:300]}"
 
 
 def _alone(content, size):
