@@ -19,19 +19,37 @@ FUNCTIONS |= {
     "clip": lambda x: ops.clip(x, -0.5, 0.5),
     "clip_to_1": lambda x: ops.clip(x, 0.0, 1.0),
     "clip_one_sided": lambda x: ops.clip(x, 0.1, 1.5),
+    "amax": lambda x: ops.amax(x, axis=1),
+    "amin": lambda x: ops.amin(x, axis=1),
+    "tril": ops.tril,
+    "average_pool": lambda x: ops.average_pool(x, 2),
+    "deg2rad": ops.deg2rad,
+    "diff": lambda x: ops.diff(x, n=2, axis=1),
+    "max_pool": lambda x: ops.max_pool(x, 3, strides=1, padding="same"),
+    "median": lambda x: ops.median(x, axis=1, keepdims=True),
+    "pad": lambda x: ops.pad(x, ((0, 0), (1, 2), (0, 0)), constant_values=0.7),
+    "pad_zeros": lambda x: ops.pad(x, ((0, 0), (1, 2), (0, 0))),
+    "sqrt": lambda x: ops.sqrt(ops.abs(x)),
     "log": lambda x: ops.log(ops.abs(x) + 0.5),
     "maximum": lambda x: ops.maximum(x, -x),
     "rsqrt": lambda x: ops.rsqrt(ops.abs(x) + 0.5),
 }
+# In dB, with weights of 8 and of 4 bits.
+LEAST = {"w8a16": 35, "w4a8": 8}
 INTEGER = {
+    "average_pool",
     "celu",
     "clip",
     "clip_one_sided",
     "clip_to_1",
+    "deg2rad",
+    "diff",
     "expm1",
     "glu",
     "hard_tanh",
+    "max_pool",
     "maximum",
+    "pad_zeros",
     "tanh_shrink",
 }
 
@@ -61,6 +79,37 @@ def test_a_function_computes_what_its_file_does(name, behind, before, rng, tmp_p
         assert report.end_to_end.largest < 0.01
     if name in INTEGER:
         assert not report.float_operators
+
+
+@pytest.mark.parametrize("scheme", ["w8a16", "w4a8"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_computes_what_its_file_does_at_other_widths(name, scheme, rng, tmp_path):
+    inputs = keras.Input((6, 6))
+    model = keras.Model(inputs, layers.Dense(3)(FUNCTIONS[name](layers.Dense(6)(inputs))))
+    data = rng.normal(size=(64, 6, 6)).astype(np.float32)
+    q = tfq.calibrate(tfq.quantize_model(model, scheme), data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
+    assert report.broken_claims == []
+    by_file, by_model = tfq.run(tmp_path / "m.tflite", data), q.predict(data, verbose=0)
+    for y in (by_file, by_model):
+        noise = np.mean((model.predict(data, verbose=0) - y) ** 2)
+        assert 10 * np.log10(np.mean(model.predict(data, verbose=0) ** 2) / noise) > LEAST[scheme]
+    share = report.end_to_end.differing / report.end_to_end.values
+    assert share < 0.02 and report.end_to_end.largest <= 1
+    if not report.float_operators:
+        assert report.end_to_end.differing == 0
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16", "w4a8"])
+def test_a_kernel_of_one_input_is_called_exact_where_it_is(scheme, rng, tmp_path):
+    inputs = keras.Input((4, 4, 1))
+    model = keras.Model(inputs, layers.Dense(4)(layers.Dense(3)(inputs)))
+    data = rng.normal(size=(64, 4, 4, 1)).astype(np.float32)
+    q = tfq.calibrate(tfq.quantize_model(model, scheme), data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
+    assert report.broken_claims == [] and report.end_to_end.largest <= 2
+    claims = {layer.operator: layer.arithmetic for layer in report.layers}
+    assert claims.get("MUL", "one input") == "one input" and claims["FULLY_CONNECTED"] == "exact"
 
 
 def test_an_einsum_whose_second_operand_comes_first_needs_no_permutation(rng, tmp_path):

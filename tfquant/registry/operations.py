@@ -14,7 +14,7 @@ from tfquant.registry.keras_layers import activation_config, operator_config
 
 # Operations whose output lies on the grid of their inputs.
 MOVING = frozenset({"Flip", "GetItem", "Max", "Min", "Repeat", "Reshape", "Roll", "Split", "Stack"})
-MOVING |= {"Take", "Tile", "Unstack"}
+MOVING |= {"Amax", "Amin", "Take", "Tile", "Tril", "Triu", "Unstack"}
 
 # Functions with a grid of their own. Where they run along another axis the converter moves it.
 VECTOR_FUNCTIONS = {"LogSoftmax": activations.log_softmax, "Softmax": activations.softmax}
@@ -27,18 +27,20 @@ REDUCTIONS = {"Mean": "MEAN", "Prod": "REDUCE_PROD", "Sum": "SUM"}
 KERNELS = frozenset({*MOVING, *VECTOR_FUNCTIONS, *FUNCTIONS, *REDUCTIONS})
 
 
-def operation_config(operation, scheme, outputs: int):
+def operation_config(operation, scheme, outputs: int, args: tuple, kwargs: dict):
     """Returns the config of an operation of real tensors that no layer stands for.
 
     Args:
         operation: `keras.Operation`.
         scheme: `Scheme`.
         outputs: Number of its outputs.
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of it.
     """
     name = type(operation).__name__
     if name in VECTOR_FUNCTIONS:
         return activation_config(VECTOR_FUNCTIONS[name], scheme)
-    if name in MOVING or (name == "Pad" and operation.mode == "constant"):
+    if name in MOVING or (name == "Pad" and _pads_zeros(operation, *args, **kwargs)):
         return SameGridConfig()
     if name in REDUCTIONS:
         kind = ReduceProductConfig if name == "Prod" else ReduceConfig
@@ -50,3 +52,9 @@ def operation_config(operation, scheme, outputs: int):
     if name in FUNCTIONS:
         return operator_config(FUNCTIONS[name], scheme)
     return OutputConfig(scheme.activations, outputs)
+
+
+def _pads_zeros(operation, x, constant_values=None):
+    """Whether what is added lies on every grid."""
+    del x
+    return operation.mode == "constant" and not constant_values

@@ -1,6 +1,7 @@
 """What a conversion did, as plain objects, JSON and tables."""
 
 from tfquant.report.conversion import (
+    ROUNDED,
     ConversionReport,
     FloatOperator,
     LayerReport,
@@ -15,6 +16,7 @@ from tfquant.report.printable import Printable, plain_table
 from tfquant.report.tensorboard import QuantizationTensorBoard
 
 __all__ = [
+    "ROUNDED",
     "ConversionReport",
     "FloatOperator",
     "LayerReport",

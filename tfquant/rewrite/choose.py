@@ -196,7 +196,7 @@ def _config_of_kind(node, registry, unknown_layers):
         return config
     # What an operation computes from values on grids is rounded to a grid in its turn.
     if scheme.static and len(real([*node.inputs, *outputs])) == len(node.inputs + outputs):
-        return operation_config(layer, scheme, len(outputs))
+        return operation_config(layer, scheme, len(outputs), node.args, node.kwargs)
     return None
 
 

@@ -10,7 +10,7 @@ from tfquant.devices.device import EXACT
 from tfquant.litert.flatbuffer import File
 from tfquant.numerics import QuantSpec
 from tfquant.quantizers import grid_of
-from tfquant.report import FloatOperator, LayerReport, TensorReport
+from tfquant.report import ROUNDED, FloatOperator, LayerReport, TensorReport
 from tfquant.report.weights import weight_fields
 from tfquant.skeleton.anchor import MOVES
 from tfquant.tflite.assign import AS_THE_SCHEME_SAYS, REFUSED, Assignment
@@ -18,6 +18,9 @@ from tfquant.wrappers import OperationLayer, Quantize
 
 # Why a function differs that the converter made several kernels of.
 SEVERAL = "several kernels"
+
+# Why a product by a kernel of one input differs: the converter multiplies elementwise.
+ONE_INPUT = "one input"
 
 
 def layer_reports(units, file: File, anchors, assignment: Assignment) -> list[LayerReport]:
@@ -39,8 +42,22 @@ def layer_reports(units, file: File, anchors, assignment: Assignment) -> list[La
             report = dataclasses.replace(report, arithmetic="float")
         elif op and report.arithmetic == EXACT and _is_several(unit, op, file, anchors, assignment):
             report = dataclasses.replace(report, arithmetic=SEVERAL)
+        elif op and op.name == "MUL" and isinstance(_config(unit), LinearConfig):
+            report = dataclasses.replace(report, arithmetic=ONE_INPUT)
+        elif op and report.arithmetic == EXACT and _is_rounded(unit, op, assignment):
+            report = dataclasses.replace(report, arithmetic=ROUNDED)
         found.append(report)
     return found
+
+
+def _config(unit):
+    return getattr(unit.layer, "quantize_config", None)
+
+
+def _is_rounded(unit, op, assignment):
+    """Whether a function is computed in float, and lies on a grid behind it."""
+    on_grid = grid_of(unit.outputs[0]) is not None
+    return on_grid and op.index in assignment.float_reasons and op.name not in MOVES
 
 
 def _is_several(unit, op, file, anchors, assignment):
@@ -49,6 +66,8 @@ def _is_several(unit, op, file, anchors, assignment):
     if not isinstance(inner, (OperationLayer, keras.layers.Activation)):
         return False
     device, waiting = unit.layer.device, [i for i in op.inputs if i not in anchors]
+    if device.moves(op.name) and any(unit.output_quantizers):
+        return True  # Its inputs are brought to a grid that is not theirs.
     while waiting:
         before = file.producer(waiting.pop())
         if before is None:

@@ -111,11 +111,15 @@ def _given_bias(stored, x, values):
 def constant(values: np.ndarray, num_bits: int, output: TensorParams | None) -> TensorParams:
     """Quantizes a constant operand: on the operator's grid where it must, else on its own.
 
+    No integer is NaN. What stands for it, as where values that are none are replaced, is never
+    chosen by integers, and becomes 0.
+
     Args:
         values: Its values.
         num_bits: Width of its integers.
         output: Parameters of the output of an operator that moves values, else `None`.
     """
+    values = np.where(np.isnan(values), np.float32(0), values)
     if output is not None:
         scale, zero_point = output.scale[0], output.zero_point[0]
     else:

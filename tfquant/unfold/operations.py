@@ -382,6 +382,45 @@ def _pool(one_dimensional, two_dimensional):
     return make
 
 
+def _windows(one_dimensional, two_dimensional):
+    """Returns the row of a pool."""
+
+    def make(operation, x):
+        layer = {3: one_dimensional, 4: two_dimensional}.get(len(x.shape))
+        if layer is None:
+            return None
+        names = ("pool_size", "strides", "padding", "data_format", "name")
+        return layer(**{name: getattr(operation, name) for name in names})
+
+    return make
+
+
+def _diff(operation, scheme):
+    """Differences of neighbours."""
+
+    def call(x):
+        axis = operation.axis % len(x.shape)
+        if axis == 0:
+            return None
+        for number in range(operation.n):
+            ends = [(slice(None),) * axis + (part,) for part in (slice(1, None), slice(None, -1))]
+            name = f"{operation.name}_{number}" if number else operation.name
+            x = QuantizeAnnotate(layers.Subtract(name=name))([x[end] for end in ends])
+        return x
+
+    return call if scheme.static else None
+
+
+def _factor(factor):
+    """Returns the row of an operation that multiplies by a number."""
+
+    def row(operation, scheme):
+        name = operation.name
+        return (lambda x: channel_affine(x, factor, 0.0, False, name)) if scheme.static else None
+
+    return row
+
+
 def _activation(name):
     return lambda operation, x: layers.Activation(name, name=operation.name)
 
@@ -508,6 +547,11 @@ OPERATIONS = {
     "TanhShrink": _tanh_shrink,
     "Mean": _layer(_pool(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D)),
     "Max": _layer(_pool(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D)),
+    "AveragePool": _layer(_windows(layers.AveragePooling1D, layers.AveragePooling2D)),
+    "MaxPool": _layer(_windows(layers.MaxPooling1D, layers.MaxPooling2D)),
+    "Diff": _diff,
+    "Deg2rad": _factor(math.pi / 180),
+    "Rad2deg": _factor(180 / math.pi),
     "Resize": _layer(_resize),
     "Relu": _layer(_activation("relu")),
     "Relu6": _layer(_activation("relu6")),

@@ -154,15 +154,25 @@ class OperationLayer(keras.layers.Layer):
     def call(self, *inputs):
         """Calls the operation."""
         inputs = self.without_poles(inputs, [grid_of(x) for x in inputs])
+        args, kwargs = self._placed(inputs, [variable.value for variable in self.held])
+        plain = _PLAIN.get(type(self.operation).__name__)
+        return self.operation(*args, **kwargs) if plain is None else plain(self, *args, **kwargs)
+
+    def compute_output_spec(self, *inputs):
+        """Returns KerasTensors as the operation announces them: tracing it may lose their sizes."""
+        held = [keras.KerasTensor(variable.shape, variable.dtype) for variable in self.held]
+        args, kwargs = self._placed(inputs, held)
+        return self.operation.compute_output_spec(*args, **kwargs)
+
+    def _placed(self, inputs, held):
+        """Returns the arguments of the operation, positional ones and the others."""
 
         def value(x):
             if isinstance(x, Place):
                 return inputs[x.index]
-            return self.held[x.index].value if isinstance(x, HeldWeight) else x
+            return held[x.index] if isinstance(x, HeldWeight) else x
 
-        args, kwargs = tree.map_structure(value, (list(self.arguments), dict(self.keywords)))
-        plain = _PLAIN.get(type(self.operation).__name__)
-        return self.operation(*args, **kwargs) if plain is None else plain(self, *args, **kwargs)
+        return tree.map_structure(value, (list(self.arguments), dict(self.keywords)))
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
