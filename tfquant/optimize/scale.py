@@ -5,6 +5,8 @@ import dataclasses
 import logging
 from typing import ClassVar
 
+import numpy as np
+
 from tfquant.graph.graph import trace
 from tfquant.optimize.algorithm import Algorithm
 from tfquant.scaling import equalize, look, pairs_of, rescale, search, smooth
@@ -13,6 +15,9 @@ _logger = logging.getLogger("tfquant")
 
 # Rows that are looked at.
 ROWS = 64
+
+# Logarithm of a factor that is not worth another round.
+LEAST_MOVE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +63,13 @@ class Scaling(Algorithm):
             _logger.warning("The channels of these layers stay as they are: %s.", listed)
         look(model, pairs, [x[:ROWS] for x in arrays])
         for _ in range(self.rounds):
+            moved = 0.0
             for pair in pairs:
-                rescale(pair, self.factors(pair))
+                factors = self.factors(pair)
+                rescale(pair, factors)
+                moved = max(moved, np.abs(np.log(factors)).max())
+            if moved < LEAST_MOVE:
+                break
 
 
 @dataclasses.dataclass(frozen=True)
