@@ -74,7 +74,7 @@ class Scaling(Algorithm):
 
 @dataclasses.dataclass(frozen=True)
 class Equalize(Scaling):
-    """Gives the weights of each channel one range where it is made and where it is read.
+    """Gives channels one range wherever they share a step with others.
 
     Nagel et al. 2019, arXiv:1906.04721, section 4.1.
     """
@@ -114,12 +114,13 @@ class SmoothQuant(Scaling):
 class AWQ(Scaling):
     """Gives weights that are read with large activations finer steps, where that serves outputs.
 
-    Ranges are then clipped where that rounds better, as those of all weights are.
+    Outputs are judged with ranges that are clipped where that rounds better.
 
     Lin et al. 2023, arXiv:2306.00978.
 
     Args:
-        grid: Number of powers of the mean magnitude that are tried.
+        grid: Number of powers of the mean magnitude that are tried, alone and over the range of
+            the weights that read it.
     """
 
     grid: int = 20
