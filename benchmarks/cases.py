@@ -84,26 +84,26 @@ def split(inputs, labels):
     return inputs[chosen][:CALIBRATION_ROWS], inputs[~chosen], labels[~chosen]
 
 
-def _random_images(load):
+def _random_images(load, calibration=CALIBRATION_ROWS):
     """Smooth images in 0..1, the range that MLPerf's own file takes."""
     del load
     import tensorflow as tf
 
     generator = np.random.default_rng(0)
-    coarse = generator.uniform(0, 1, (CALIBRATION_ROWS + RANDOM_ROWS, 6, 6, 3))
+    coarse = generator.uniform(0, 1, (calibration + RANDOM_ROWS, 6, 6, 3))
     images = tf.image.resize(coarse.astype("float32"), (96, 96)).numpy()
-    return images[:CALIBRATION_ROWS], images[CALIBRATION_ROWS:], None
+    return images[:calibration], images[calibration:], None
 
 
-def _random_spectra(load):
+def _random_spectra(load, calibration=CALIBRATION_ROWS):
     """Five frames of 128 bands around one level, within the -85..15 dB of MLPerf's own file."""
     del load
     generator = np.random.default_rng(0)
-    count = CALIBRATION_ROWS + RANDOM_ROWS
+    count = calibration + RANDOM_ROWS
     level = generator.uniform(-45, -15, (count, 1, 1)) + np.linspace(8, -8, 128)
     frames = level + generator.normal(0, 4, (count, 5, 128))
     rows = frames.reshape(count, 640).astype("float32")
-    return rows[:CALIBRATION_ROWS], rows[CALIBRATION_ROWS:], None
+    return rows[:calibration], rows[calibration:], None
 
 
 CASES = (

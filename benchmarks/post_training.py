@@ -6,10 +6,11 @@ python benchmarks/post_training.py --data FOLDER [--only ic_resnet8] [--scheme w
 *How* is an effort of `tfq.quantize`, the name of an algorithm of `tfq.optimize` behind the default
 effort, several of them (`equalize+gptq`), or `rival:NAME`, an algorithm of ai-edge-quantizer. Rows
 are optimized on that score nothing: 1024 training images of CIFAR-10, 300 of 600 clips, 300 of 500
-photographs; all others are scored. Where there are no data, rows are random ones of the model's
-kind, and the outputs' ratio in dB is what counts. *apart* counts values that differ between Keras
-and the device, recomputed op by op and end to end; the exit code is 1 if one does, or if a file has
-other bytes than that of rounding to the nearest, but for the 64 by which buffers are aligned.
+photographs; all others are scored. Where there are no data, 512 and 200 rows are random ones of
+the model's kind, and the outputs' ratio in dB is what counts. *apart* counts values that differ
+between Keras and the device, recomputed op by op and end to end; the exit code is 1 if one does, or
+if a file has other bytes than that of rounding to the nearest, but for the 64 by which buffers are
+aligned.
 """
 
 import os
@@ -35,7 +36,7 @@ flags.DEFINE_list("scheme", ["w4a8", "w3a8", "w2a8"], "Schemes; the edges of w2a
 flags.DEFINE_list("how", list(EFFORTS), "Efforts, algorithms, rival:NAME.")
 flags.DEFINE_list("seeds", ["0"], "Seeds.")
 
-CIFAR_ROWS, OTHER_ROWS = 1024, 300
+CIFAR_ROWS, OTHER_ROWS, RANDOM_ROWS = 1024, 300, 512
 
 # Rows that calibrate a rival, and rows of which each operator is recomputed.
 RIVAL_ROWS, CHECKED_ROWS = 256, 20
@@ -45,10 +46,10 @@ ALIGNMENT = 64
 
 def rows_of(case, load):
     """Returns rows to optimize on, rows to score and their labels, `None` without data."""
-    calibration, rows, labels = case.rows(load)
     if not case.has_data:
-        return calibration, rows, None
+        return case.rows(load, RANDOM_ROWS)
     if case.name == "ic_resnet8":
+        _, rows, labels = case.rows(load)
         chosen = load.cifar10("train")[0][:CIFAR_ROWS]
         return chosen.astype("float32"), rows, labels
     x, labels = _all(case, load)

@@ -1,5 +1,7 @@
 """Channels scaled between layers: float outputs agree before and after, whatever the factors."""
 
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from tfquant.graph.runner import Runner
 from tfquant.optimize import ALGORITHMS, GPTQ
 from tfquant.optimize.scale import AWQ, Scaling, SmoothQuant
 from tfquant.quantizers import RecordingScope
-from tfquant.scaling import Pair, equalize, look, pairs_of, rescale, search, smooth
+from tfquant.scaling import equalize, look, pairs_of, rescale, search, smooth
+from tfquant.scaling.pairs import carrying, settled
 from tfquant.wrappers import QuantizeWrapper
 
 # What says how large factors are, of a `Pair` that was looked at.
@@ -171,6 +174,82 @@ def test_scaling_makes_up_for_channels_that_are_far_apart(name, rng):
     np.testing.assert_allclose(float_outputs(q, others)[0], model(others), rtol=1e-3, atol=1e-4)
 
 
+PLANTED = 50.0
+
+
+def planted(kind):
+    """A network, and the same with a channel 50 times larger where it is made than it is read."""
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((8, 8, 4))
+    x = layers.Conv2D(8, 3, use_bias=False, name="front")(inputs)
+    x = layers.ReLU()(layers.BatchNormalization(name="norm")(x))
+    if kind == "depthwise":
+        x = layers.DepthwiseConv2D(3, name="reader")(x)
+    else:
+        x = layers.Conv2D(6, 3, name="reader")(x)
+    x = layers.Dense(4, name="last")(layers.Flatten()(layers.ReLU()(x)))
+    model = keras.Model(inputs, x)
+    spoiled = keras.models.clone_model(model)
+    spoiled.set_weights(model.get_weights())
+    norm, reader = spoiled.get_layer("norm"), spoiled.get_layer("reader")
+    factors = np.where(np.arange(8) == 2, PLANTED, 1.0).astype("float32")
+    norm.gamma.assign(norm.gamma * factors)
+    norm.beta.assign(norm.beta * factors)
+    kernel = reader.kernel.numpy()
+    reader.kernel.assign(kernel / factors[:, None])
+    return model, spoiled
+
+
+def sqnr(model, q, x):
+    y = model.predict(x, verbose=0)
+    return 10 * np.log10(np.var(y, axis=0).sum() / np.mean((y - q(x)) ** 2, axis=0).sum())
+
+
+@pytest.mark.parametrize("kind", ["depthwise", "mixing"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_channel_that_is_50_times_larger_costs_nothing_behind_scaling(name, kind, rng):
+    model, spoiled = planted(kind)
+    seen, others = (rng.normal(size=(64, 8, 8, 4)).astype("float32") for _ in range(2))
+    plain, q = calibrated(model, seen), calibrated(spoiled, seen)
+    before, possible = sqnr(spoiled, q, others), sqnr(model, plain, others)
+    assert before < possible - 3
+    tfq.optimize(q, seen, name, progress=False)
+    assert q.optimization.taken and sqnr(spoiled, q, others) > possible - 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_channels_that_died_in_training_are_not_made_large(name, rng):
+    """Weights of 1e-20 behind a bias ask for factors of 1e10, which would take all of the range."""
+    model, _ = planted("mixing")
+    front, norm, reader = (model.get_layer(n) for n in ("front", "norm", "reader"))
+    dead = np.where(np.arange(8) < 3, 1e-20, 1.0).astype("float32")
+    front.kernel.assign(front.kernel * dead)
+    norm.beta.assign(np.where(dead < 1, 1e-3, 0.0))
+    reader.kernel.assign(reader.kernel * dead[:, None])
+    x = rng.normal(size=(64, 8, 8, 4)).astype("float32")
+    q = tfq.quantize_model(model, "w4a8")
+    (pair, *_), _ = pairs_of(trace(q))
+    look(q, [pair], [x])
+    largest = pair.magnitudes().max()
+    rescale(pair, factors := FACTORS[name](pair))
+    assert factors.max() < 10 * factors.min()
+    assert pair.magnitudes().max() < 10 * largest
+
+
+def test_what_is_read_is_scaled_with_its_channels(rng):
+    q = tfq.quantize_model(skewed(rng), "w4a8")
+    pairs, _ = pairs_of(trace(q))
+    x = rng.normal(size=(64, 16)).astype("float32")
+    look(q, pairs, [x])
+    for pair in pairs:
+        rescale(pair, FACTORS["any"](pair))
+    scaled = [pair.seen for pair in pairs]
+    look(q, pairs, [x])
+    for before, pair in zip(scaled, pairs, strict=True):
+        for reader, seen in pair.seen.items():
+            np.testing.assert_allclose(before[reader], seen, rtol=1e-4, atol=1e-5 * seen.max())
+
+
 @pytest.mark.parametrize("scheme", ["w4", "w4_g32", "w4a8"])
 def test_integers_are_chosen_behind_scaling(scheme, rng):
     keras.utils.set_random_seed(0)
@@ -187,11 +266,29 @@ def test_integers_are_chosen_behind_scaling(scheme, rng):
 
 
 def test_equalized_ranges_are_the_same_on_both_sides(rng):
-    pairs, _ = pairs_of(trace(tfq.quantize_model(skewed(rng), "w4a8")))
-    pair = pairs[0]
-    rescale(pair, equalize(pair))
-    ranges = np.abs(pair.made()).max(axis=0), np.abs(pair.read()).max(axis=1)
-    np.testing.assert_allclose(*ranges, rtol=1e-5)
+    """Of weights that have one step for a layer, as in the paper."""
+    made, read = rng.uniform(1, 9, (5, 8)), rng.uniform(1, 9, (8, 3))
+    pair = types.SimpleNamespace(
+        made=lambda: made, read=lambda: read, by_channel=False, made_by_channel=False
+    )
+    factors = equalize(pair)
+    ratio = (made / factors).max(axis=0) / (read * factors[:, None]).max(axis=1)
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
+
+
+def test_ranges_are_equalized_where_channels_share_a_step(rng):
+    """Channels with steps of their own where they are made share one where they are read."""
+    x = rng.normal(size=(64, 8, 8, 4)).astype("float32")
+    q = tfq.quantize_model(planted("depthwise")[1], "w4a8")
+    pairs, _ = pairs_of(trace(q))
+    look(q, pairs, [x])
+    front, reader = pairs
+    rescale(front, equalize(front))
+    largest = front.magnitudes().max(axis=0)
+    np.testing.assert_allclose(largest, largest[0], rtol=1e-5)
+    rescale(reader, equalize(reader))
+    read = np.abs(reader.read()).max(axis=1)
+    np.testing.assert_allclose(read, read[0], rtol=1e-5)
 
 
 def test_smoothing_shares_ranges_by_its_strength(rng):
@@ -200,12 +297,13 @@ def test_smoothing_shares_ranges_by_its_strength(rng):
     look(q, pairs, [rng.normal(size=(64, 16)).astype("float32")])
     pair = pairs[0]
     x, w = pair.magnitudes().max(axis=0), np.abs(pair.read()).max(axis=1)
-    dead = (x == 0) | (w == 0)
+    known = carrying(x, w)
+    same = lambda v: np.testing.assert_allclose(v[known], v[known][0], rtol=1e-5)  # noqa: E731
     even = smooth(pair, 0.5)
-    np.testing.assert_allclose((x / even)[~dead], (w * even)[~dead], rtol=1e-5)
-    np.testing.assert_allclose((x / smooth(pair, 1.0))[~dead], 1, rtol=1e-5)
-    np.testing.assert_allclose((w * smooth(pair, 0.0))[~dead], 1, rtol=1e-5)
-    np.testing.assert_array_equal(even[dead], 1)
+    same(x / even / (w * even))
+    same(x / smooth(pair, 1.0))
+    same(w * smooth(pair, 0.0))
+    np.testing.assert_allclose(even[~known], even[known].min())
 
 
 def test_what_does_not_serve_is_taken_back(rng, monkeypatch, caplog):
@@ -269,12 +367,13 @@ def test_options_must_make_sense(kind, options, message):
         kind(**options)
 
 
-def test_a_dead_channel_has_the_factor_1():
-    class Dead(Pair):
-        def made(self):
-            return np.array([[0.0, 2.0]])
+def test_a_dead_channel_gets_the_least_factor_of_the_others():
+    found = settled(np.array([7.0, 4.0, 1.0]), np.array([False, True, True]))
+    np.testing.assert_allclose(found, [0.5, 2, 0.5])
+    np.testing.assert_array_equal(settled(np.array([3.0]), np.array([False])), [1])
 
-        def read(self):
-            return np.array([[1.0], [0.5]])
 
-    np.testing.assert_allclose(equalize(Dead(None, [])), [1, 2])
+def test_dust_carries_nothing():
+    sizes = np.array([1.0, 2e-3, 5e-4, 0.0, np.inf, np.nan])
+    np.testing.assert_array_equal(carrying(sizes), [True, True, False, False, False, False])
+    np.testing.assert_array_equal(carrying(np.zeros(2)), [False, False])

@@ -29,7 +29,8 @@ class GPTQ(Algorithm):
         damping: Share of the Hessian's mean diagonal that is added to it.
         order: Whether inputs with the largest diagonal are rounded first.
         refit: Whether weights are moved towards the float outputs first. How far is decided for
-            each layer on rows that it was not found on.
+            each layer on rows that it was not found on. A layer that reads what it has computed
+            itself is not moved.
         sweeps: How often weights are gone through once more, one by one.
         deviation: Whether a channel's steps are scaled to the deviation that it had.
     """
@@ -74,7 +75,9 @@ def prepare(site, rng, damping, refit: bool):
         site: `Site`; `wanted` is set.
         rng: Where chance comes from.
         damping: Share of the mean of the diagonal that is added to it.
-        refit: Whether weights are moved towards the float outputs.
+        refit: Whether weights are moved towards the float outputs, where what the layer reads
+            stays: weights would shrink against noise that goes with the integers of before, once
+            for each step that a recurrent layer takes.
 
     Returns:
         `(moments, importance)`: `Moments`, about zero where no bias can give a mean back, and the
@@ -85,7 +88,7 @@ def prepare(site, rng, damping, refit: bool):
     if not site.has_bias:
         halves, moments = [half.raw() for half in halves], moments.raw()
     site.wanted = site.weights
-    if refit and site.streams.batches > 1:
+    if refit and site.settled and site.streams.batches > 1:
         ridge = best_ridge(site.weights, halves)
         if ridge is not None:
             site.wanted = Refit(site.weights, moments)(ridge)

@@ -246,7 +246,7 @@ class _Run:
             self._step(len(self.plan[wrapper]))
             return
         wrapper.originals.restore()
-        site = Site(calls, streams)
+        site = Site(calls, streams, settled=rounds == 1)
         asked = [a for a in self.plan[wrapper] if a.by_layer]
         for number, algorithm in enumerate(a for a in asked for _ in range(rounds)):
             site.streams = look(site.streams) if number else streams

@@ -5,6 +5,8 @@ import dataclasses
 import logging
 from typing import ClassVar
 
+import numpy as np
+
 from tfquant.graph.graph import trace
 from tfquant.optimize.algorithm import Algorithm
 from tfquant.scaling import equalize, look, pairs_of, rescale, search, smooth
@@ -13,6 +15,9 @@ _logger = logging.getLogger("tfquant")
 
 # Rows that are looked at.
 ROWS = 64
+
+# Logarithm of a factor that is not worth another round.
+LEAST_MOVE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +63,18 @@ class Scaling(Algorithm):
             _logger.warning("The channels of these layers stay as they are: %s.", listed)
         look(model, pairs, [x[:ROWS] for x in arrays])
         for _ in range(self.rounds):
+            moved = 0.0
             for pair in pairs:
-                rescale(pair, self.factors(pair))
+                factors = self.factors(pair)
+                rescale(pair, factors)
+                moved = max(moved, np.abs(np.log(factors)).max())
+            if moved < LEAST_MOVE:
+                break
 
 
 @dataclasses.dataclass(frozen=True)
 class Equalize(Scaling):
-    """Gives the weights of each channel one range where it is made and where it is read.
+    """Gives channels one range wherever they share a step with others.
 
     Nagel et al. 2019, arXiv:1906.04721, section 4.1.
     """
@@ -104,12 +114,13 @@ class SmoothQuant(Scaling):
 class AWQ(Scaling):
     """Gives weights that are read with large activations finer steps, where that serves outputs.
 
-    Ranges are then clipped where that rounds better, as those of all weights are.
+    Outputs are judged with ranges that are clipped where that rounds better.
 
     Lin et al. 2023, arXiv:2306.00978.
 
     Args:
-        grid: Number of powers of the mean magnitude that are tried.
+        grid: Number of powers of the mean magnitude that are tried, alone and over the range of
+            the weights that read it.
     """
 
     grid: int = 20

@@ -37,6 +37,7 @@ class Site:
     Args:
         calls: Its calls: one, or all of those in several places, which share the integers.
         streams: `Streams` that have run them in float, and in both what they read.
+        settled: Whether what they read stays: it does not where integers to come change it.
 
     Attributes:
         wrapper: The `QuantizeWrapper`.
@@ -46,8 +47,9 @@ class Site:
         deviation: Standard deviation of each channel of its outputs in the float model.
     """
 
-    def __init__(self, calls, streams: Streams):
+    def __init__(self, calls, streams: Streams, settled: bool = True):
         self.calls, self.streams, self.wrapper = calls, streams, calls[0].layer
+        self.settled = settled
         ((self.variable, self.quantizer),) = self.wrapper.weight_quantizers
         spec = self.quantizer.spec
         self.bounds = spec.qmin, spec.qmax

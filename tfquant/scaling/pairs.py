@@ -1,6 +1,7 @@
 """`Pair`: a layer and those that read what it computes, between which channels can be scaled."""
 
 import dataclasses
+import math
 
 import numpy as np
 from keras import activations, layers, ops, tree
@@ -42,6 +43,9 @@ DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 
 # Weights that are all as near to whole numbers of steps were given to their layer.
 WHOLE = 1e-3
+
+# What is less than this share of the largest channel carries nothing.
+DUST = 1e-3
 
 # Values that are looked at where a layer reads.
 VALUES = 2**22
@@ -88,6 +92,17 @@ class Pair:
         flat = [np.moveaxis(view, -2, 0).reshape(self.channels, -1) for view in views]
         return np.concatenate(flat, axis=1)
 
+    @property
+    def made_by_channel(self) -> bool:
+        """Whether each channel has steps of its own where it is made."""
+        return _steps_by_channel(self.maker)
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether each channel has steps of its own on both sides: weights share no range."""
+        depthwise = all(isinstance(reader.layer, DEPTHWISE) for reader in self.readers)
+        return depthwise and all(map(_steps_by_channel, (self.maker, *self.readers)))
+
     def magnitudes(self) -> np.ndarray:
         """Returns what was seen of each channel, without its signs, `[k, channels]`."""
         return np.abs(np.concatenate([x.reshape(-1, self.channels) for x in self.seen.values()]))
@@ -133,6 +148,14 @@ def _why_not_made(wrapper) -> str:
     if wrapper.layer.activation not in ACTIVATIONS[:2]:
         return f"its activation is {wrapper.layer.activation.__name__}"
     return _why_not_plain(wrapper)
+
+
+def _steps_by_channel(wrapper) -> bool:
+    """Whether each output channel of a layer has a step of its own."""
+    ((_, quantizer),) = wrapper.weight_quantizers
+    kernel = kernel_of(wrapper)
+    outputs = kernel.shape[-2:] if isinstance(wrapper.layer, DEPTHWISE) else kernel.shape[-1:]
+    return math.prod(quantizer.scale_shape) >= math.prod(outputs)
 
 
 def _why_not_plain(wrapper) -> str:
@@ -239,6 +262,8 @@ def rescale(pair: Pair, factors) -> None:
     for reader in pair.readers:
         kernel = kernel_of(reader)
         kernel.assign(pair.scaled(ops.convert_to_numpy(kernel), factors))
+    for reader, x in pair.seen.items():
+        pair.seen[reader] = x / np.tile(factors, x.shape[-1] // len(factors))
     for changed in (wrapper, *pair.readers):
         ((variable, quantizer),) = changed.weight_quantizers
         quantizer.fit(variable.value)
@@ -250,6 +275,25 @@ def kernel_of(wrapper):
     return variable
 
 
-def alive(*sizes) -> np.ndarray:
-    """Returns where all of some sizes are positive and finite: what is nothing has no factor."""
-    return np.all([(size > 0) & np.isfinite(size) for size in sizes], axis=0)
+def carrying(*sizes) -> np.ndarray:
+    """Returns which channels carry something: all of some sizes are more than dust.
+
+    Training lets channels die: weights of 1e-20 behind a bias would ask for factors of 1e10.
+    """
+    tops = [np.max(size, initial=0.0, where=np.isfinite(size)) for size in sizes]
+    found = [np.isfinite(size) & (size > DUST * top) for size, top in zip(sizes, tops, strict=True)]
+    return np.all(found, axis=0)
+
+
+def settled(factors, known) -> np.ndarray:
+    """Returns factors about 1: the mean of the logarithms of those that are known is 0.
+
+    Args:
+        factors: One for each channel.
+        known: Which channels these are right for. The others get the least of these, with which
+            their weights take the least of the readers' range.
+    """
+    if not known.any():
+        return np.ones(len(factors))
+    factors = np.where(known, factors, factors[known].min())
+    return factors / np.exp(np.log(factors[known]).mean())

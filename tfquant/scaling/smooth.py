@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tfquant.scaling.pairs import Pair, alive
+from tfquant.scaling.pairs import Pair, carrying, settled
 
 
 def smooth(pair: Pair, strength: float = 0.5) -> np.ndarray:
@@ -10,7 +10,9 @@ def smooth(pair: Pair, strength: float = 0.5) -> np.ndarray:
 
         f = max |x|^strength / max |V|^(1 - strength)
 
-    where `V` reads the channel (Xiao et al. 2022, arXiv:2211.10438, equation 4).
+    where `V` reads the channel (Xiao et al. 2022, arXiv:2211.10438, equation 4). In front of a
+    depthwise convolution with steps for each channel no weights share a range, and all of that of
+    activations moves.
 
     Args:
         pair: `Pair` that was looked at.
@@ -18,5 +20,8 @@ def smooth(pair: Pair, strength: float = 0.5) -> np.ndarray:
     """
     seen = pair.magnitudes().max(axis=0)
     read = np.abs(pair.read()).max(axis=1)
-    known = alive(seen, read)
-    return np.where(known, seen, 1.0) ** strength / np.where(known, read, 1.0) ** (1 - strength)
+    if pair.by_channel:
+        strength = 1.0
+    known = carrying(seen) if pair.by_channel else carrying(seen, read)
+    seen, read = (np.where(known, size, 1.0) for size in (seen, read))
+    return settled(seen**strength / read ** (1 - strength), known)
