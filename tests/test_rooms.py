@@ -34,6 +34,7 @@ ORDER = (
     "scaling",
     "streams",
     "optimize",
+    "board",
     "report",
     "litert",
     "c",
