@@ -36,6 +36,7 @@ ORDER = (
     "optimize",
     "board",
     "report",
+    "sensitivity",
     "litert",
     "c",
     "skeleton",

@@ -38,6 +38,7 @@ from tfquant.rewrite import (
     quantize_apply,
     quantize_model,
 )
+from tfquant.sensitivity import Sensitivity, sensitivity
 from tfquant.tflite import to_tflite
 from tfquant.train import (
     DampenOscillation,
@@ -82,6 +83,7 @@ __all__ = [
     "QuantizeWrapper",
     "Recipe",
     "Scheme",
+    "Sensitivity",
     "SmoothQuant",
     "TerminateOnNaN",
     "WeightOnlyQuantizer",
@@ -101,6 +103,7 @@ __all__ = [
     "quantize_model",
     "quantizers",
     "run",
+    "sensitivity",
     "summarize",
     "to_onnx",
     "to_packed",
