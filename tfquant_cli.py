@@ -49,12 +49,14 @@ UNKNOWN_LAYERS = ("weights", "float")
 BIAS_CORRECTIONS = ("auto", "mean", "mean_deviation", "none")
 TYPES = ("int8", "uint8", "int16", "float32")
 FORMATS = ("tflite", "onnx", "packed")
+MODES = ("one", "all_but_one")
 
 # Argument of a command that is a folder to make.
 FOLDER = "DIR"
 
 # Endings of what is written; no ending fits, too.
 ENDINGS = {"tflite": (".tflite",), "onnx": (".onnx",), "packed": (".keras",), "report": (".json",)}
+ENDINGS |= {"plot": (".svg",), "cache": (".jsonl",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +200,11 @@ def share(text: str) -> float:
 def names(text: str) -> list[str]:
     """A type of argument: names with commas between them."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def schemes(text: str) -> list:
+    """A type of argument: schemes with commas between them, `float` among them."""
+    return ["float" if name.lower() == "float" else scheme(name) for name in names(text)]
 
 
 def _unknown(text, known):
@@ -357,6 +364,41 @@ def _compare_flags(parser):
     _loading(parser)
 
 
+def _measuring(parser, choices):
+    """Adds flags that say what layers are measured on, and how."""
+    _text(parser, "calibration", "A .npz file of inputs; a hundred rows serve.", required=True)
+    _text(
+        parser,
+        "validation",
+        "A .npz file of inputs and labels (y, label, labels, target, targets) of other rows.",
+    )
+    default = ", ".join(choices)
+    words = f"Schemes that layers choose from, with commas between them ({default}), or float."
+    _text(parser, "choices", words, type=schemes, default=list(choices))
+    _choice(parser, "effort", EFFORTS, "As of tfquant quantize.", "default")
+    _choice(
+        parser, "device", DEVICES, "What is simulated; the default is LiteRT on this processor."
+    )
+    _text(
+        parser,
+        "cache",
+        "A .jsonl file to keep figures in as they come: what was interrupted goes on.",
+    )
+    _text(parser, "batch_size", "Rows to compute at once (32).", type=positive, default=32)
+    _text(parser, "seed", "Of what is drawn by chance (0).", type=int, default=0)
+
+
+def _sensitivity_flags(parser):
+    _measuring(parser, ("w8a8", "w4a8"))
+    _choice(
+        parser, "mode", MODES, "One layer is quantized at a time, or all but one are.", MODES[0]
+    )
+    _text(parser, "plot", "An .svg file to draw the layers in.")
+    _yes_no(parser, "gradients", "Do not predict the same from gradients.")
+    _yes_no(parser, "advice", "Do not look for what helps the worst layers.")
+    _loading(parser)
+
+
 def _export_c_flags(parser):
     _text(parser, "name", "What names in the source begin with; the default is the file's.")
 
@@ -407,6 +449,15 @@ COMMANDS = (
         _compare_flags,
         "tfquant compare model.keras model.tflite --data data.npz --max_differing 0",
         reads=("data",),
+    ),
+    Command(
+        "sensitivity",
+        "say which layer loses most by quantization, at which width, and what would help",
+        ("MODEL.keras",),
+        _sensitivity_flags,
+        "tfquant sensitivity model.keras --calibration data.npz --choices w8a8,w4a8",
+        reads=("calibration", "validation"),
+        writes=("plot", "cache"),
     ),
     Command(
         "export-c",

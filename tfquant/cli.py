@@ -51,6 +51,7 @@ def run(command: str, arguments: list[str], flags: dict) -> bool:
         "quantize": quantize,
         "inspect": inspect,
         "compare": compare,
+        "sensitivity": sensitivity,
         "export-c": export_c,
         "report": report,
         "demo": demo,
@@ -226,6 +227,41 @@ def _missed(parity, flags):
         if equal < least:
             missed.append(f"{equal:.4%} equal predictions, less than --min_agreement={least:g}")
     return missed
+
+
+def sensitivity(path, flags) -> None:
+    """Shows which layers of a model lose most by quantization."""
+    model = read_model(path, flags["allow_unsafe"])
+    names = ("mode", "gradients", "advice")
+    settings = {name: flags[name] for name in names} | read_measuring(model, flags)
+    found = tfq.sensitivity(model, progress=_watched(), **settings)
+    show(found, flags)
+    if flags["plot"]:
+        found.plot(flags["plot"])
+        _say(f"Wrote {flags['plot']}", flags)
+
+
+def read_measuring(model, flags) -> dict:
+    """Returns what `tfq.sensitivity` and its like take, from the flags that they share.
+
+    Raises:
+        ValueError: If the validation file has no labels.
+    """
+    names = ("choices", "effort", "device", "cache", "batch_size", "seed")
+    settings = {name: flags[name] for name in names}
+    settings["choices"] = [
+        tfq.Scheme(**choice) if isinstance(choice, dict) else choice for choice in flags["choices"]
+    ]
+    settings["data"] = read_data(flags["calibration"], model.inputs)
+    if flags["validation"]:
+        labels = read_labels(flags["validation"], model.inputs)
+        if labels is None:
+            raise ValueError(
+                f"--validation must hold labels, under one of {', '.join(TARGETS)}. Received: "
+                f"{flags['validation']}, which has none"
+            )
+        settings["validation"] = read_data(flags["validation"], model.inputs), labels
+    return settings
 
 
 def export_c(path, folder, flags) -> None:
