@@ -41,6 +41,7 @@ ORDER = (
     "c",
     "skeleton",
     "tflite",
+    "search",
     "nodes",
     "onnx",
     "packed",

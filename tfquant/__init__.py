@@ -38,6 +38,7 @@ from tfquant.rewrite import (
     quantize_apply,
     quantize_model,
 )
+from tfquant.search import Budget, SearchResult, search
 from tfquant.sensitivity import Sensitivity, sensitivity
 from tfquant.tflite import to_tflite
 from tfquant.train import (
@@ -59,6 +60,7 @@ __all__ = [
     "GPTQ",
     "SCHEMES",
     "AdaRound",
+    "Budget",
     "Codebook",
     "ConversionReport",
     "DampenOscillation",
@@ -83,6 +85,7 @@ __all__ = [
     "QuantizeWrapper",
     "Recipe",
     "Scheme",
+    "SearchResult",
     "Sensitivity",
     "SmoothQuant",
     "TerminateOnNaN",
@@ -103,6 +106,7 @@ __all__ = [
     "quantize_model",
     "quantizers",
     "run",
+    "search",
     "sensitivity",
     "summarize",
     "to_onnx",

@@ -494,6 +494,34 @@ class Board:
         y = self._calls[choice](twin, args, kwargs)
         return twin.quantize_config.real_call(twin, args, kwargs) if y is None else y
 
+    def twin_model(self, choice: str):
+        """Returns the model of a choice: its grids are set, its biases are not corrected."""
+        return self._twins[choice]
+
+    def unit_name(self, wrapper) -> str | None:
+        """Returns the name of the layer that a wrapper is of, `None` where it has no choice."""
+        return self._unit_of.get(wrapper.name)
+
+    def casts(self, chosen: dict) -> int:
+        """Returns how often values go from one width to another between layers.
+
+        Args:
+            chosen: Dict from the names of all layers to choices.
+        """
+        settings, found = self.settings(chosen), set()
+        width = lambda layer: self._width(settings.get(layer, FLOAT))  # noqa: E731
+        for call in self.runner.calls:
+            if not _wraps(call.layer):
+                continue
+            for maker in filter(_wraps, self._makers.get(call.layer, ())):
+                if width(maker) != width(call.layer):
+                    found.add((maker.name, width(call.layer)))
+        return len(found)
+
+    def _width(self, choice):
+        scheme = self.choices[choice]
+        return scheme.activation_bits or FLOAT_BITS if scheme is not None else FLOAT_BITS
+
     def wrappers(self, name: str) -> list:
         """Returns the wrappers of a layer."""
         return [self._wrappers[x] for x in self.units[name].wrappers]

@@ -2,7 +2,7 @@
 
 from tfquant.sensitivity.advice import Advice
 from tfquant.sensitivity.report import LayerSensitivity, Sensitivity
-from tfquant.sensitivity.scoring import Scoring
+from tfquant.sensitivity.scoring import Scoring, outputs_of
 from tfquant.sensitivity.sensitivity import MODES, measure, sensitivity
 from tfquant.sensitivity.study import LARGEST, Progressing, Study, check_effort, showing
 
@@ -17,6 +17,7 @@ __all__ = [
     "Study",
     "check_effort",
     "measure",
+    "outputs_of",
     "sensitivity",
     "showing",
 ]

@@ -112,6 +112,20 @@ class Scoring:
         return float(np.std([self(outputs, rows) for rows in draws]))
 
 
+def outputs_of(q, arrays) -> list:
+    """Returns the outputs of a model, as the device computes those of a quantized one.
+
+    Args:
+        q: Keras model.
+        arrays: Rows, one array for each input.
+    """
+    size = q.inputs[0].shape[0] or 32
+    found = q.predict(arrays if len(arrays) > 1 else arrays[0], batch_size=size, verbose=0)
+    if isinstance(found, dict):
+        found = [found[name] for name in q.output_names]
+    return [np.asarray(y) for y in (found if isinstance(found, list | tuple) else [found])]
+
+
 def _several(y):
     return all(hasattr(a, "shape") and np.ndim(a) for a in y)
 

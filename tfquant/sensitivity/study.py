@@ -23,7 +23,7 @@ from tfquant.rewrite.validate import check_model
 from tfquant.sensitivity.advice import advise
 from tfquant.sensitivity.gradient import curvature
 from tfquant.sensitivity.notebook import Notebook, content_key
-from tfquant.sensitivity.scoring import Scoring
+from tfquant.sensitivity.scoring import Scoring, outputs_of
 
 # Rows that outputs are compared on, and activations that are computed of them at most.
 ROWS, VALUES = 64, 1.5e8
@@ -125,7 +125,9 @@ class Study:
         self.scoring = None
         if validation is not None:
             self.scoring = Scoring(self.model, validation, metric)
-            self.scoring(self._predict())  # A metric that fails does so before the work.
+            self.scoring(
+                outputs_of(self.model, self.scoring.arrays)
+            )  # A metric that fails does so before the work.
         more = [x for x in extra if x not in choices]
         if more and any(scheme is not None and scheme.static for scheme in choices.values()):
             choices = {**choices, **check_choices(more)}
@@ -140,19 +142,6 @@ class Study:
             named += [self._settings, batch_size, self.scoring and self.scoring.name]
             key = content_key(self.model, self.samples, rows, named)
         self.notebook = Notebook(cache, key)
-
-    def _predict(self):
-        found = self.model.predict(
-            self.scoring.arrays if len(self.scoring.arrays) > 1 else self.scoring.arrays[0],
-            batch_size=self._predict_batch(),
-            verbose=0,
-        )
-        if isinstance(found, dict):
-            found = [found[name] for name in self.model.output_names]
-        return list(found) if isinstance(found, list | tuple) else [found]
-
-    def _predict_batch(self):
-        return self.model.inputs[0].shape[0] or 32
 
     @functools.cached_property
     def board(self) -> Board:

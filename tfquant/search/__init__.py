@@ -1,0 +1,13 @@
+"""Which scheme each layer has, within a budget."""
+
+from tfquant.search.budget import Budget
+from tfquant.search.report import Candidate, Promise, SearchResult
+from tfquant.search.search import search
+
+__all__ = [
+    "Budget",
+    "Candidate",
+    "Promise",
+    "SearchResult",
+    "search",
+]
