@@ -38,7 +38,7 @@ from tfquant.rewrite import (
     quantize_apply,
     quantize_model,
 )
-from tfquant.search import Budget, SearchResult, search
+from tfquant.search import AutoResult, Budget, SearchResult, autoquantize, search
 from tfquant.sensitivity import Sensitivity, sensitivity
 from tfquant.tflite import to_tflite
 from tfquant.train import (
@@ -60,6 +60,7 @@ __all__ = [
     "GPTQ",
     "SCHEMES",
     "AdaRound",
+    "AutoResult",
     "Budget",
     "Codebook",
     "ConversionReport",
@@ -91,6 +92,7 @@ __all__ = [
     "TerminateOnNaN",
     "WeightOnlyQuantizer",
     "__version__",
+    "autoquantize",
     "calibrate",
     "compare",
     "distill",
