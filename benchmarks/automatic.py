@@ -4,8 +4,8 @@ python benchmarks/automatic.py --data FOLDER [--only ic_resnet8,kws_dscnn] [--se
     [--effort default] [--random 50] [--share 0.5] [--markdown FILE]
 
 The budget lies half way (`--share`) between the bytes of w4a8 and of w8a8. Rows that search sees
-score nothing: 256 training images of CIFAR-10, 256 of 600 clips, 256 of 500 photographs; those of
-their own are scored, by the simulation, which gives the integers of the file. *random*: 50 recipes
+score nothing: 200 training images of CIFAR-10, 100 clips or photographs of others; the others are
+scored by the simulation, which gives the integers of the file. *random*: 50 recipes
 of one random order each, in which layers are given 8 bits as long as there is room; the *best* is
 the best on the scored rows, which no search could choose, *chosen* the one with the closest outputs
 on the rows that search sees. *greedy* gives 8 bits in the order of the noise that they take from a
@@ -22,7 +22,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import cases
 import numpy as np
 from absl import app, flags, logging
-from post_training import rows_of
 
 import tfquant as tfq
 from tfquant.board import check_choices
@@ -33,13 +32,13 @@ from tfquant.sensitivity import Study
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data", os.environ.get("TFQUANT_DATA"), "Folder of load.py and the models.")
 flags.DEFINE_list("only", ["ic_resnet8", "kws_dscnn"], "Models.")
-flags.DEFINE_list("seeds", ["0"], "Seeds of the rows that are seen.")
+flags.DEFINE_list("seeds", ["0"], "Seeds of random recipes.")
 flags.DEFINE_enum("effort", "default", ["fast", "default", "best"], "Effort.")
 flags.DEFINE_integer("random", 50, "Number of random recipes.", lower_bound=1)
 flags.DEFINE_float("share", 0.5, "Where the budget lies between w4a8 and w8a8.")
 flags.DEFINE_string("markdown", None, "File to write the table to.")
 
-SEEN, CHOICES = 256, ("w8a8", "w4a8")
+CHOICES = ("w8a8", "w4a8")
 
 # What search may lose of the score of w8a8.
 LOSS = 0.003
@@ -51,14 +50,12 @@ class Job:
     Args:
         case: The model.
         load: Loader of the data folder.
-        seed: Which rows are seen.
+        seed: Of random recipes.
     """
 
     def __init__(self, case, load, seed):
         self.name, self.seed, self.model = case.name, seed, case.model(load)
-        chosen, self.rows, self.labels = rows_of(case, load)
-        order = np.random.default_rng(seed).permutation(len(chosen))[:SEEN]
-        self.seen = chosen[order]
+        self.seen, self.rows, self.labels = case.rows(load)
         self.settings = {"effort": FLAGS.effort, "seed": seed, "batch_size": 32}
 
     def _score(self, q):
