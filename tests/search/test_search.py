@@ -186,6 +186,15 @@ def test_a_search_that_was_interrupted_goes_on(halfway, tmp_path, monkeypatch):
     assert found_in(model, x, budget, cache=path).choices == found.choices
 
 
+def test_figures_of_other_ties_are_not_taken(halfway, tmp_path):
+    model, x, budget, *_ = halfway
+    path = tmp_path / "figures.jsonl"
+    for ties in ([["one", "two"]], [["one", "three"]], [["two", "four"]]):
+        found = found_in(model, x, budget, ties=ties, cache=path)
+        again = found_in(model, x, budget, ties=ties)
+        assert found.choices == again.choices and found.candidates == again.candidates
+
+
 def test_a_budget_that_nothing_keeps_names_the_nearest_that_can_be_kept(halfway):
     model, x, _, sizes, _ = halfway
     with pytest.raises(ValueError, match=f"the nearest has about {sizes[0]:,} bytes"):

@@ -137,6 +137,19 @@ def test_figures_of_another_model_or_of_other_rows_are_not_taken(rng, tmp_path):
         assert str(found) == str(measured(one, rows, advice=False))
 
 
+def test_figures_of_another_metric_are_not_taken(rng, tmp_path):
+    model, x, path = network(), images(rng), tmp_path / "figures"
+    y = np.array(model(x))
+
+    def found(power, **settings):
+        metric = lambda y, outputs: -float(np.mean(np.abs(y - outputs) ** power))  # noqa: E731
+        settings = {"validation": (x, y), "metric": metric, "advice": False, **settings}
+        return measured(model, x, choices=["w4a8"], **settings)
+
+    found(1, cache=path)
+    assert str(found(2, cache=path)) == str(found(2))
+
+
 def test_a_file_of_something_else_is_no_cache(rng, tmp_path):
     path = tmp_path / "figures"
     path.write_text("one\ntwo\nthree\n")

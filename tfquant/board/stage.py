@@ -33,20 +33,11 @@ class Stage:
         self.rows = sum(len(batch[0]) for batch in self._batches)
         self._holds = self.rows * board.values_per_row <= HELD_VALUES
         self._held, self._settings = [None] * len(self._batches), {}
-        self.expected = self._take({unit: FLOAT for unit in board.units})
+        self.expected = self._in_float()
 
-    def hold(self, chosen: dict) -> None:
-        """Computes everything under choices, which later ones are then compared with.
-
-        Args:
-            chosen: Dict from the names of all layers to choices.
-        """
-        self._take(chosen)
-
-    def _take(self, chosen):
-        settings = self.board.settings(chosen)
-        self._held, self._settings = [None] * len(self._batches), {}
-        found = []
+    def _in_float(self):
+        """Returns the outputs in float; what comes later is compared with what is held of that."""
+        settings, found = self.board.settings(dict.fromkeys(self.board.units, FLOAT)), []
         for number, batch in enumerate(self._batches):
             values = self._compute(batch, None, settings, {}, self._holds)
             found.append(self._ends(values, {}))

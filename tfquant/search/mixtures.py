@@ -93,7 +93,7 @@ class Mixtures:
         mixture = tuple(mixture)
         full = self.full(mixture)
         known = self.candidates.get(mixture)
-        name = " ".join(mixture)
+        name = " ".join(full[x] for x in self.costs.weighted)
         score = known.score if known else None
         if scored and score is None:
             score = self.study.score(f"mix {name}", lambda: full)

@@ -87,6 +87,20 @@ class Scoring:
             raise ValueError(f"`metric` must return a finite number. Received: {score}.")
         return score
 
+    def fingerprint(self, outputs) -> list[float]:
+        """Returns scores of outputs and of some that are wrong, by which metrics differ.
+
+        Args:
+            outputs: Those of the float model.
+        """
+        found = [self(outputs)]
+        for wrong in ([y[::-1] for y in outputs], [np.roll(y, 1, axis=0) * 0.9 for y in outputs]):
+            try:
+                found.append(self(wrong))
+            except ValueError:  # It need not take what no model computes.
+                found.append(None)
+        return found
+
     def deviation(self, expected, outputs, seed: int = 0) -> float:
         """Returns the standard deviation of the difference of two scores on rows like these.
 

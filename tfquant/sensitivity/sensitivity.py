@@ -47,7 +47,7 @@ def sensitivity(
         effort: As of `quantize`: `"fast"`, `"default"` or `"best"`.
         device: As of `quantize_model`.
         cache: File to keep figures in, one by one: what was interrupted goes on where it was. They
-            are found again by the content of model, data and settings (of a metric by its name).
+            are found again by the content of model, data and settings, of a metric by what it says.
         batch_size: Rows to compute at once.
         seed: Of what is drawn by chance.
         progress: Whether to show a progress bar with the time that is left.

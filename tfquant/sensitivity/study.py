@@ -122,12 +122,11 @@ class Study:
         check_model(self.model)
         parts = list(batches(data, self.model.inputs, batch_size))
         self.samples = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-        self.scoring = None
+        self.scoring = fingerprint = None
         if validation is not None:
             self.scoring = Scoring(self.model, validation, metric)
-            self.scoring(
-                outputs_of(self.model, self.scoring.arrays)
-            )  # A metric that fails does so before the work.
+            # A metric that fails does so before the work.
+            fingerprint = self.scoring.fingerprint(outputs_of(self.model, self.scoring.arrays))
         more = [x for x in extra if x not in choices]
         if more and any(scheme is not None and scheme.static for scheme in choices.values()):
             choices = {**choices, **check_choices(more)}
@@ -139,7 +138,7 @@ class Study:
         if cache is not None:
             named = [repr(scheme) for scheme in choices.values()]
             rows = [] if self.scoring is None else [*self.scoring.arrays, *self.scoring.answers]
-            named += [self._settings, batch_size, self.scoring and self.scoring.name]
+            named += [self._settings, batch_size, fingerprint]
             key = content_key(self.model, self.samples, rows, named)
         self.notebook = Notebook(cache, key)
 
