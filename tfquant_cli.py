@@ -50,12 +50,15 @@ UNKNOWN_LAYERS = ("weights", "float")
 BIAS_CORRECTIONS = ("auto", "mean", "mean_deviation", "none")
 TYPES = ("int8", "uint8", "int16", "float32")
 FORMATS = ("tflite", "onnx", "packed")
+MODES = ("one", "all_but_one")
 
 # Argument of a command that is a folder to make.
 FOLDER = "DIR"
 
 # Endings of what is written; no ending fits, too.
 ENDINGS = {"tflite": (".tflite",), "onnx": (".onnx",), "packed": (".keras",), "report": (".json",)}
+ENDINGS |= {"plot": (".svg",), "cache": (".jsonl",)}
+ENDINGS |= {"save_recipe": (".json", ".yaml", ".yml")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +188,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def amount(text: str) -> float:
+    """A type of argument: a positive number."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number. Received: {text!r}")
+    return number
+
+
 def share(text: str) -> float:
     """A type of argument: a number from 0 to 1."""
     try:
@@ -199,6 +213,11 @@ def share(text: str) -> float:
 def names(text: str) -> list[str]:
     """A type of argument: names with commas between them."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def schemes(text: str) -> list:
+    """A type of argument: schemes with commas between them, `float` among them."""
+    return ["float" if name.lower() == "float" else scheme(name) for name in names(text)]
 
 
 def _unknown(text, known):
@@ -358,6 +377,83 @@ def _compare_flags(parser):
     _loading(parser)
 
 
+def _measuring(parser, choices):
+    """Adds flags that say what layers are measured on, and how."""
+    _text(parser, "calibration", "A .npz file of inputs; a hundred rows serve.", required=True)
+    _text(
+        parser,
+        "validation",
+        "A .npz file of inputs and labels (y, label, labels, target, targets) of other rows.",
+    )
+    default = ", ".join(choices)
+    words = f"Schemes that layers choose from, with commas between them ({default}), or float."
+    _text(parser, "choices", words, type=schemes, default=list(choices))
+    _choice(parser, "effort", EFFORTS, "As of tfquant quantize.", "default")
+    _choice(
+        parser, "device", DEVICES, "What is simulated; the default is LiteRT on this processor."
+    )
+    _text(
+        parser,
+        "cache",
+        "A .jsonl file to keep figures in as they come: what was interrupted goes on.",
+    )
+    _text(parser, "batch_size", "Rows to compute at once (32).", type=positive, default=32)
+    _text(parser, "seed", "Of what is drawn by chance (0).", type=int, default=0)
+
+
+def _sensitivity_flags(parser):
+    _measuring(parser, ("w8a8", "w4a8"))
+    _choice(
+        parser, "mode", MODES, "One layer is quantized at a time, or all but one are.", MODES[0]
+    )
+    _text(parser, "plot", "An .svg file to draw the layers in.")
+    _yes_no(parser, "gradients", "Do not predict the same from gradients.")
+    _yes_no(parser, "advice", "Do not look for what helps the worst layers.")
+    _loading(parser)
+
+
+def _search_flags(parser):
+    _text(parser, "bytes", "Most bytes of the .tflite file.", type=positive)
+    _text(parser, "bops", "Most bit operations of a row.", type=amount)
+    _text(
+        parser,
+        "max_drop",
+        "Most that the share of right predictions may fall, such as 0.005; needs --validation.",
+        type=share,
+    )
+    _measuring(parser, ("w8a8", "w4a8"))
+    _text(parser, "evaluations", "Mixtures to measure at most (96).", type=positive, default=96)
+    _text(parser, "output", "The .tflite file to write; none if it is left out.")
+    _text(parser, "save_recipe", "A .json or .yaml file to write the recipe to.")
+    _loading(parser)
+
+
+def _auto_flags(parser):
+    _text(parser, "calibration", "A .npz file of inputs; 512 to 1024 rows serve.", required=True)
+    _text(
+        parser,
+        "validation",
+        "A .npz file of inputs and labels (y, label, labels, target, targets) of other rows.",
+        required=True,
+    )
+    _text(parser, "target", "The least share of right predictions.", type=share)
+    _text(
+        parser,
+        "max_drop",
+        "Or by how much it may fall: 0.005, half a point, if neither is given.",
+        type=share,
+    )
+    _text(parser, "bytes", "Most bytes of the .tflite file.", type=positive)
+    _text(parser, "output", "The .tflite file to write; none if it is left out.")
+    _text(parser, "save_recipe", "A .json or .yaml file to write the recipe to.")
+    _choice(
+        parser, "device", DEVICES, "What is simulated; the default is LiteRT on this processor."
+    )
+    _text(parser, "batch_size", "Rows to compute at once (32).", type=positive, default=32)
+    _text(parser, "seed", "Of what is drawn by chance (0).", type=int, default=0)
+    _loading(parser)
+
+
 def _export_c_flags(parser):
     _text(parser, "name", "What names in the source begin with; the default is the file's.")
 
@@ -419,6 +515,33 @@ COMMANDS = (
         ("FILE",),
         _check_flags,
         "tfquant check model.tflite --device ethos-u",
+    ),
+    Command(
+        "sensitivity",
+        "say which layer loses most by quantization, at which width, and what would help",
+        ("MODEL.keras",),
+        _sensitivity_flags,
+        "tfquant sensitivity model.keras --calibration data.npz --choices w8a8,w4a8",
+        reads=("calibration", "validation"),
+        writes=("plot", "cache"),
+    ),
+    Command(
+        "search",
+        "find the scheme of each layer within a budget of bytes, operations or accuracy",
+        ("MODEL.keras",),
+        _search_flags,
+        "tfquant search model.keras --calibration data.npz --bytes 60000 --output model.tflite",
+        reads=("calibration", "validation"),
+        writes=("output", "save_recipe", "cache"),
+    ),
+    Command(
+        "auto",
+        "try schemes and efforts in the order of what they cost, until the accuracy holds",
+        ("MODEL.keras",),
+        _auto_flags,
+        "tfquant auto model.keras --calibration data.npz --validation test.npz --output out.tflite",
+        reads=("calibration", "validation"),
+        writes=("output", "save_recipe"),
     ),
     Command(
         "export-c",

@@ -38,6 +38,8 @@ from tfquant.rewrite import (
     quantize_apply,
     quantize_model,
 )
+from tfquant.search import AutoResult, Budget, SearchResult, autoquantize, search
+from tfquant.sensitivity import Sensitivity, sensitivity
 from tfquant.targets import check
 from tfquant.tflite import to_tflite
 from tfquant.train import (
@@ -59,6 +61,8 @@ __all__ = [
     "GPTQ",
     "SCHEMES",
     "AdaRound",
+    "AutoResult",
+    "Budget",
     "Codebook",
     "ConversionReport",
     "DampenOscillation",
@@ -83,10 +87,13 @@ __all__ = [
     "QuantizeWrapper",
     "Recipe",
     "Scheme",
+    "SearchResult",
+    "Sensitivity",
     "SmoothQuant",
     "TerminateOnNaN",
     "WeightOnlyQuantizer",
     "__version__",
+    "autoquantize",
     "calibrate",
     "check",
     "compare",
@@ -103,6 +110,8 @@ __all__ = [
     "quantize_model",
     "quantizers",
     "run",
+    "search",
+    "sensitivity",
     "summarize",
     "to_onnx",
     "to_packed",

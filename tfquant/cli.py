@@ -52,6 +52,9 @@ def run(command: str, arguments: list[str], flags: dict) -> bool:
         "inspect": inspect,
         "compare": compare,
         "check": check,
+        "sensitivity": sensitivity,
+        "search": search,
+        "auto": auto,
         "export-c": export_c,
         "report": report,
         "demo": demo,
@@ -238,6 +241,107 @@ def check(path, flags) -> bool:
     report = tfq.check(path, flags["device"])
     show(report, flags)
     return report.fits
+
+
+def sensitivity(path, flags) -> None:
+    """Shows which layers of a model lose most by quantization."""
+    model = read_model(path, flags["allow_unsafe"])
+    names = ("mode", "gradients", "advice")
+    settings = {name: flags[name] for name in names} | read_measuring(model, flags)
+    found = tfq.sensitivity(model, progress=_watched(), **settings)
+    show(found, flags)
+    if flags["plot"]:
+        found.plot(flags["plot"])
+        _say(f"Wrote {flags['plot']}", flags)
+
+
+def search(path, flags) -> bool:
+    """Finds a mixture of schemes, and writes its file and recipe.
+
+    Returns:
+        `False` if a drop was asked for that the validation rows do not promise.
+    """
+    budget = tfq.Budget(**{name: flags[name] for name in ("bytes", "bops", "max_drop")})
+    model = read_model(path, flags["allow_unsafe"])
+    settings = read_measuring(model, flags)
+    settings["evaluations"] = flags["evaluations"]
+    found = tfq.search(model, budget=budget, progress=_watched(), **settings)
+    show(found, flags)
+    write_found(found, flags)
+    return found.promise is None or found.promise.kept
+
+
+def auto(path, flags) -> bool:
+    """Tries schemes and efforts until the target holds, and writes the file and the recipe.
+
+    Returns:
+        `False` if nothing holds: then the best is written.
+    """
+    target, bounds = flags["target"], {name: flags[name] for name in ("max_drop", "bytes")}
+    if target is not None and flags["max_drop"] is not None:
+        raise ValueError(
+            "one of --target and --max_drop is expected. Received: "
+            f"--target={target:g} and --max_drop={flags['max_drop']:g}"
+        )
+    model = read_model(path, flags["allow_unsafe"])
+    rows, labels = read_validation(model, flags)
+    if target is None and any(bound is not None for bound in bounds.values()):
+        target = tfq.Budget(**bounds)
+    elif target is not None and bounds["bytes"] is not None:
+        raise ValueError("--bytes goes with --max_drop. Received: --bytes and --target")
+    found = tfq.autoquantize(
+        model,
+        read_data(flags["calibration"], model.inputs),
+        (rows, labels),
+        target=target,
+        progress=_watched(),
+        **{name: flags[name] for name in ("device", "batch_size", "seed")},
+    )
+    show(found, flags)
+    write_found(found, flags)
+    return found.holds
+
+
+def write_found(found, flags) -> None:
+    """Writes the file and the recipe of a model that was found, where that was asked for."""
+    if flags["output"]:
+        tfq.to_tflite(found.model, flags["output"], progress=_watched())
+        _say(f"Wrote {flags['output']}", flags)
+    if flags["save_recipe"]:
+        found.recipe.save(flags["save_recipe"])
+        _say(f"Wrote {flags['save_recipe']}", flags)
+
+
+def read_measuring(model, flags) -> dict:
+    """Returns what `tfq.sensitivity` and its like take, from the flags that they share.
+
+    Raises:
+        ValueError: If the validation file has no labels.
+    """
+    names = ("choices", "effort", "device", "cache", "batch_size", "seed")
+    settings = {name: flags[name] for name in names}
+    settings["choices"] = [
+        tfq.Scheme(**choice) if isinstance(choice, dict) else choice for choice in flags["choices"]
+    ]
+    settings["data"] = read_data(flags["calibration"], model.inputs)
+    if flags["validation"]:
+        settings["validation"] = read_validation(model, flags)
+    return settings
+
+
+def read_validation(model, flags) -> tuple:
+    """Returns inputs and labels of the file that `--validation` names.
+
+    Raises:
+        ValueError: If it has no labels.
+    """
+    labels = read_labels(flags["validation"], model.inputs)
+    if labels is None:
+        raise ValueError(
+            f"--validation must hold labels, under one of {', '.join(TARGETS)}. Received: "
+            f"{flags['validation']}, which has none"
+        )
+    return read_data(flags["validation"], model.inputs), labels
 
 
 def export_c(path, folder, flags) -> None:

@@ -55,7 +55,7 @@ class Judge:
     """
 
     def __init__(self, model, rows: Rows, calls: RealCalls, deviation: bool):
-        heads = [_before_squashing(model, x) for x in model.outputs]
+        heads = [before_squashing(model, x) for x in model.outputs]
         self._run = Runner(keras.Model(model.inputs, heads))
         self.rows, self.calls, self.moments = rows, calls, {}
         share = rows.fitted / len(rows) if rows.batch_size is None else 1
@@ -88,7 +88,7 @@ class Judge:
         if any(x.shape != y.shape for x, y in zip(expected, received, strict=True)):
             # Rows are compared with each other: only all of them can be.
             received, expected, behind = self._outputs(0, hook), self._expected, 0
-        return Sqnr(_mean_sqnr(expected, received, 0), _mean_sqnr(expected, received, behind))
+        return Sqnr(mean_sqnr(expected, received, 0), mean_sqnr(expected, received, behind))
 
     def _outputs(self, start, hook):
         """Returns the outputs for the rows from `start` on."""
@@ -100,7 +100,8 @@ class Judge:
         return [np.concatenate(x) for x in zip(*parts, strict=True)]
 
 
-def _before_squashing(model, output):
+def before_squashing(model, output):
+    """Returns what the softmax or sigmoid reads that makes an output, or the output."""
     for layer in model.layers:
         if isinstance(layer, QuantizeWrapper) and len(layer.call_sites) == 1:
             inner = layer.layer
@@ -112,7 +113,7 @@ def _before_squashing(model, output):
     return output
 
 
-def _mean_sqnr(expected, received, start) -> float:
+def mean_sqnr(expected, received, start) -> float:
     """Returns the mean ratio of several outputs, on the rows from `start` on."""
     pairs = zip(expected, received, strict=True)
     found = [_sqnr(*(y[start:] for y in pair)) for pair in pairs]
