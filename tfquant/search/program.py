@@ -38,14 +38,12 @@ def solve(items: list[Item], bounds) -> list[str] | None:
     Returns:
         List of choices, one for each item; `None` where no choices keep the bounds.
     """
-    found, _ = _solve(items, bounds, False)
-    return found
+    return _solve(items, bounds, False)
 
 
 def nearest(items: list[Item], bounds) -> list[str]:
     """Returns the choices that go beyond bounds by the smallest factor."""
-    found, _ = _solve(items, bounds, True)
-    return found
+    return _solve(items, bounds, True)
 
 
 def _solve(items, bounds, relaxed):
@@ -82,9 +80,9 @@ def _solve(items, bounds, relaxed):
         options={"mip_rel_gap": 0.0},
     )
     if result.x is None:
-        return None, None
+        return None
     chosen = [None] * len(items)
     for (i, choice), x in zip(pairs, result.x, strict=False):
         if x > 0.5:
             chosen[i] = choice
-    return chosen, result
+    return chosen
