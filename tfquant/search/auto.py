@@ -11,8 +11,8 @@ from rich.progress import Progress
 from rich.text import Text
 
 from tfquant.data.batches import batches
-from tfquant.graph.subclassed import readable
 from tfquant.optimize import quantize
+from tfquant.reading.subclassed import readable
 from tfquant.registry import Recipe
 from tfquant.registry.recipe import FLOAT
 from tfquant.report import Printable, plain_table

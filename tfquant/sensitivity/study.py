@@ -17,8 +17,8 @@ from rich.progress import (
 
 from tfquant.board import Board, Stage, check_choices
 from tfquant.data.batches import batches
-from tfquant.graph.subclassed import readable
 from tfquant.optimize import EFFORTS
+from tfquant.reading.subclassed import readable
 from tfquant.rewrite.validate import check_model
 from tfquant.sensitivity.advice import advise
 from tfquant.sensitivity.gradient import curvature
