@@ -1,5 +1,7 @@
 """`optimize`: what it chooses serves the outputs, and nothing else changes."""
 
+import importlib
+
 import keras
 import numpy as np
 import pytest
@@ -205,6 +207,26 @@ def test_integers_that_do_not_serve_the_outputs_are_not_taken(rng, monkeypatch, 
     assert "came no closer to the float model's by gptq" in caplog.text
     calibrated_again = tfq.calibrate(q, x, progress=False)
     np.testing.assert_array_equal(calibrated_again(x), expected)
+
+
+@pytest.mark.parametrize(("count", "judging"), [(64, 64), (128, 16), (264, 32)])
+def test_what_is_chosen_is_judged_on_rows_kept_out(count, judging, rng, monkeypatch):
+    module, told = importlib.import_module("tfquant.optimize.optimize"), {}
+
+    def watch(name, kind, position):
+        def made(*args):
+            told[name] = np.concatenate([batch[0] for batch in args[position]])
+            return kind(*args)
+
+        monkeypatch.setattr(module, name, made)
+
+    watch("Outputs", module.Outputs, 2)
+    watch("Streams", module.Streams, 1)
+    model, data = network(), images(rng, count)
+    tfq.optimize(calibrated(model, data), data, "gptq", batch_size=16, progress=False)
+    chosen, judged = ({row.tobytes() for row in told[name]} for name in ("Streams", "Outputs"))
+    assert len(judged) == judging and len(chosen | judged) == count
+    assert (chosen == judged) if judging == count else not chosen & judged
 
 
 def test_what_came_of_it_is_said(rng):
