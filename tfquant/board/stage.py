@@ -114,9 +114,7 @@ class Stage:
                 if held is not None and not again:
                     continue
                 args, kwargs = tree.map_structure(value, (call.args, call.kwargs))
-                if call.takes_training:
-                    kwargs["training"] = False
-                outputs = tree.flatten(call.layer(*args, **kwargs))
+                outputs = tree.flatten(call.run(*args, **kwargs, **call.training))
                 pairs = zip(call.flat_outputs, outputs, strict=True)
                 values.update((x, y) for x, y in pairs if isinstance(x, keras.KerasTensor))
                 if held is None and not keep:
