@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from tfquant.report import LayerReport, Parity
+from tfquant.report import ROUNDED, LayerReport, Parity
 from tfquant.tflite import parts
 
 # Few rows are compared op by op. Of the others an operator may round a tie the other way, which is
@@ -68,7 +68,7 @@ def _parted(verifier, layers, end_to_end, all_integer):
     name = verifier.parting([layer.parity for layer in layers])
     if name is not None:
         return f"layer '{name}'"
-    exact = [layer for layer in layers if layer.arithmetic == "exact"]
+    exact = [layer for layer in layers if layer.arithmetic in ("exact", ROUNDED)]
     fed = {layer.name: layer.parity for layer in exact if layer.parity is not None}
     own = {unit.name: parity for unit, parity in verifier.own.items()}
     for name in [layer.name for layer in exact]:
