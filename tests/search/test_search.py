@@ -136,7 +136,8 @@ def test_tied_layers_have_one_scheme(halfway):
 def test_what_the_device_does_not_multiply_is_not_chosen(rng):
     model, x = network(), images(rng)
     smallest = bytes_of(tfq.quantize(model, x, "w4a8", effort="fast", progress=False))
-    found = found_in(model, x, tfq.Budget(bytes=smallest))
+    # Names that Keras counts up make a file longer by some bytes.
+    found = found_in(model, x, tfq.Budget(bytes=smallest + 64))
     assert found.choices["depthwise"] == "w8a8" and found.choices["hidden"] == "w4a8"
 
 
