@@ -1,6 +1,7 @@
 """What a target takes of a file, against the target's own tool where it is installed."""
 
 import importlib.util
+import subprocess
 
 import keras
 import numpy as np
@@ -9,10 +10,10 @@ from keras import layers
 from small import trained
 
 import tfquant as tfq
-from tfquant.litert import micro
+from tfquant.litert import micro, rules
 from tfquant.litert.flatbuffer import File
-from tfquant.targets import TARGETS
-from tfquant.targets.target import REAL_TYPES, WEIGHTS
+from tfquant.targets import TARGETS, ethos_u
+from tfquant.targets.target import KEEP_INTEGERS, REAL_TYPES
 
 needs_micro = pytest.mark.skipif(not micro.is_there(), reason="tflite-micro is not installed")
 needs_vela = pytest.mark.skipif(
@@ -55,7 +56,7 @@ def test_only_what_takes_float_takes_float(tmp_path, scheme):
     assert litert.target == "litert" and not litert.refused
     has_float = any(x.runs == "float" for x in litert.operators)
     assert has_float == (scheme in ("w8a8_dynamic", "f16"))
-    multiplies = [x for x in edge.operators if x.operator in WEIGHTS]
+    multiplies = [x for x in edge.operators if x.operator in rules.KERNELS]
     taken = {"w8a8": 0, "w4a8": 1}.get(scheme, 3)  # INT4 depthwise kernels there are none.
     if scheme != "w4a8":
         assert sum(x.runs == "not taken" for x in multiplies) == taken
@@ -65,11 +66,21 @@ def test_only_what_takes_float_takes_float(tmp_path, scheme):
 
 
 def test_a_free_batch_is_named_where_sizes_must_be_known(tmp_path):
-    free = tfq.check(written(tmp_path / "free.tflite"), "edgetpu")
+    free = written(tmp_path / "free.tflite", batch_size=None)
+    assert -1 in tfq.inspect(free).inputs[0][2]
+    report = tfq.check(free, "edgetpu")
+    assert not report.fits and "--file_batch 1" in str(report) and tfq.check(free, "tflm").fits
     fixed = tfq.check(written(tmp_path / "fixed.tflite", batch_size=1), "edgetpu")
-    is_free = -1 in tfq.inspect(tmp_path / "free.tflite").inputs[0][2]
-    assert bool(free.notes) is is_free
     assert fixed.fits and not fixed.notes
+
+
+def test_a_cast_in_the_middle_is_not_blamed_on_the_ends(tmp_path):
+    path = written(tmp_path / "m.tflite", "w8a16", layers.Activation("log_softmax"))
+    casts = [x for x in tfq.check(path, "edgetpu").operators if x.operator.endswith("QUANTIZE")]
+    assert casts and all(x.runs == "not taken" and x.remedy != KEEP_INTEGERS for x in casts)
+    path = written(tmp_path / "ends.tflite", input_type="float32")
+    first, *_ = tfq.check(path, "edgetpu").operators
+    assert (first.operator, first.remedy) == ("QUANTIZE", KEEP_INTEGERS)
 
 
 @needs_micro
@@ -138,6 +149,15 @@ def test_without_its_tool_the_table_speaks_and_says_so(tmp_path, monkeypatch):
     assert not report.proved_by and report.install == "ethos-u-vela"
     assert "pip install ethos-u-vela" in str(report)
     assert set(refused(report)) >= {"CONV_2D", "FULLY_CONNECTED"}
+
+
+def test_what_vela_does_not_compile_is_no_praise_for_the_rest(tmp_path, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "Error: Invalid tflite file.")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: failed)
+    monkeypatch.setattr(ethos_u.Target, "tool_is_there", lambda target: True)
+    path = written(tmp_path / "m.tflite", "w8a8_dynamic")
+    report = tfq.check(path, "ethos-u")
+    assert "FULLY_CONNECTED" in refused(report) and len(report.refused) > 1
 
 
 def test_an_onnx_file_is_judged_by_the_graph_that_runs(tmp_path):

@@ -224,7 +224,7 @@ def _check_onnx(path, content) -> CheckReport:
         operators=operators,
         elsewhere="",
         proved_by="ONNX Runtime",
-        figures={"kernels of integers:": f"{integer:,}"},
+        figures={"integer kernels": f"{integer:,}"},
     )
 
 

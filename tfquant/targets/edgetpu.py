@@ -43,7 +43,7 @@ EDGETPU = Target(
     'Coral, "TensorFlow models on the Edge TPU", its requirements and supported operations',
     operators=OPERATORS,
     activations=("INT8", "UINT8"),
-    weights={None: ("INT8", "UINT8")},
+    weights=("INT8", "UINT8"),
     elsewhere="it and all behind it run on the CPU",
     limits=(softmax, deep),
     remedies={

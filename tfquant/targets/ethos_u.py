@@ -11,7 +11,7 @@ import sys
 import tempfile
 
 from tfquant.litert.flatbuffer import File
-from tfquant.targets.target import USE_W8A8, WEIGHTS, Proof, Target
+from tfquant.targets.target import USE_W8A8, Proof, Target
 
 ACCELERATOR = "ethos-u55-128"
 
@@ -61,14 +61,17 @@ def prove(content: bytes) -> Proof | None:
         if run.returncode:
             words = (run.stderr.strip().splitlines() or ["no word"])[-1]
             ended = f"ended by signal {-run.returncode}" if run.returncode < 0 else words
-            return Proof("Vela", {0: f"Vela does not compile the file: {ended}"})
+            why = f"Vela does not compile the file: {ended}"
+            return Proof("Vela", {0: why}, complete=False)
         figures = _figures(folder)
     by_output = {file.name(op.outputs[0]): op.index for op in reversed(file.ops)}
-    refused = {}
+    refused, complete = {}, True
     for _, output, *reasons in _REFUSED.findall(run.stdout):
         if output in by_output:
             refused[by_output[output]] = "; ".join(_plain(x) for x in reasons if x.strip())
-    return Proof(f"Vela, for {ACCELERATOR}", refused, figures)
+        else:  # A part that Vela made of an operator: the table speaks, too.
+            complete = False
+    return Proof(f"Vela, for {ACCELERATOR}", refused, figures, complete)
 
 
 def _plain(reason):
@@ -96,7 +99,7 @@ ETHOS_U = Target(
     "Vela 5.2, `vela --supported-ops-report`, for the U55 and the U65",
     operators=OPERATORS,
     activations=("INT8", "UINT8", "INT16"),
-    weights=dict.fromkeys((None, *WEIGHTS), ("INT8", "UINT8")),
+    weights=("INT8", "UINT8"),
     elsewhere="it runs on the Cortex-M",
     limits=(wide_tables,),
     remedies={"LOG_SOFTMAX": "softmax in its place"},

@@ -17,7 +17,7 @@ LITERT = Target(
     "it loads the file and runs it on zeros, on this processor",
     operators=None,
     activations=REAL_TYPES,
-    weights={None: REAL_TYPES},
+    weights=REAL_TYPES,
     elsewhere="the file does not run",
     prove=prove,
 )

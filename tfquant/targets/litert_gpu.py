@@ -20,6 +20,6 @@ LITERT_GPU = Target(
     'the guide "GPU delegates for LiteRT", its list of operations and "Quantized models"',
     operators=OPERATORS,
     activations=("FLOAT16", "FLOAT32", "INT8", "UINT8"),
-    weights={None: ("FLOAT16", "FLOAT32", "INT8", "UINT8")},
+    weights=("FLOAT16", "FLOAT32", "INT8", "UINT8"),
     elsewhere="it runs on the CPU, and what goes there and back costs more than it does",
 )

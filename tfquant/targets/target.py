@@ -4,25 +4,17 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping
 
-from tfquant.litert.flatbuffer import File, Op
+from tfquant.litert import rules
+from tfquant.litert.flatbuffer import File, Op, kernel_inputs
 
 # Types of tensors that hold real numbers, as integers or as floats; others are indices and masks.
 REAL_TYPES = ("FLOAT16", "FLOAT32", "INT16", "INT4", "INT8", "UINT8")
-FLOAT_TYPES = ("FLOAT16", "FLOAT32")
-
-# Operators that multiply by stored weights, and the position of these among their inputs.
-WEIGHTS = {
-    "CONV_2D": 1,
-    "CONV_3D": 1,
-    "DEPTHWISE_CONV_2D": 1,
-    "FULLY_CONNECTED": 1,
-    "TRANSPOSE_CONV": 1,
-}
 
 # What to do about an operator.
 USE_W8A8 = "scheme w8a8"
 KEEP_INTEGERS = "--input_type int8 --output_type int8"
 ANOTHER_LAYER = "another layer in its place"
+BESIDE_IT = "integers in what is float beside it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +52,7 @@ class Target:
         source: Where the table is from.
         operators: Operators that it takes; `None` for all that LiteRT has.
         activations: Types of the real tensors that it takes.
-        weights: Dict from an operator that multiplies to the types of weights; `None` is the key of
-            all others.
+        weights: Types of weights that it takes.
         elsewhere: What becomes of an operator that it does not take.
         limits: Functions of a file and an operator that return why it is not taken, and what to do
             about it; `None` where nothing is the matter.
@@ -78,7 +69,7 @@ class Target:
     source: str
     operators: frozenset[str] | None
     activations: tuple[str, ...]
-    weights: Mapping[str | None, tuple[str, ...]]
+    weights: tuple[str, ...]
     elsewhere: str
     limits: tuple[Callable[[File, Op], tuple[str, str] | None], ...] = ()
     remedies: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -95,19 +86,16 @@ class Target:
         """Returns why an operator is not taken, and what to do about it; `None` if it is."""
         if self.operators is not None and op.name not in self.operators:
             why = f"{self.summary} has no {op.name}"
-            if op.name in ("QUANTIZE", "DEQUANTIZE"):
-                return why, KEEP_INTEGERS
-            return why, self.remedies.get(op.name, ANOTHER_LAYER)
+            return why, _for_a_cast(file, op) or self.remedies.get(op.name, ANOTHER_LAYER)
         weights = weights_of(file, op)
         if weights is not None:
-            kind, taken = file.type(weights), self.weights.get(op.name, self.weights[None])
-            if kind not in taken:
-                return f"weights are {kind}, not {_or(taken)}", USE_W8A8
+            kind = file.type(weights)
+            if kind not in self.weights:
+                return f"weights are {kind}, not {_or(self.weights)}", USE_W8A8
         for kind in real_types(file, op):
             if kind not in self.activations:
-                at_edge = op.name in ("QUANTIZE", "DEQUANTIZE")
-                remedy = KEEP_INTEGERS if at_edge else USE_W8A8
-                return f"tensors are {kind}, not {_or(self.activations)}", remedy
+                why = f"tensors are {kind}, not {_or(self.activations)}"
+                return why, _for_a_cast(file, op) or USE_W8A8
         for limit in self.limits:
             found = limit(file, op)
             if found is not None:
@@ -117,11 +105,18 @@ class Target:
 
 def weights_of(file: File, op: Op) -> int | None:
     """Returns the tensor of the weights that an operator multiplies by, `None` without stored."""
-    position = WEIGHTS.get(op.name)
-    if position is None or len(op.inputs) <= position:
+    if op.name not in rules.KERNELS:
         return None
-    index = op.inputs[position]
+    _, index, _ = kernel_inputs(op)
     return index if file.is_constant(index) else None
+
+
+def _for_a_cast(file, op):
+    """Returns what to do about an operator that brings integers to floats or back, else `None`."""
+    if op.name not in ("QUANTIZE", "DEQUANTIZE"):
+        return None
+    at_edge = set(op.inputs) & set(file.inputs) or set(op.outputs) & set(file.outputs)
+    return KEEP_INTEGERS if at_edge else BESIDE_IT
 
 
 def real_types(file: File, op: Op) -> list[str]:

@@ -6,7 +6,7 @@ Where `tflite-micro` is installed, its interpreter runs the file and says what m
 from tfquant.devices.tflm import NAME
 from tfquant.devices.tflm import TFLM as DEVICE
 from tfquant.litert import micro
-from tfquant.litert.flatbuffer import File
+from tfquant.litert.flatbuffer import File, kernel_inputs
 from tfquant.litert.interpreter import first_refused
 from tfquant.targets.target import (
     ANOTHER_LAYER,
@@ -55,7 +55,10 @@ def integer_kernel(file, op):
 def hybrid(file, op):
     """Real activations are not multiplied by integers."""
     weights = weights_of(file, op)
-    mixed = weights is not None and file.type(op.inputs[0]) == "FLOAT32" != file.type(weights)
+    if weights is None or file.type(weights) == "FLOAT32":
+        return None
+    data, *_ = kernel_inputs(op)
+    mixed = file.type(data) == "FLOAT32"
     return ("it would quantize what it reads when it runs", USE_W8A8) if mixed else None
 
 
@@ -84,7 +87,7 @@ TFLM = Target(
     "`micro_mutable_op_resolver.h` of 2026-10, and the table that `device='tflm'` simulates",
     operators=OPERATORS,
     activations=REAL_TYPES,
-    weights={None: REAL_TYPES},
+    weights=REAL_TYPES,
     elsewhere="the file does not run",
     limits=(narrow_weights, hybrid, integer_kernel),
     remedies={"GELU": "relu or hard_silu in its place, or --device tflm when quantizing"},
