@@ -246,6 +246,33 @@ def _yes_no(parser, name, words):
     )
 
 
+def _device(parser):
+    _choice(
+        parser, "device", DEVICES, "What is simulated; the default is LiteRT on this processor."
+    )
+
+
+def _running(parser):
+    """Adds flags that say how rows are computed."""
+    _text(parser, "batch_size", "Rows to compute at once (32).", type=positive, default=32)
+    _text(parser, "seed", "Of what is drawn by chance (0).", type=int, default=0)
+
+
+def _validation(parser, **settings):
+    _text(
+        parser,
+        "validation",
+        "A .npz file of inputs and labels (y, label, labels, target, targets) of other rows.",
+        **settings,
+    )
+
+
+def _found(parser):
+    """Adds flags that say where what was found goes."""
+    _text(parser, "output", "The .tflite file to write; none if it is left out.")
+    _text(parser, "save_recipe", "A .json or .yaml file to write the recipe to.")
+
+
 def _quantize_flags(parser):
     _text(
         parser,
@@ -314,9 +341,7 @@ def _quantize_flags(parser):
         NORMS,
         "Form of layer, root mean square and group norms; the default is the scheme's, auto.",
     )
-    _choice(
-        parser, "device", DEVICES, "What is simulated; the default is LiteRT on this processor."
-    )
+    _device(parser)
     _choice(
         parser,
         "unknown_layers",
@@ -380,25 +405,18 @@ def _compare_flags(parser):
 def _measuring(parser, choices):
     """Adds flags that say what layers are measured on, and how."""
     _text(parser, "calibration", "A .npz file of inputs; a hundred rows serve.", required=True)
-    _text(
-        parser,
-        "validation",
-        "A .npz file of inputs and labels (y, label, labels, target, targets) of other rows.",
-    )
+    _validation(parser)
     default = ", ".join(choices)
     words = f"Schemes that layers choose from, with commas between them ({default}), or float."
     _text(parser, "choices", words, type=schemes, default=list(choices))
     _choice(parser, "effort", EFFORTS, "As of tfquant quantize.", "default")
-    _choice(
-        parser, "device", DEVICES, "What is simulated; the default is LiteRT on this processor."
-    )
+    _device(parser)
     _text(
         parser,
         "cache",
         "A .jsonl file to keep figures in as they come: what was interrupted goes on.",
     )
-    _text(parser, "batch_size", "Rows to compute at once (32).", type=positive, default=32)
-    _text(parser, "seed", "Of what is drawn by chance (0).", type=int, default=0)
+    _running(parser)
 
 
 def _sensitivity_flags(parser):
@@ -423,19 +441,13 @@ def _search_flags(parser):
     )
     _measuring(parser, ("w8a8", "w4a8"))
     _text(parser, "evaluations", "Mixtures to measure at most (96).", type=positive, default=96)
-    _text(parser, "output", "The .tflite file to write; none if it is left out.")
-    _text(parser, "save_recipe", "A .json or .yaml file to write the recipe to.")
+    _found(parser)
     _loading(parser)
 
 
 def _auto_flags(parser):
     _text(parser, "calibration", "A .npz file of inputs; 512 to 1024 rows serve.", required=True)
-    _text(
-        parser,
-        "validation",
-        "A .npz file of inputs and labels (y, label, labels, target, targets) of other rows.",
-        required=True,
-    )
+    _validation(parser, required=True)
     _text(parser, "target", "The least share of right predictions.", type=share)
     _text(
         parser,
@@ -444,13 +456,9 @@ def _auto_flags(parser):
         type=share,
     )
     _text(parser, "bytes", "Most bytes of the .tflite file.", type=positive)
-    _text(parser, "output", "The .tflite file to write; none if it is left out.")
-    _text(parser, "save_recipe", "A .json or .yaml file to write the recipe to.")
-    _choice(
-        parser, "device", DEVICES, "What is simulated; the default is LiteRT on this processor."
-    )
-    _text(parser, "batch_size", "Rows to compute at once (32).", type=positive, default=32)
-    _text(parser, "seed", "Of what is drawn by chance (0).", type=int, default=0)
+    _found(parser)
+    _device(parser)
+    _running(parser)
     _loading(parser)
 
 

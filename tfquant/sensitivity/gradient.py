@@ -1,5 +1,7 @@
 """What gradients say of layers: how much the outputs make of a change of weights."""
 
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 from keras import ops
@@ -12,6 +14,15 @@ PROBES = 8
 
 # Rows of a draw.
 ROWS = 32
+
+
+class _Weight(NamedTuple):
+    """A quantized weight: the layer that it is of, its wrapper, and which of its weights it is."""
+
+    unit: str
+    wrapper: object
+    number: int
+    variable: object
 
 
 def curvature(board, arrays, seed: int = 0) -> tuple[dict, dict]:
@@ -36,13 +47,14 @@ def curvature(board, arrays, seed: int = 0) -> tuple[dict, dict]:
     """
     rng = np.random.default_rng(seed)
     rows = [x[:ROWS] for x in arrays]
-    weights = {
-        name: [(w, number, v) for w in board.wrappers(name) for number, (v, _) in _pairs(w)]
+    weights = [
+        _Weight(name, wrapper, number, variable)
         for name, unit in board.units.items()
         if unit.has_weights
-    }
-    weights = {name: found for name, found in weights.items() if found}
-    watched = [v for found in weights.values() for _, _, v in found]
+        for wrapper in board.wrappers(name)
+        for number, (variable, _) in enumerate(wrapper.weight_quantizers)
+    ]
+    watched = [weight.variable for weight in weights]
     diagonal = [0.0] * len(watched)
     real = lambda wrapper, args, kwargs: wrapper.float_call(*args, training=False, **kwargs)  # noqa: E731
     count = 0
@@ -60,19 +72,14 @@ def curvature(board, arrays, seed: int = 0) -> tuple[dict, dict]:
             for index, g in enumerate(found):
                 if g is not None:
                     diagonal[index] = diagonal[index] + ops.convert_to_numpy(g).astype(float) ** 2
-    found = dict(zip(map(id, watched), (x / max(count, 1) for x in diagonal), strict=True))
-    traces = {name: float(sum(np.sum(found[id(v)]) for *_, v in w)) for name, w in weights.items()}
-    noises = {name: {} for name in weights}
-    for name, parts in weights.items():
-        for choice in board.units[name].bits:
-            noises[name][choice] = float(
-                sum(np.sum(found[id(v)] * _change(board, w, n, choice) ** 2) for w, n, v in parts)
-            )
+    traces, noises = {}, {}
+    for weight, h in zip(weights, diagonal, strict=True):
+        h, name = h / max(count, 1), weight.unit
+        traces[name] = traces.get(name, 0.0) + float(np.sum(h))
+        of_choices = noises.setdefault(name, dict.fromkeys(board.units[name].bits, 0.0))
+        for choice in of_choices:
+            of_choices[choice] += float(np.sum(h * _change(board, weight, choice) ** 2))
     return traces, noises
-
-
-def _pairs(wrapper):
-    return enumerate(wrapper.weight_quantizers)
 
 
 def _signs(y, rng):
@@ -82,11 +89,11 @@ def _signs(y, rng):
     return signs / np.float32(np.sqrt(variance * y.shape.num_elements()))
 
 
-def _change(board, wrapper, number, choice):
-    """Returns by how much a choice changes the weights of a wrapper."""
-    twin = board.twin(wrapper, choice)
-    if twin is None or len(twin.weight_quantizers) <= number:
+def _change(board, weight, choice):
+    """Returns by how much a choice changes a weight."""
+    twin = board.twin(weight.wrapper, choice)
+    if twin is None or len(twin.weight_quantizers) <= weight.number:
         return np.zeros(())
-    variable, quantizer = twin.weight_quantizers[number]
-    given = ops.convert_to_numpy(wrapper.weight_quantizers[number][0])
+    variable, quantizer = twin.weight_quantizers[weight.number]
+    given = ops.convert_to_numpy(weight.variable)
     return ops.convert_to_numpy(quantizer.call(variable.value)) - given
