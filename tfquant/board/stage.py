@@ -1,12 +1,12 @@
 """`Stage`: rows that a `Board` computes, again and again, as far as something has changed."""
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import tree
 
 from tfquant.board.board import FLOAT_BITS, Board
 from tfquant.calibrate.judge import mean_sqnr
+from tfquant.data.batches import joined
 from tfquant.graph.runner import rows_first
 from tfquant.numerics import fake_quantize_at_once
 from tfquant.numerics.arrays import array_of
@@ -44,7 +44,7 @@ class Stage:
             if self._holds:
                 self._held[number] = values
         self._settings = settings if self._holds else {}
-        return _joined(found)
+        return joined(found)
 
     def outputs(self, chosen: dict, parts=None) -> tuple[list, list]:
         """Returns what the model computes under choices.
@@ -68,7 +68,7 @@ class Stage:
         for batch, held in zip(self._batches, self._held, strict=True):
             values = self._compute(batch, held, settings, parts, False)
             found.append(self._ends(values, held or {}))
-        return _joined(found)
+        return joined(found)
 
     def sqnr(self, chosen: dict, parts=None) -> float:
         """Returns the signal to noise ratio in dB, in front of a softmax or sigmoid; see `outputs`.
@@ -162,7 +162,3 @@ class _Switch(RealScope):
 
 def _rounded(x, grid):
     return fake_quantize_at_once(tf.cast(x, "float32"), *grid)
-
-
-def _joined(batches) -> list:
-    return [np.concatenate(parts) for parts in zip(*batches, strict=True)]

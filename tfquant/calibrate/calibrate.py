@@ -16,7 +16,7 @@ from tfquant.calibrate.ranges import choose_ranges
 from tfquant.calibrate.real import RealCalls
 from tfquant.calibrate.rows import split
 from tfquant.calibrate.seen import Seen
-from tfquant.data.batches import batches
+from tfquant.data.batches import batches, joined
 from tfquant.data.memory import give_back
 from tfquant.graph.runner import Runner
 from tfquant.graph.walk import all_layers
@@ -147,7 +147,7 @@ def _see(runner, source, watch, changed, size, seen, progress):
                     runner(part)
             _keep(rows, arrays)
             bar.advance(task)
-    return [np.concatenate(parts) for parts in zip(*rows, strict=True)], sum(sizes)
+    return joined(rows), sum(sizes)
 
 
 def _parts(arrays, values_per_row, size):

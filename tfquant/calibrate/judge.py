@@ -11,6 +11,7 @@ from keras import activations, layers, tree
 from tfquant.calibrate.bias_correction import noting
 from tfquant.calibrate.real import RealCalls
 from tfquant.calibrate.rows import Rows
+from tfquant.data.batches import joined
 from tfquant.graph.runner import Runner, rows_first
 from tfquant.numerics.arrays import array_of
 from tfquant.quantizers import RealScope, RecordingScope
@@ -97,7 +98,7 @@ class Judge:
             for arrays in self.rows.batches(start):
                 outputs = zip(self._run(arrays), self._run.ends, strict=True)
                 parts.append([rows_first(array_of(x), y.shape) for x, y in outputs])
-        return [np.concatenate(x) for x in zip(*parts, strict=True)]
+        return joined(parts)
 
 
 def before_squashing(model, output):

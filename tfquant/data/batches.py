@@ -249,6 +249,11 @@ def cast(array: np.ndarray, slot, label: str) -> np.ndarray:
     return array.astype(dtype, copy=False)
 
 
+def joined(parts) -> list[np.ndarray]:
+    """Returns batches, lists of arrays each, as one: a list of arrays of all rows."""
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
 def _dtype(slot):
     """Returns the name of the dtype in which an input is fed: all floats are float32."""
     return "float32" if "float" in slot.dtype else slot.dtype

@@ -7,7 +7,7 @@ import numpy as np
 from keras import tree
 from rich.progress import Progress
 
-from tfquant.data.batches import cast, check_form
+from tfquant.data.batches import cast, check_form, joined
 from tfquant.litert.inspect import checked_file, damage_named
 from tfquant.litert.interpreter import run, to_file_inputs
 from tfquant.litert.parity import of_outputs
@@ -145,4 +145,4 @@ def _predict(model, rows, batch_size, advance):
         outputs = model(pack(part), training=False)
         parts.append([keras.ops.convert_to_numpy(y) for y in tree.flatten(outputs)])
         advance()
-    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    return joined(parts)

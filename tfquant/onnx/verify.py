@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from tfquant.data.batches import joined
 from tfquant.graph.runner import rows_first
 from tfquant.litert.parity import equal_predictions
 from tfquant.nodes.extra import load
@@ -144,10 +145,7 @@ class Verifier:
                 ]
             )
             theirs.append(session(self.feed(part)))
-        ours, theirs = (
-            [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
-            for found in (ours, theirs)
-        )
+        ours, theirs = (joined(found) for found in (ours, theirs))
         parts = [
             self._of_output(self.written.values[x], *pair)
             for x, *pair in zip(ends, ours, theirs, strict=True)

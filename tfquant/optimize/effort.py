@@ -3,11 +3,9 @@
 import dataclasses
 import logging
 
-import numpy as np
-
 from tfquant.calibrate import calibrate
 from tfquant.calibrate.seen import fewer
-from tfquant.data.batches import batches
+from tfquant.data.batches import batches, joined
 from tfquant.optimize.optimize import optimize
 from tfquant.registry.recipe import Recipe
 from tfquant.rewrite import quantize_model
@@ -114,7 +112,7 @@ def quantize(
         parts = list(batches(data, q.inputs, batch_size, steps))
         if steps is not None and len(parts) < steps:
             _logger.warning("Integers are chosen on little: %s.", fewer(len(parts), steps))
-        data, steps = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)], None
+        data, steps = joined(parts), None
     if recipe.static:
         calibrate(
             q,

@@ -7,7 +7,7 @@ from keras import tree
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tfquant.calibrate import calibrate
-from tfquant.data.batches import batches
+from tfquant.data.batches import batches, joined
 from tfquant.graph.walk import all_layers
 from tfquant.optimize.algorithm import get
 from tfquant.optimize.block import Block, cut
@@ -136,7 +136,7 @@ def _plan(wrappers, algorithm) -> dict:
 
 def _scale(model, algorithm, wrappers, rows):
     """Scales channels, and finds the grids of activations again where there are any."""
-    arrays = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+    arrays = joined(rows)
     algorithm.scale(model, wrappers, arrays)
     if any(isinstance(quantizer, Static) for quantizer in _grids(model)):
         calibrate(model, arrays, batch_size=len(rows[0][0]), progress=False)

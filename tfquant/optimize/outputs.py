@@ -3,12 +3,12 @@
 import dataclasses
 import logging
 
-import numpy as np
 from keras import ops
 
 from tfquant.calibrate.judge import Judge
 from tfquant.calibrate.real import RealCalls
 from tfquant.calibrate.rows import split
+from tfquant.data.batches import joined
 from tfquant.graph.runner import Runner
 from tfquant.graph.walk import all_layers
 from tfquant.wrappers import Quantize
@@ -58,7 +58,7 @@ class Outputs:
         variables = [v for layer in (*wrappers, *points) for v in layer.variables]
         self._values = [(v, ops.convert_to_numpy(v)) for v in variables]
         self._found = {name: getattr(model, name, None) for name in FOUND}, in_float(model)
-        samples = [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
+        samples = joined(batches)
         size = model.inputs[0].shape[0]
         rows = split(samples, size, Runner(model).values_per_row, keep_out=False)
         put_back = [wrapper.originals.snapshot() for wrapper in wrappers]

@@ -10,7 +10,7 @@ import numpy as np
 from rich.progress import Progress
 from rich.text import Text
 
-from tfquant.data.batches import batches
+from tfquant.data.batches import batches, joined
 from tfquant.optimize import quantize
 from tfquant.reading.subclassed import readable
 from tfquant.registry import Recipe
@@ -173,7 +173,7 @@ def autoquantize(
     float_score = scoring(expected)
     budget = _budget(target, float_score)
     parts = list(batches(calibration, model.inputs, batch_size))
-    samples = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    samples = joined(parts)
     settings = {"device": device, "batch_size": batch_size, "seed": seed}
     settings["progress"] = False
     promiser = Promiser(scoring, expected, budget.max_drop)

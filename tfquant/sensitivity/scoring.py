@@ -5,7 +5,7 @@ import numbers
 
 import numpy as np
 
-from tfquant.data.batches import batches
+from tfquant.data.batches import batches, joined
 
 # Samples of the rows, drawn with replacement, that say how far a score may be off by chance.
 RESAMPLES = 200
@@ -45,7 +45,7 @@ class Scoring:
             )
         x, y = validation
         parts = list(batches(x, model.inputs, 1024))
-        self.arrays = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+        self.arrays = joined(parts)
         self._one = not (isinstance(y, list) and _several(y))
         self.answers = [np.asarray(a) for a in ([y] if self._one else y)]
         if any(len(a) != len(self.arrays[0]) for a in self.answers):

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import math
 
-import numpy as np
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,7 +15,7 @@ from rich.progress import (
 )
 
 from tfquant.board import Board, Stage, check_choices
-from tfquant.data.batches import batches
+from tfquant.data.batches import batches, joined
 from tfquant.optimize import EFFORTS
 from tfquant.reading.subclassed import readable
 from tfquant.rewrite.validate import check_model
@@ -121,7 +120,7 @@ class Study:
         self.model = readable(model)
         check_model(self.model)
         parts = list(batches(data, self.model.inputs, batch_size))
-        self.samples = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+        self.samples = joined(parts)
         self.scoring = fingerprint = None
         if validation is not None:
             self.scoring = Scoring(self.model, validation, metric)

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from tfquant.data.batches import joined
 from tfquant.data.memory import Sweep, give_back
 from tfquant.graph.runner import Runner, counts_elsewhere, rows_first
 from tfquant.layers.parts import Constant
@@ -149,7 +150,7 @@ class Verifier:
                 outputs = runner(part, None if start else note)
                 ends = zip(outputs, runner.ends, strict=True)
                 found.append([rows_first(array_of(y), x.shape) for y, x in ends])
-        self._outputs = [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
+        self._outputs = joined(found)
 
     def _note_parity(self, unit, outputs, rows):
         """Compares what a unit computed for a batch of `rows` with what the device did.
