@@ -408,3 +408,45 @@ def test_windows_that_are_rows_are_compared(rng, tmp_path):
     assert report.not_compared == "" and report.end_to_end.differing == 0
     compared = {layer.name for layer in report.layers if layer.parity}
     assert {"softmax", "tanh"} <= {name.rstrip("_0123456789") for name in compared}
+
+
+class HeadsBehindParts(layers.Layer):
+    """Attention whose queries, keys and values are one tensor, heads a part of the rows.
+
+    Li et al. 2021, arXiv:2112.01526, and Segment Anything compute it so: `(3, batch * heads, ...)`.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.qkv, self.behind = layers.Dense(3 * 8), layers.Dense(8)
+
+    def build(self, shape):
+        self.qkv.build(shape)
+        self.behind.build((*shape[:-1], 8))
+
+    def call(self, x):
+        batch, steps, _ = ops.shape(x)
+        parts = ops.transpose(ops.reshape(self.qkv(x), (batch, steps, 3, 2, 4)), (2, 0, 3, 1, 4))
+        parts = ops.reshape(parts, (3, batch * 2, steps, 4))
+        queries, keys, values = ops.unstack(parts, axis=0)
+        scores = ops.softmax((queries * 0.5) @ ops.transpose(keys, (0, 2, 1)))
+        y = ops.transpose(ops.reshape(scores @ values, (batch, 2, steps, 4)), (0, 2, 1, 3))
+        return self.behind(ops.reshape(y, (batch, steps, 8)))
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, None])
+def test_rows_that_are_counted_on_another_axis_are_compared(batch_size, rng, tmp_path):
+    x = keras.Input((6, 8))
+    model = keras.Model(x, layers.Dense(2)(HeadsBehindParts()(x)))
+    data = rng.normal(size=(64, 6, 8)).astype("float32")
+    q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", batch_size=batch_size, progress=False)
+    assert not report.float_operators and report.not_compared == ""
+    assert report.end_to_end.differing == 0
+    compared = [layer for layer in report.layers if layer.parity is not None]
+    assert not any(layer.parity.differing for layer in compared)
+    # Of several rows at once those on another axis are not told apart.
+    assert any("unstack" in layer.name for layer in compared) == (batch_size != 4)

@@ -9,7 +9,7 @@ from keras import ops
 
 from tfquant.devices import Product
 from tfquant.layers.copy import copy_layer, undrawn
-from tfquant.layers.plain import PlainConvolution
+from tfquant.layers.plain import PlainConvolution, PlainDense
 from tfquant.numerics import PerAxis, PerGroup, QuantSpec, group_scale
 from tfquant.numerics.arrays import arithmetic, array_of, at_hand
 from tfquant.numerics.fixed_point import accumulate, multiplier_dtype, requantize
@@ -301,6 +301,8 @@ class LinearConfig(QuantizeConfig):
         layer = copy_layer(wrapper.layer, use_bias=True, name=name)
         plain = PlainConvolution.helps(layer)
         layer = PlainConvolution(layer) if plain else layer
+        if PlainDense.helps(layer, args[0]):
+            layer = PlainDense.from_config(layer.get_config())
         with undrawn(layer):
             outputs = clamp_layer(layer(*args), wrapper.call_sites[call_site].clamp)
         holder = layer.layer if plain else layer

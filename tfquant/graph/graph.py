@@ -329,7 +329,8 @@ class _Tracer:
 def _has_open_reshapes(model) -> bool:
     """Whether a reshape cannot be told from its sizes: one of them is free beside the batch.
 
-    `(None, -1, 8)` keeps the batch where no other reshape has made it part of an axis.
+    `(None, -1, 8)` keeps the batch where no other reshape has made it part of an axis; `(3, -1, 8)`
+    has it in the open size.
     """
     reshapes = [x for x in model.operations if type(x).__name__ == "Reshape"]
     reshapes = [x for x in reshapes if not isinstance(x, keras.layers.Layer)]
@@ -340,7 +341,8 @@ def _has_open_reshapes(model) -> bool:
         shape, given = tuple(operation.newshape), operation.input.shape
         open_sizes = [n for n in shape[1:] if n in (None, -1)]
         more = shape.count(None) > tuple(given).count(None)
-        if len(open_sizes) > 1 or more or (folds and -1 in open_sizes):
+        batch_first = shape[0] in (None, -1)
+        if len(open_sizes) > 1 or more or (folds and batch_first and -1 in open_sizes):
             return True
     return False
 

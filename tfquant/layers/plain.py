@@ -96,6 +96,32 @@ class PlainConvolution(keras.layers.Layer):
         return tf.nn.bias_add(y, bias)
 
 
+class PlainDense(keras.layers.Dense):
+    """A dense layer of sequences or images that multiplies matrices.
+
+    Where a length or the batch is free, the converter leaves the bias of `keras.layers.Dense`
+    behind a reshape, where no kernel applies it; a kernel of one input it multiplies elementwise.
+    """
+
+    @staticmethod
+    def helps(layer, x) -> bool:
+        """Whether a layer that is called on `x` may need this form."""
+        return type(layer) is keras.layers.Dense and len(x.shape) > 2
+
+    def call(self, x):
+        """Returns the sums."""
+        sizes = list(x.shape[1:-1])
+        if sizes.count(None) > 1 or (None not in x.shape and x.shape[-1] > 1):
+            return super().call(x)
+        kernel, bias = (ops.convert_to_tensor(v) for v in (self.kernel, self.bias))
+        y = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), kernel)
+        if None in sizes:
+            batch, *sizes = tf.unstack(tf.shape(x))[:-1]
+        else:
+            batch = -1 if x.shape[0] is None else x.shape[0]
+        return tf.reshape(tf.nn.bias_add(y, bias), (batch, *sizes, self.units))
+
+
 class PlainSum(keras.layers.Layer):
     """The sum of two tensors. `keras.ops.add` reshapes what it takes for a bias at batch size 1."""
 

@@ -194,18 +194,18 @@ def _merge_operations(calls, sizes):
 
 
 def _merge_reshapes(calls, sizes):
-    """Returns what reshapes do for any size: the batch may be part of the first axis."""
+    """Returns what reshapes do for any size: the batch may be part of one axis."""
     shapes = [tree.flatten(outputs)[0].shape for *_, outputs in calls]
     given = [tensors(args)[0].shape for _, args, *_ in calls]
     batches = tuple(size.batch for size in sizes)
     lengths = list(zip(*(size.lengths for size in sizes), strict=True))
-    front, *rest = zip(*shapes, strict=True)
-    target = [-1 if pair in lengths else pair[0] for pair in rest]
-    if target.count(-1) > 1 or any(len({*pair}) > 1 and pair not in lengths for pair in rest):
-        raise ValueError(f"A reshape depends on the size: {shapes}.")
+    pairs = list(zip(*shapes, strict=True))
+    differing = [axis for axis, pair in enumerate(pairs) if len({*pair}) > 1]
+    target = [-1 if axis in differing else pair[0] for axis, pair in enumerate(pairs)]
     name = calls[0][0].name
-    if front == batches and tuple(shape[0] for shape in given) == batches:
-        return layers.Reshape(target, name=name)
-    if -1 in target or front[0] == front[1]:
-        raise ValueError(f"A reshape depends on the size: {shapes}.")
-    return type(calls[0][0])((-1, *target), name=name)
+    if pairs[0] == batches and tuple(shape[0] for shape in given) == batches:
+        if len(differing) == 1 or (len(differing) == 2 and pairs[differing[1]] in lengths):
+            return layers.Reshape(target[1:], name=name)
+    elif len(differing) == 1:
+        return type(calls[0][0])(tuple(target), name=name)
+    raise ValueError(f"A reshape depends on the size: {shapes}.")

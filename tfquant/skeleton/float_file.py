@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from tfquant.layers.plain import Barrier, PlainSum
+from tfquant.layers.plain import Barrier, PlainDense, PlainSum
 from tfquant.litert.flatbuffer import File
 from tfquant.rewrite.lower import Lowered
 from tfquant.skeleton.codes import Skeleton, Stored
@@ -36,6 +36,7 @@ _ANY_SIZE = (
     keras.layers.ReLU,
     keras.layers.ZeroPadding2D,
     Barrier,
+    PlainDense,
     PlainSum,
 )
 

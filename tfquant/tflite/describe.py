@@ -19,9 +19,6 @@ from tfquant.wrappers import OperationLayer, Quantize
 # Why a function differs that the converter made several kernels of.
 SEVERAL = "several kernels"
 
-# Why a product by a kernel of one input differs: the converter multiplies elementwise.
-ONE_INPUT = "one input"
-
 
 def layer_reports(units, file: File, anchors, assignment: Assignment) -> list[LayerReport]:
     """Describes units, but for what a comparison tells of them.
@@ -42,8 +39,6 @@ def layer_reports(units, file: File, anchors, assignment: Assignment) -> list[La
             report = dataclasses.replace(report, arithmetic="float")
         elif op and report.arithmetic == EXACT and _is_several(unit, op, file, anchors, assignment):
             report = dataclasses.replace(report, arithmetic=SEVERAL)
-        elif op and op.name == "MUL" and isinstance(_config(unit), LinearConfig):
-            report = dataclasses.replace(report, arithmetic=ONE_INPUT)
         elif op and report.arithmetic == EXACT and _is_rounded(unit, op, assignment):
             report = dataclasses.replace(report, arithmetic=ROUNDED)
         found.append(report)

@@ -9,7 +9,7 @@ from keras import tree
 
 from tfquant.data.batches import joined
 from tfquant.data.memory import Sweep, give_back
-from tfquant.graph.runner import Runner, counts_elsewhere, rows_first
+from tfquant.graph.runner import Runner, counts_elsewhere, each_rows_first, rows_first
 from tfquant.layers.parts import Constant
 from tfquant.litert.flatbuffer import File
 from tfquant.litert.interpreter import dequantize, run_inner, to_file_inputs
@@ -82,7 +82,11 @@ class Verifier:
     """
 
     def __init__(self, model, lowered: Lowered, file: File, content, tensors, rows, run):
-        self.lowered, self.file, self.tensor_of = lowered, file, tensors
+        self.lowered, self.file = lowered, file
+        # Of several rows at once none is found again on another axis than the first.
+        several = file.shape(file.inputs[0])[:1] > (1,)
+        hidden = lambda x: counts_elsewhere(x.shape) and (several or x.shape.count(None) > 1)  # noqa: E731
+        self.tensor_of = {x: tensor for x, tensor in tensors.items() if not hidden(x)}
         size = sum(math.prod(n or 1 for n in p.tensor.shape[1:]) for p in lowered.points)
         count = max(LEAST_ROWS, min(ROWS, int(VALUES / max(size, 1))))
         self.rows = [array[:count] for array in rows]
@@ -120,7 +124,7 @@ class Verifier:
         index, point = self.tensor_of[x]
         signal = rows_first(array_of(signal), x.shape)
         count = len(self.rows[0][:INNER_ROWS])
-        received, step = dequantize(self.file, index, self.device[index]), point.grid
+        received, step = dequantize(self.file, index, self._of_device(x)), point.grid
         first = signal[: len(signal) // rows * count] if signal.ndim else signal
         if first.size != received.size:
             return  # The rows are not on the first axis.
@@ -185,7 +189,7 @@ class Verifier:
             return None
         index, _ = self.tensor_of[x]
         y = rows_first(array_of(y), x.shape)
-        received, count = self.device[index], len(y) if y.ndim else 1
+        received, count = self._of_device(x), len(y) if y.ndim else 1
         if rows is not None and count % rows == 0:
             y = y[: count // rows * min(INNER_ROWS, rows)]
         if math.prod(y.shape) != received.size:
@@ -254,7 +258,7 @@ class Verifier:
                 own[x] = y
                 index, _ = self.tensor_of[x]
                 y = rows_first(array_of(y), x.shape)
-                if not parity(self.file, index, y, self.device[index]).differing:
+                if not parity(self.file, index, y, self._of_device(x)).differing:
                     continue
                 if agree and not fed.differing:
                     return unit.name
@@ -272,6 +276,10 @@ class Verifier:
         args, kwargs = tree.map_structure(value, (unit.args, unit.kwargs))
         return tree.flatten(unit.layer(*args, **{**kwargs, "training": False}))
 
+    def _of_device(self, x):
+        """Returns what the file computed for `x`, the axis that counts the rows in front."""
+        return each_rows_first(self.device[self.tensor_of[x][0]], x.shape)
+
     def _device_value(self, x):
         """Returns what the device computed for `x`, on its grid; `None` if nothing is known.
 
@@ -284,10 +292,10 @@ class Verifier:
             value = self._computed_away(x)
             self.computed_away[x] = value
             return value
-        if counts_elsewhere(x.shape):
-            return None
         index, point = self.tensor_of[x]
-        values = dequantize(self.file, index, self.device[index])
+        values = dequantize(self.file, index, self._of_device(x))
+        if counts_elsewhere(x.shape):
+            return on_grid(tf.constant(np.moveaxis(values, 0, x.shape.index(None))), point.grid)
         shape = [-1 if n is None else n for n in x.shape[1:]]
         # Some layers of Keras are wrong about their shapes.
         if shape.count(-1) < 2 and values[0].size % abs(math.prod(shape)) == 0:
