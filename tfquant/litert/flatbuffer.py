@@ -339,18 +339,28 @@ class File:
         tensor.buffer = len(self.model.buffers)
         self.model.buffers.append(buffer)
 
-    def remove(self, is_idle) -> None:
-        """Removes operators that return their first computed input.
+    def remove(self, stands_for) -> None:
+        """Removes operators in whose place other tensors are read, and what only they read.
 
         Args:
-            is_idle: Function of the file and an operator: whether to remove it.
+            stands_for: Function of the file and an operator: the tensor that stands for its output,
+                `None` to keep it.
         """
-        gone = {op.index for op in self.ops if is_idle(self, op)}
-        for index in gone:
+        gone = set()
+        for index in range(len(self.ops)):
             op = self.ops[index]  # As it is by now: one may follow another.
-            (source,) = [i for i in op.inputs if not self.is_constant(i)]
+            source = stands_for(self, op)
+            if source is None:
+                continue
+            gone.add(index)
             for reader in self.consumers(op.outputs[0]):
                 self.replace_input(reader, op.outputs[0], source)
+        read = set(self.outputs)
+        for op in reversed(self.ops):
+            if op.index in gone or (gone and not read.intersection(op.outputs)):
+                gone.add(op.index)
+            else:
+                read.update(op.inputs)
         self._keep_ops({op.index for op in self.ops} - gone)
 
     def _keep_ops(self, kept):

@@ -18,6 +18,9 @@ LIMIT = np.float32(Barrier.LIMIT)
 # Name of the inputs that stand for kernels.
 KERNEL = "tfquant_kernel"
 
+# Operators that repeat an operand of one row for each row of the other.
+BROADCASTING = ("ADD", "DIV", "MAXIMUM", "MINIMUM", "MUL", "SQUARED_DIFFERENCE", "SUB")
+
 # Layers whose operators know no sizes of images.
 _ANY_SIZE = (
     keras.layers.Activation,
@@ -137,7 +140,8 @@ def _convert(lowered, specs, skeleton) -> tuple[FloatFile, frozenset[int]]:
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
     converter.exclude_conversion_metadata = True
     file = File(_converted(converter, concrete, model))
-    file.remove(_is_barrier)
+    file.remove(_behind_barrier)
+    file.remove(_in_one_row)
     stored, changed = skeleton.find(file)
     tensors = {index: weight for (_, index), weight in stored.items()}
     weights = 4 * sum(int(np.prod(weight.shape)) for weight in tensors.values())
@@ -160,13 +164,29 @@ def _shape(x, batch_size, array, fixed):
     return batch_size, *(n or size for n, size in zip(x.shape[1:], array.shape[1:], strict=True))
 
 
-def _is_barrier(file, op):
-    """Whether an operator stands for a `Barrier`."""
-    return op.name == "MINIMUM" and any(
-        file.is_constant(i) and is_limit(file.constant(i))
-        for i in op.inputs
-        if file.type(i) == "FLOAT32"
-    )
+def _behind_barrier(file, op):
+    """Returns what a `Barrier` hands on; `None` for other operators."""
+    limits = [i for i in op.inputs if file.is_constant(i) and file.type(i) == "FLOAT32"]
+    if op.name != "MINIMUM" or not any(is_limit(file.constant(i)) for i in limits):
+        return None
+    return next(i for i in op.inputs if not file.is_constant(i))
+
+
+def _in_one_row(file, op):
+    """Returns the one row of a constant that is copied for each row where nobody needs copies."""
+    if op.name != "BROADCAST_TO" or not file.is_constant(op.inputs[0]):
+        return None
+    row, rows = op.inputs[0], op.outputs[0]
+    size = file.shape(row)[1:] == file.shape(rows)[1:]
+
+    def broadcasts(reader):
+        others = [i for i in reader.inputs if i != rows]
+        ranks = {len(file.shape(i)) for i in others if not file.is_constant(i)}
+        return reader.name in BROADCASTING and ranks == {len(file.shape(row))}
+
+    readers = file.consumers(rows)
+    idle = size and rows not in file.outputs and all(map(broadcasts, readers))
+    return row if idle and readers else None
 
 
 def is_limit(value: np.ndarray) -> bool:

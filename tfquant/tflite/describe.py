@@ -19,6 +19,9 @@ from tfquant.wrappers import OperationLayer, Quantize
 # Why a function differs that the converter made several kernels of.
 SEVERAL = "several kernels"
 
+# Why a transposed convolution differs: XNNPACK leaves one of free size to another kernel.
+FREE_SIZE = "free size"
+
 
 def layer_reports(units, file: File, anchors, assignment: Assignment) -> list[LayerReport]:
     """Describes units, but for what a comparison tells of them.
@@ -30,23 +33,21 @@ def layer_reports(units, file: File, anchors, assignment: Assignment) -> list[La
         assignment: From `assign`.
     """
     grids = _grids(anchors)
-    operators = [_operator(unit, file, anchors, assignment) for unit in units]
-    reports = [_layer_report(unit, op, grids) for unit, op in zip(units, operators, strict=True)]
     refused = {n for n, reason in assignment.float_reasons.items() if reason.startswith(REFUSED)}
     found = []
-    for unit, report, op in zip(units, reports, operators, strict=True):
+    for unit in units:
+        op = _operator(unit, file, anchors, assignment)
+        report = _layer_report(unit, op, grids)
         if op and op.index in refused:
             report = dataclasses.replace(report, arithmetic="float")
         elif op and report.arithmetic == EXACT and _is_several(unit, op, file, anchors, assignment):
             report = dataclasses.replace(report, arithmetic=SEVERAL)
         elif op and report.arithmetic == EXACT and _is_rounded(unit, op, assignment):
             report = dataclasses.replace(report, arithmetic=ROUNDED)
+        elif op and op.name == "TRANSPOSE_CONV" and not file.is_constant(op.inputs[0]):
+            report = dataclasses.replace(report, arithmetic=FREE_SIZE)
         found.append(report)
     return found
-
-
-def _config(unit):
-    return getattr(unit.layer, "quantize_config", None)
 
 
 def _is_rounded(unit, op, assignment):

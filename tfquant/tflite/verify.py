@@ -187,14 +187,13 @@ class Verifier:
         """
         if x not in self.tensor_of:
             return None
-        index, _ = self.tensor_of[x]
         y = rows_first(array_of(y), x.shape)
         received, count = self._of_device(x), len(y) if y.ndim else 1
         if rows is not None and count % rows == 0:
             y = y[: count // rows * min(INNER_ROWS, rows)]
         if math.prod(y.shape) != received.size:
             return None  # The rows are not on the first axis.
-        return parity(self.file, index, y, received)
+        return parity(self.file, self.tensor_of[x][0], y, received)
 
     def _is_apart(self, x) -> bool:
         """Whether the model and the device have computed something else for `x`."""
