@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 TOOLS = pathlib.Path(__file__).parents[1] / "tools"
+SLOW = pathlib.Path(__file__).parent / "slow.txt"
 
 
 def pytest_addoption(parser):
@@ -20,6 +21,15 @@ def pytest_addoption(parser):
         "folder of `python tools/arm64.py setup`: runs the end-to-end suite and operators on ARM64"
     )
     parser.addoption("--arm64", metavar="ROOT", help=text)
+
+
+@pytest.hookimpl(tryfirst=True)  # Before pytest leaves out what is marked.
+def pytest_collection_modifyitems(items):
+    """Marks the tests that tools/slow_tests.py found slow."""
+    slow = set(SLOW.read_text().splitlines())
+    for item in items:
+        if item.nodeid in slow:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -116,6 +116,14 @@ def test_tests_stand_in_rooms_of_the_same_names():
     assert folders <= {*ROOMS, *BESIDE}
 
 
+def test_what_is_listed_as_slow_is_there():
+    names = (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
+    tests = {name.partition("[")[0] for name in names}
+    for path, *classes, function in (name.split("::") for name in tests):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert all(f"class {name}" in text for name in classes) and f"def {function}(" in text
+
+
 def test_nobody_imports_the_command_line():
     assert not [path for path in FILES if "cli" in imported_rooms(path)]
 
