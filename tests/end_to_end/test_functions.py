@@ -101,10 +101,11 @@ def test_a_function_computes_what_its_file_does_at_other_widths(name, scheme, rn
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a16", "w4a8"])
+@pytest.mark.parametrize("bias", ["uniform", "zeros", None])
 @pytest.mark.parametrize("shape", [(1,), (5, 1), (4, 4, 1)])
-def test_a_kernel_of_one_input_is_a_product_of_matrices(shape, scheme, rng, tmp_path):
+def test_a_kernel_of_one_input_is_a_product_of_matrices(shape, bias, scheme, rng, tmp_path):
     inputs = keras.Input(shape)
-    y = layers.Dense(3, bias_initializer="uniform")(inputs)
+    y = layers.Dense(3, use_bias=bias is not None, bias_initializer=bias or "zeros")(inputs)
     model = keras.Model(inputs, layers.Dense(4, bias_initializer="uniform")(y))
     data = rng.normal(size=(64, *shape)).astype(np.float32)
     q = tfq.calibrate(tfq.quantize_model(model, scheme), data, progress=False)

@@ -331,6 +331,7 @@ class LinearConfig(QuantizeConfig):
             kernel = layer.lifted(kernel)
             if lowered.integers is not None:
                 lowered = dataclasses.replace(lowered, integers=layer.lifted(lowered.integers))
+        bias = layer.kept(bias) if isinstance(layer, PlainDense) else bias
         layer.set_weights([kernel, bias])
         kernels = () if self.weights is None else (lowered,)
         return Lowering(outputs, kernels, dynamic=self.dynamic, bias=integers)
@@ -438,8 +439,10 @@ def unit_product(unit) -> Product:
 def has_bias(wrapper):
     """Returns whether a file has a bias of the wrapped layer: converters drop zeros.
 
-    A tensor in a graph.
+    A tensor in a graph. A dense layer of one input always has one; see `PlainDense`.
     """
+    if type(wrapper.layer) is keras.layers.Dense and wrapper.layer.kernel.shape[0] == 1:
+        return np.True_
     bias = _folded_bias(wrapper)[1]
     return arithmetic(bias).any(bias != 0)
 

@@ -1,6 +1,7 @@
 """Layers in the one form that a converter knows, or cannot look through."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -100,13 +101,21 @@ class PlainDense(keras.layers.Dense):
     """A dense layer of sequences or images that multiplies matrices.
 
     Where a length or the batch is free, the converter leaves the bias of `keras.layers.Dense`
-    behind a reshape, where no kernel applies it; a kernel of one input it multiplies elementwise.
+    behind a reshape, where no kernel applies it; a kernel of one input without a bias it multiplies
+    elementwise.
     """
+
+    # Far below the step of any bias.
+    LEAST = np.float32(1e-30)
 
     @staticmethod
     def helps(layer, x) -> bool:
         """Whether a layer that is called on `x` may need this form."""
-        return type(layer) is keras.layers.Dense and len(x.shape) > 2
+        return type(layer) is keras.layers.Dense and (len(x.shape) > 2 or x.shape[-1] == 1)
+
+    def kept(self, bias):
+        """Returns a bias that the converter does not take for none."""
+        return np.where(bias == 0, self.LEAST, bias) if self.kernel.shape[0] == 1 else bias
 
     def call(self, x):
         """Returns the sums."""

@@ -187,15 +187,16 @@ class Skeleton:
     def _described(self, file, op, index, number):
         """Describes a stored tensor, `None` if it is not all of the weight and nothing else."""
         unit, kernel = self._coded[number]
-        codes = file.constant(index).view(np.uint32)
-        if codes.size != np.prod(kernel.variable.shape):
-            return None
+        codes, size = file.constant(index).view(np.uint32), int(np.prod(kernel.variable.shape))
         if kernel.channel_axes:
-            if not _multiplies_by(op, index) or (codes != self._starts[number]).any():
+            others = codes.size != size or (codes != self._starts[number]).any()
+            if others or not _multiplies_by(op, index):
                 return None
             return Stored(unit, kernel, None, codes.shape, rules.KERNELS[op.name])
         order = codes.astype(np.int64) - self._starts[number]
-        if (np.sort(order, axis=None) != np.arange(order.size)).any():
+        found, counts = np.unique(order, return_counts=True)
+        # All of it, or copies of it for each row of a batch.
+        if not np.array_equal(found, np.arange(size)) or len({*counts.tolist()}) > 1:
             return None
         found = Stored(unit, kernel, order, codes.shape, None)
         return None if kernel.spec and found.scales() is None else found

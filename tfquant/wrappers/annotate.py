@@ -42,6 +42,11 @@ class QuantizeAnnotate(keras.layers.Layer):
         """Calls the layer."""
         return self.layer(*args, **kwargs)
 
+    def compute_output_spec(self, *args, **kwargs):
+        """Returns KerasTensors like the layer's."""
+        args, kwargs = keras.tree.map_structure(_dense, (args, kwargs))
+        return super().compute_output_spec(*args, **kwargs)
+
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
         return {
@@ -63,3 +68,9 @@ class QuantizeAnnotate(keras.layers.Layer):
 def inner(layer):
     """Returns the layer that a mark is on; any other layer is returned as it is."""
     return layer.layer if isinstance(layer, QuantizeAnnotate) else layer
+
+
+def _dense(x):
+    """Returns a KerasTensor that is not sparse: Keras takes a product with a number for one."""
+    sparse = isinstance(x, keras.KerasTensor) and x.sparse
+    return keras.KerasTensor(x.shape, x.dtype) if sparse else x
