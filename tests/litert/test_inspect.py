@@ -88,3 +88,20 @@ def test_a_file_cut_short_is_refused(tmp_path, cut):
 def test_a_missing_file_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         tfq.inspect(tmp_path / "none.tflite")
+
+
+@pytest.mark.parametrize("scheme", [None, "w8", "w8a8_dynamic", "w8a8", "w8a16", "f16"])
+def test_every_file_is_printed(scheme, tmp_path):
+    if scheme is None:
+        content = tf.lite.TFLiteConverter.from_keras_model(network()).convert()
+        path = tmp_path / "float.tflite"
+        path.write_bytes(content)
+    else:
+        path = tmp_path / "model.tflite"
+        model = tfq.quantize_model(network(), scheme)
+        if tfq.SCHEMES[scheme].static:
+            data = np.random.default_rng(0).uniform(0, 1, (32, 8, 8, 3)).astype("float32")
+            tfq.calibrate(model, data, progress=False)
+        tfq.to_tflite(model, path, progress=False, verify=False)
+    text = str(tfq.inspect(path))
+    assert "CONV_2D" in text and ("zero point" in text) == (scheme in ("w8a8", "w8a16"))

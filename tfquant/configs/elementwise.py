@@ -1,5 +1,6 @@
 """Layers without a kernel: sums, products, activations, pooling, and what only moves values."""
 
+import dataclasses
 import functools
 
 import keras
@@ -9,8 +10,19 @@ from tfquant.devices import fixed_grid
 from tfquant.kernels.builtin import flat_axes
 from tfquant.layers.plain import PlainInverseRoot, PlainSum, PlainUnitNorm
 from tfquant.numerics import QuantParams, QuantSpec
-from tfquant.quantizers import AbsMax, Fixed, Grid, Static, from_steps, on_grid
+from tfquant.quantizers import (
+    STORED,
+    AbsMax,
+    Fixed,
+    Grid,
+    Static,
+    from_steps,
+    grid_of,
+    on_grid,
+    round_to,
+)
 from tfquant.wrappers import Lowering, QuantizeConfig
+from tfquant.wrappers.call import is_real
 from tfquant.wrappers.lowering import clamp_layer
 
 
@@ -303,10 +315,15 @@ class SameGridConfig(QuantizeConfig):
         """Runs the layer and passes the grid on."""
         if not call.on_grids:
             return None
-        groups = {grid.group for grid in call.grids}
-        if len(call.grids) > 1 and (None in groups or len(groups) > 1):
+        computed = [grid for grid in call.grids if grid.group != STORED]
+        groups = {grid.group for grid in computed}
+        if not computed or (len(computed) > 1 and (None in groups or len(groups) > 1)):
             return None  # Not calibrated yet: the branches do not agree.
-        grid = call.grids[0]
+        grid = computed[0]
+        if len(computed) < len(call.grids):
+            stored = lambda x: is_real(x) and grid_of(x).group == STORED  # noqa: E731
+            bring = lambda x: round_to(grid, x / grid.params.scale) if stored(x) else x  # noqa: E731
+            call = dataclasses.replace(call, args=tree.map_structure(bring, call.args))
         return tree.map_structure(
             lambda steps: on_grid(
                 ops.cast(steps, "float32") * grid.params.scale,

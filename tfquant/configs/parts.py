@@ -6,7 +6,7 @@ from keras import ops
 
 from tfquant.configs.elementwise import OutputConfig, SumConfig
 from tfquant.numerics import QuantParams, QuantSpec, choose_params
-from tfquant.quantizers import AbsMax, Grid, MaskInput, SoftmaxInput, on_grid
+from tfquant.quantizers import STORED, AbsMax, Grid, MaskInput, SoftmaxInput, on_grid
 from tfquant.wrappers import QuantizeConfig
 
 
@@ -36,7 +36,7 @@ class ConstantConfig(QuantizeConfig):
         ((variable, quantizer),) = call.wrapper.weight_quantizers
         scale = ops.reshape(quantizer.params(variable.value).scale, ())
         values = call.wrapper.float_call(*call.args, training=False, **call.kwargs)
-        return on_grid(values, Grid(QuantParams(scale, 0.0), quantizer.spec))
+        return on_grid(values, Grid(QuantParams(scale, 0.0), quantizer.spec, group=STORED))
 
     def get_config(self):
         return {"activations": self.activations.to_dict()}

@@ -84,7 +84,9 @@ class PlainConvolution(keras.layers.Layer):
     def build(self, input_shape):
         """Creates the weights."""
         if self.of_sequences:
-            input_shape = (input_shape[0], 1, *input_shape[1:])
+            batch, length, channels = input_shape
+            length = None if length is None else length + self.before
+            input_shape = (batch, 1, length, channels)
         self.layer.build(input_shape)
         self.built = True
 

@@ -355,6 +355,8 @@ class File:
             gone.add(index)
             for reader in self.consumers(op.outputs[0]):
                 self.replace_input(reader, op.outputs[0], source)
+            ends = [source if i == op.outputs[0] else int(i) for i in self.subgraph.outputs]
+            self.subgraph.outputs = ends
         read = set(self.outputs)
         for op in reversed(self.ops):
             if op.index in gone or (gone and not read.intersection(op.outputs)):

@@ -101,9 +101,10 @@ class FileSummary(Printable):
         yield table
         for label, tensors in (("input", self.inputs), ("output", self.outputs)):
             for name, kind, shape in tensors:
-                grid = "scale {:.6g}, zero point {}".format(*self.grids.get(name, ("", "")))
-                more = f", {grid}" if name in self.grids else ""
-                yield Text(f"{label:<6} {name}: {kind} {list(shape)}{more}")
+                grid = ""
+                if name in self.grids:
+                    grid = ", scale {:.6g}, zero point {}".format(*self.grids[name])
+                yield Text(f"{label:<6} {name}: {kind} {list(shape)}{grid}")
         counts = collections.Counter(operator.operator for operator in self.float_operators)
         named = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
         yield Text(f"float operators: {named}")

@@ -7,7 +7,7 @@ from tfquant.quantizers.dynamic import Dynamic
 from tfquant.quantizers.families import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from tfquant.quantizers.fixed import Fixed
 from tfquant.quantizers.float16 import Float16
-from tfquant.quantizers.grid import Grid, from_steps, grid_of, on_grid, round_to, steps_of
+from tfquant.quantizers.grid import STORED, Grid, from_steps, grid_of, on_grid, round_to, steps_of
 from tfquant.quantizers.learned_clip import LearnedClip
 from tfquant.quantizers.learned_step import LearnedStep, LearnedStepActivation
 from tfquant.quantizers.learned_threshold import LearnedThreshold, LearnedThresholdActivation
@@ -20,6 +20,7 @@ from tfquant.quantizers.weight_only import QuantizedArray, WeightOnlyQuantizer
 
 __all__ = [
     "ACTIVATION_QUANTIZERS",
+    "STORED",
     "WEIGHT_QUANTIZERS",
     "AbsMax",
     "DoReFa",

@@ -12,6 +12,9 @@ from keras import ops
 
 from tfquant.numerics import QuantParams, QuantSpec
 
+# Group of what is stored: its values go to any grid that is asked for.
+STORED = "stored"
+
 
 class Grid(NamedTuple):
     """Where the values of a quantized tensor lie.

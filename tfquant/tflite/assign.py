@@ -247,6 +247,8 @@ def _why_float(file, op, computed, kernel, device):
         return "tfquant knows a kernel of 8 bits for it only"
     if op.name in rules.KERNELS and (kernel is None or kernel.kernel.spec is None):
         return "its weights are not quantized"
+    if kernel is not None and kernel_inputs(op)[0] not in computed:
+        return "what it multiplies is stored"
     return None
 
 
@@ -267,10 +269,10 @@ def _constants(file, op, kernel, stored, result, device):
     num_bits = next((result.computed[i].num_bits for i in op.outputs if i in result.computed), 8)
     found = {}
     for index in constants:
-        params = weight(stored[index]) if index in stored else None
+        output = result.computed.get(op.outputs[0]) if device.moves(op.name) else None
+        params = weight(stored[index]) if index in stored and output is None else None
         if params is None or params.scale is None or len(params.scale) > 1:
             values = stored[index].values() if index in stored else file.constant(index)
-            output = result.computed.get(op.outputs[0]) if device.moves(op.name) else None
             params = constant(values, num_bits, output)
         found[index] = params
     return found
