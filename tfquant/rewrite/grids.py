@@ -42,7 +42,21 @@ class _Widths:
 
     def __init__(self, graph):
         self.graph, self.of, self.wanted = graph, {}, {}
-        for node in graph.nodes:
+        self._note_all()
+        # What only moves an input has the width with which it enters, whoever asks for that.
+        entering = {x: self.of_input(x) for x in real(tree.flatten(graph.inputs))}
+        widths = {x: found[0].stored_bits for x, found in entering.items() if found}
+        if any(width not in self._widths_of_readers(x) for x, width in widths.items()):
+            self.of = widths
+            self._note_all()
+
+    def _widths_of_readers(self, x):
+        readers = [node for node in self.graph.consumers(x) if node.reads_grids]
+        found = {node.scheme.activations.stored_bits for node in readers}
+        return found if len(found) == 1 else set()
+
+    def _note_all(self):
+        for node in self.graph.nodes:
             self.wanted[node] = self._wanted(node) if node.reads_grids else None
             self._note_outputs(node)
 

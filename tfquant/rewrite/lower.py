@@ -192,8 +192,8 @@ def lower(model) -> Lowered:
     if not units:
         raise ValueError(
             f"A model from tfq.quantize_model is expected. Received: '{model.name}', which has no "
-            "quantized layers: it is another model, or its scheme takes none of its layers (schemes "
-            "without 'a8' or 'a16' take kernels alone)."
+            "quantized layers: it is another model, or its scheme takes none of its layers (one "
+            "without 'a8' or 'a16' takes kernels alone)."
         )
     return Lowered(lowered, list(points.values()), units, float_layers, weights_only, norms)
 

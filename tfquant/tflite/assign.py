@@ -79,6 +79,8 @@ def assign(
     computed = {
         index: _from_grid(points[0].grid) for index, points in anchors.items() if points[0].grid
     }
+    for index in rounded_again.keys() & computed.keys():
+        computed[index] = _as_read(file, index, anchors, rounded_again, unit_of, device)
     _spread(file, computed, device)
     result = Assignment(computed, {}, {}, set(), {}, {})
     for op in file.ops:
@@ -111,6 +113,19 @@ def assign(
         if again:
             result.requantized[GRAPH, index] = _from_grid(again[0].grid)
     return result
+
+
+def _as_read(file, index, anchors, rounded_again, unit_of, device):
+    """Returns the grid of a tensor: the one that all read where it is only moved there."""
+    own, before = anchors[index][0].grid, file.producer(index)
+    if before is None or not device.moves(before.name):
+        return _from_grid(own)
+    points = [p for op in file.consumers(index) for i in op.outputs for p in anchors.get(i, ())]
+    wanted = {x for p in points if p.tensor in unit_of for x in unit_of[p.tensor].inputs}
+    others = [p.grid for p in rounded_again[index] if p.tensor in wanted]
+    if anchors[index][0].tensor in wanted or len({float(g.params.scale) for g in others}) != 1:
+        return _from_grid(own)
+    return _from_grid(others[0])
 
 
 def _shares_grid(op, computed):
