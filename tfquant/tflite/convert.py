@@ -29,10 +29,10 @@ from tfquant.rewrite.lower import lower
 from tfquant.rewrite.validate import check_is_model
 from tfquant.skeleton.anchor import anchor, layer_names
 from tfquant.skeleton.float_file import convert_float
+from tfquant.skeleton.signature import input_names, output_names
 from tfquant.tflite.assign import REFUSED, assign
 from tfquant.tflite.compared import Compared, compare_all
 from tfquant.tflite.describe import elsewhere, float_operators, layer_reports, tensor_reports
-from tfquant.tflite.signature import input_names, output_names
 from tfquant.tflite.verify import Verifier, point_tensors, saturated_biases
 from tfquant.wrappers import KnownIntegers, Quantize
 from tfquant.wrappers.norms import norms_in_words
