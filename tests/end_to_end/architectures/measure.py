@@ -63,7 +63,7 @@ def measure(model, data, scheme, folder) -> Measured:
     if tfq.SCHEMES[scheme].static:
         tfq.calibrate(q, data, progress=False)
     report = tfq.to_tflite(q, path, samples=data, progress=False)
-    expected = _flat(model(data, training=False))
+    expected = flat(model(data, training=False))
     compared = [layer for layer in report.layers if layer.parity]
     exact = lambda layer: layer.arithmetic == "exact"  # noqa: E731
     apart = sum(_differing(layer.parity) for layer in compared if exact(layer))
@@ -74,9 +74,9 @@ def measure(model, data, scheme, folder) -> Measured:
         content = stock(model, data, RIVALS[scheme])
         if content is not None:
             rival_float = float_operators(content)
-            rival = _rival_sqnr(content, model, data)
+            rival = rival_sqnr(content, model, data)
     return Measured(
-        sqnr(expected, _flat(q(data, training=False))),
+        sqnr(expected, flat(q(data, training=False))),
         rival,
         _without_norms(path, report),
         rival_float,
@@ -145,7 +145,8 @@ def float_operators(content, norms=frozenset()) -> list[str]:
     return found[::-1]
 
 
-def _rival_sqnr(content, model, data):
+def rival_sqnr(content, model, data):
+    """Returns how close the TFLite converter's file is to the model; `None` if it does not run."""
     rows = data if isinstance(data, list) else [data]
     interpreter = Interpreter(model_content=content)
     runner = interpreter.get_signature_runner()
@@ -171,5 +172,6 @@ def sqnr(expected, got) -> float:
     return float(10 * np.log10(np.sum(expected**2) / max(noise, 1e-30)))
 
 
-def _flat(outputs):
+def flat(outputs):
+    """Returns all outputs in a row."""
     return np.concatenate([np.ravel(x) for x in tf.nest.flatten(outputs)])
