@@ -106,3 +106,33 @@ def test_ids_given_as_real_numbers_find_their_rows(rng, use, tmp_path):
     u = keras.Input((6,))
     model = keras.Model(u, layers.Dense(3)(use(table(rng), u)))
     check(model, rng.integers(0, ROWS - 1, (64, 6)).astype("float32"), tmp_path)
+
+
+@pytest.mark.parametrize("batch_size", [1, None])
+def test_an_input_of_two_widths_is_read_in_both(batch_size, rng, tmp_path):
+    x = keras.Input((5, 6))
+    wide, turned = layers.GRU(4, return_sequences=True)(x), ops.transpose(x, (0, 2, 1))
+    model = keras.Model(x, [wide, ops.matmul(x, turned), layers.Dense(3)(x)])
+    data = rng.normal(size=(64, 5, 6)).astype("float32")
+    q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", batch_size=batch_size, progress=False)
+    assert report.end_to_end.differing == 0 and report.broken_claims == []
+    assert not report.float_operators
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+@pytest.mark.parametrize("combine", ["add", "multiply", "maximum", "minimum", "where", "join"])
+def test_a_constant_is_the_same_in_every_row(combine, batch_size, rng, tmp_path):
+    values = ops.convert_to_tensor(rng.normal(size=(1, 4, 6)).astype("float32"))
+    combined = {
+        "where": lambda x: ops.where(x > 0, x, ops.zeros_like(x)),
+        "join": lambda x: layers.Concatenate()([ops.relu(x), ops.ones_like(x)]),
+    }.get(combine, lambda x: getattr(ops, combine)(x, values))
+    x = keras.Input((4, 6))
+    model = keras.Model(x, layers.Dense(3)(combined(layers.Dense(6)(x))))
+    data = rng.normal(size=(64, 4, 6)).astype("float32")
+    q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", batch_size=batch_size, progress=False)
+    assert report.end_to_end.differing == 0 and report.broken_claims == []
+    expected, received = np.asarray(model(data)), tfq.run(tmp_path / "m.tflite", data)
+    assert np.mean((expected - received) ** 2) < 1e-3 * np.mean(expected**2)

@@ -79,8 +79,13 @@ def assign(
     computed = {
         index: _from_grid(points[0].grid) for index, points in anchors.items() if points[0].grid
     }
+    rounded_again = dict(rounded_again)
     for index in rounded_again.keys() & computed.keys():
-        computed[index] = _as_read(file, index, anchors, rounded_again, unit_of, device)
+        first, points = anchors[index][0], rounded_again[index]
+        widest = _widest_read(file, index, anchors, points, unit_of, device)
+        if widest is not first:
+            computed[index] = _from_grid(widest.grid)
+            rounded_again[index] = [*points, first]
     _spread(file, computed, device)
     result = Assignment(computed, {}, {}, set(), {}, {})
     for op in file.ops:
@@ -115,17 +120,15 @@ def assign(
     return result
 
 
-def _as_read(file, index, anchors, rounded_again, unit_of, device):
-    """Returns the grid of a tensor: the one that all read where it is only moved there."""
-    own, before = anchors[index][0].grid, file.producer(index)
+def _widest_read(file, index, anchors, others, unit_of, device):
+    """Returns the point on whose grid a tensor is: what is only moved is as wide as it is read."""
+    first, before = anchors[index][0], file.producer(index)
     if before is None or not device.moves(before.name):
-        return _from_grid(own)
+        return first
     points = [p for op in file.consumers(index) for i in op.outputs for p in anchors.get(i, ())]
     wanted = {x for p in points if p.tensor in unit_of for x in unit_of[p.tensor].inputs}
-    others = [p.grid for p in rounded_again[index] if p.tensor in wanted]
-    if anchors[index][0].tensor in wanted or len({float(g.params.scale) for g in others}) != 1:
-        return _from_grid(own)
-    return _from_grid(others[0])
+    read = [p for p in (first, *others) if p.tensor in wanted and p.grid]
+    return max(read, key=lambda point: point.grid.spec.stored_bits, default=first)
 
 
 def _shares_grid(op, computed):
@@ -199,18 +202,21 @@ def _spread(file, computed, device):
     for op in reversed(file.ops):
         if _is_clamp(file, op) and op.outputs[0] in computed:
             computed.setdefault(_data(file, op), computed[op.outputs[0]])
+    # Constants that are copied for each row go to any grid, as those do that are not.
+    copies = {op.outputs[0] for op in file.ops if _copies_constant(file, op)}
     changed = True
     while changed:
         changed = False
         for op in file.ops:
-            data = [i for i in op.inputs if file.is_float_data(i)]
+            all_data = [i for i in op.inputs if file.is_float_data(i)]
+            data = [i for i in all_data if i not in copies]
             known = [i for i in data if i in computed]
             if device.moves(op.name):
                 # A float input keeps the operator float: it has no grid to be brought to.
                 # Neither have several of different grids one that the simulation knows of.
                 ends = known if len(known) == len(data) and _agree(known, computed) else []
                 ends = [*ends, *(i for i in op.outputs if i in computed)]
-                for index in [*data, *op.outputs] if ends else []:
+                for index in [*all_data, *op.outputs] if ends else []:
                     if index not in computed and file.type(index) == "FLOAT32":
                         computed[index] = computed[ends[0]]
                         changed = True
@@ -219,6 +225,10 @@ def _spread(file, computed, device):
                 if not device.why_not(op.name, num_bits):
                     computed[op.outputs[0]] = _fixed(device.bounds(op.name), num_bits)
                     changed = True
+
+
+def _copies_constant(file, op):
+    return op.name == "BROADCAST_TO" and file.is_constant(op.inputs[0])
 
 
 def _agree(indices, computed):
