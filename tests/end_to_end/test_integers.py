@@ -108,14 +108,13 @@ def test_ids_given_as_real_numbers_find_their_rows(rng, use, tmp_path):
     check(model, rng.integers(0, ROWS - 1, (64, 6)).astype("float32"), tmp_path)
 
 
-@pytest.mark.parametrize("batch_size", [1, None])
-def test_an_input_of_two_widths_is_read_in_both(batch_size, rng, tmp_path):
+def test_an_input_of_two_widths_is_read_in_both(rng, tmp_path):
     x = keras.Input((5, 6))
     wide, turned = layers.GRU(4, return_sequences=True)(x), ops.transpose(x, (0, 2, 1))
     model = keras.Model(x, [wide, ops.matmul(x, turned), layers.Dense(3)(x)])
     data = rng.normal(size=(64, 5, 6)).astype("float32")
     q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
-    report = tfq.to_tflite(q, tmp_path / "m.tflite", batch_size=batch_size, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
     assert report.end_to_end.differing == 0 and report.broken_claims == []
     assert not report.float_operators
 

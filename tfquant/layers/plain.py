@@ -125,7 +125,7 @@ class PlainDense(keras.layers.Dense):
         if sizes.count(None) > 1 or (None not in x.shape and x.shape[-1] > 1):
             return super().call(x)
         kernel, bias = (ops.convert_to_tensor(v) for v in (self.kernel, self.bias))
-        y = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), kernel)
+        y = tf.matmul(tf.reshape(tf.cast(x, kernel.dtype), (-1, x.shape[-1])), kernel)
         if None in sizes:
             batch, *sizes = tf.unstack(tf.shape(x))[:-1]
         else:

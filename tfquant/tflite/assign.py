@@ -79,13 +79,6 @@ def assign(
     computed = {
         index: _from_grid(points[0].grid) for index, points in anchors.items() if points[0].grid
     }
-    rounded_again = dict(rounded_again)
-    for index in rounded_again.keys() & computed.keys():
-        first, points = anchors[index][0], rounded_again[index]
-        widest = _widest_read(file, index, anchors, points, unit_of, device)
-        if widest is not first:
-            computed[index] = _from_grid(widest.grid)
-            rounded_again[index] = [*points, first]
     _spread(file, computed, device)
     result = Assignment(computed, {}, {}, set(), {}, {})
     for op in file.ops:
@@ -118,17 +111,6 @@ def assign(
         if again:
             result.requantized[GRAPH, index] = _from_grid(again[0].grid)
     return result
-
-
-def _widest_read(file, index, anchors, others, unit_of, device):
-    """Returns the point on whose grid a tensor is: what is only moved is as wide as it is read."""
-    first, before = anchors[index][0], file.producer(index)
-    if before is None or not device.moves(before.name):
-        return first
-    points = [p for op in file.consumers(index) for i in op.outputs for p in anchors.get(i, ())]
-    wanted = {x for p in points if p.tensor in unit_of for x in unit_of[p.tensor].inputs}
-    read = [p for p in (first, *others) if p.tensor in wanted and p.grid]
-    return max(read, key=lambda point: point.grid.spec.stored_bits, default=first)
 
 
 def _shares_grid(op, computed):
