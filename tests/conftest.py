@@ -14,6 +14,9 @@ import pytest
 TOOLS = pathlib.Path(__file__).parents[1] / "tools"
 SLOW = pathlib.Path(__file__).parent / "slow.txt"
 
+# What setup.cfg asks for.
+DEFAULT = "not long"
+
 
 def pytest_addoption(parser):
     """Adds the option that runs files on an emulated phone."""
@@ -24,12 +27,19 @@ def pytest_addoption(parser):
 
 
 @pytest.hookimpl(tryfirst=True)  # Before pytest leaves out what is marked.
-def pytest_collection_modifyitems(items):
-    """Marks the tests that tools/slow_tests.py found slow."""
-    slow = set(SLOW.read_text().splitlines())
+def pytest_collection_modifyitems(config, items):
+    """Marks the tests that tools/slow_tests.py found slow, and leaves them out by default.
+
+    They run where marks are asked for, or files are named.
+    """
+    listed = set(SLOW.read_text(encoding="utf-8").splitlines())
     for item in items:
-        if item.nodeid in slow:
+        if item.nodeid in listed:
             item.add_marker("slow")
+    if config.args == config.getini("testpaths") and config.option.markexpr == DEFAULT:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
 
 
 @pytest.fixture(scope="session")
