@@ -439,9 +439,9 @@ def unit_product(unit) -> Product:
 def has_bias(wrapper):
     """Returns whether a file has a bias of the wrapped layer: converters drop zeros.
 
-    A tensor in a graph. A dense layer of one input always has one; see `PlainDense`.
+    A tensor in a graph.
     """
-    if type(wrapper.layer) is keras.layers.Dense and wrapper.layer.kernel.shape[0] == 1:
+    if PlainDense.keeps_bias(wrapper.layer):
         return np.True_
     bias = _folded_bias(wrapper)[1]
     return arithmetic(bias).any(bias != 0)

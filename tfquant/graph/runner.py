@@ -99,11 +99,11 @@ def rows_first(x, shape):
 
 def each_rows_first(values, shape):
     """Returns arrays of rows that were computed one by one as one, as `rows_first` does."""
-    shape = [-1 if n is None else n for n in shape]  # A row may be several along that axis.
-    free = shape.count(-1)
-    if not free or shape[0] == -1 or free > 1 or values[0].size % abs(math.prod(shape)):
+    if not counts_elsewhere(shape):
         return values
-    return np.concatenate([np.moveaxis(row.reshape(shape), shape.index(-1), 0) for row in values])
+    axis, shape = shape.index(None), [-1 if n is None else n for n in shape]
+    # A row may be several along that axis.
+    return np.concatenate([np.moveaxis(row.reshape(shape), axis, 0) for row in values])
 
 
 def counts_elsewhere(shape) -> bool:

@@ -115,9 +115,14 @@ class PlainDense(keras.layers.Dense):
         """Whether a layer that is called on `x` may need this form."""
         return type(layer) is keras.layers.Dense and (len(x.shape) > 2 or x.shape[-1] == 1)
 
+    @staticmethod
+    def keeps_bias(layer) -> bool:
+        """Whether the file has a bias of a built dense layer even where it is zero everywhere."""
+        return isinstance(layer, keras.layers.Dense) and layer.kernel.shape[0] == 1
+
     def kept(self, bias):
-        """Returns a bias that the converter does not take for none."""
-        return np.where(bias == 0, self.LEAST, bias) if self.kernel.shape[0] == 1 else bias
+        """Returns a bias that the converter does not take for none, where there is to be one."""
+        return np.where(bias == 0, self.LEAST, bias) if self.keeps_bias(self) else bias
 
     def call(self, x):
         """Returns the sums."""

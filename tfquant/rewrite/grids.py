@@ -46,14 +46,15 @@ class _Widths:
         # What only moves an input has the width with which it enters, whoever asks for that.
         entering = {x: self.of_input(x) for x in real(tree.flatten(graph.inputs))}
         widths = {x: found[0].stored_bits for x, found in entering.items() if found}
-        if any(width not in self._widths_of_readers(x) for x, width in widths.items()):
+        said = {
+            (x, node.scheme.activations.stored_bits) for x in widths for node in self._readers(x)
+        }
+        if said != set(widths.items()):
             self.of = widths
             self._note_all()
 
-    def _widths_of_readers(self, x):
-        readers = [node for node in self.graph.consumers(x) if node.reads_grids]
-        found = {node.scheme.activations.stored_bits for node in readers}
-        return found if len(found) == 1 else set()
+    def _readers(self, x):
+        return [node for node in self.graph.consumers(x) if node.reads_grids]
 
     def _note_all(self):
         for node in self.graph.nodes:
@@ -93,7 +94,7 @@ class _Widths:
         """
         if x in self.graph.looked_up:
             return None
-        readers = [node for node in self.graph.consumers(x) if node.reads_grids]
+        readers = self._readers(x)
         found = [(self.wanted[node] or node.scheme.activations, node.scheme) for node in readers]
         return max(found, key=lambda pair: pair[0].stored_bits, default=None)
 

@@ -85,8 +85,11 @@ class Verifier:
         self.lowered, self.file = lowered, file
         # Of several rows at once none is found again on another axis than the first.
         several = file.shape(file.inputs[0])[:1] > (1,)
-        hidden = lambda x: counts_elsewhere(x.shape) and (several or x.shape.count(None) > 1)  # noqa: E731
-        self.tensor_of = {x: tensor for x, tensor in tensors.items() if not hidden(x)}
+        self.tensor_of = {
+            x: (index, point)
+            for x, (index, point) in tensors.items()
+            if not counts_elsewhere(x.shape) or (not several and _fits(file.shape(index), x.shape))
+        }
         size = sum(math.prod(n or 1 for n in p.tensor.shape[1:]) for p in lowered.points)
         count = max(LEAST_ROWS, min(ROWS, int(VALUES / max(size, 1))))
         self.rows = [array[:count] for array in rows]
@@ -313,6 +316,12 @@ class Verifier:
                 outputs = self._run(unit)
                 return next(v for y, v in zip(unit.outputs, outputs, strict=True) if y is x)
         return None
+
+
+def _fits(found, expected) -> bool:
+    """Whether a tensor of the file has the sizes that Keras says, but for one that is free."""
+    known = [n for n in expected if n is not None]
+    return len(known) == len(expected) - 1 and math.prod(found) % math.prod(known) == 0
 
 
 def _without_gradients(*_):
