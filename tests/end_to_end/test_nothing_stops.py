@@ -130,6 +130,19 @@ MODELS = {
         lambda x: layers.Conv2D(4, 3)(layers.UpSampling2D(2, interpolation="bilinear")(x)),
         (None, None, 3),
     ),
+    "softmax of a product with a number": lambda: of_vectors(
+        lambda x: ops.softmax(ops.matmul(x, ops.transpose(x, (0, 2, 1))) * 0.3)
+    ),
+    "logaddexp with zeros": lambda: of_vectors(
+        lambda x: ops.logaddexp(layers.Dense(4)(x), ops.zeros_like(x[:, :, :4]))
+    ),
+    "product of constants": lambda: of_vectors(
+        lambda x: layers.Dense(3)(layers.Concatenate()([ops.relu(x), ops.ones_like(x) * 2]))
+    ),
+    "causal and longer than its input": lambda: of_vectors(
+        lambda x: layers.Conv1D(4, 2, padding="causal", dilation_rate=3)(x), (1, 6)
+    ),
+    "reshape last": lambda: of_vectors(lambda x: layers.Flatten()(gap()(layers.Dense(4)(x)))),
     "identity last": lambda: of_vectors(lambda x: layers.Identity()(layers.Dense(4)(x))),
     "elu": lambda: of_vectors(lambda x: layers.ELU()(layers.Dense(4)(x))),
     "hard_silu": lambda: of_vectors(lambda x: layers.Activation("hard_silu")(layers.Dense(4)(x))),
@@ -150,7 +163,8 @@ def data_of(model, rng):
     ("name", "scheme"),
     [(name, "w8a8") for name in MODELS]
     + [(name, "w8a16") for name in ("elu", "hard_silu")]
-    + [(name, "w8") for name in ("identity last", "two masked lstms", "multiply of masked")],
+    + [(name, "w8") for name in ("identity last", "two masked lstms", "multiply of masked")]
+    + [("reshape last", "w8")],
 )
 def test_a_model_that_stopped_is_written_and_computes_the_same(rng, name, scheme, tmp_path):
     keras.utils.set_random_seed(0)
