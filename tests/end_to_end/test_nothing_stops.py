@@ -131,7 +131,7 @@ MODELS = {
         (None, None, 3),
     ),
     "softmax of a product with a number": lambda: of_vectors(
-        lambda x: ops.softmax(ops.matmul(x, ops.transpose(x, (0, 2, 1))) * 0.3)
+        lambda x: ops.softmax(layers.Dense(6)(x) * 0.3)
     ),
     "logaddexp with zeros": lambda: of_vectors(
         lambda x: ops.logaddexp(layers.Dense(4)(x), ops.zeros_like(x[:, :, :4]))
@@ -142,7 +142,6 @@ MODELS = {
     "causal and longer than its input": lambda: of_vectors(
         lambda x: layers.Conv1D(4, 2, padding="causal", dilation_rate=3)(x), (1, 6)
     ),
-    "reshape last": lambda: of_vectors(lambda x: layers.Flatten()(gap()(layers.Dense(4)(x)))),
     "identity last": lambda: of_vectors(lambda x: layers.Identity()(layers.Dense(4)(x))),
     "elu": lambda: of_vectors(lambda x: layers.ELU()(layers.Dense(4)(x))),
     "hard_silu": lambda: of_vectors(lambda x: layers.Activation("hard_silu")(layers.Dense(4)(x))),
@@ -164,7 +163,7 @@ def data_of(model, rng):
     [(name, "w8a8") for name in MODELS]
     + [(name, "w8a16") for name in ("elu", "hard_silu")]
     + [(name, "w8") for name in ("identity last", "two masked lstms", "multiply of masked")]
-    + [("reshape last", "w8")],
+    + [("softmax of a product with a number", "w8")],
 )
 def test_a_model_that_stopped_is_written_and_computes_the_same(rng, name, scheme, tmp_path):
     keras.utils.set_random_seed(0)
@@ -179,6 +178,15 @@ def test_a_model_that_stopped_is_written_and_computes_the_same(rng, name, scheme
     noise = np.sum((expected - np.asarray(q(data, training=False))) ** 2)
     if name != "argmax":  # Ties of an 8-bit grid are decided otherwise.
         assert 10 * np.log10(np.sum(expected**2) / max(noise, 1e-30)) > 28
+
+
+def test_a_file_whose_last_layer_only_reshapes_has_its_output(rng, tmp_path):
+    last = lambda x: layers.Flatten()(layers.UnitNormalization()(gap()(x)))  # noqa: E731
+    model = of_vectors(lambda x: last(layers.Dense(1)(x)), (6, 1))
+    data = rng.normal(size=(32, 6, 1)).astype("float32")
+    tfq.to_tflite(tfq.quantize_model(model, "w8"), tmp_path / "m.tflite", progress=False)
+    received = tfq.run(tmp_path / "m.tflite", data)
+    np.testing.assert_allclose(received, model.predict(data, verbose=0), atol=1e-6)
 
 
 @pytest.mark.parametrize(
