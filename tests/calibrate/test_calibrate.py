@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
 import tfquant as tfq
 from tfquant import observers
@@ -358,3 +358,15 @@ def test_rows_may_be_counted_on_any_axis_of_an_output(rng, tmp_path):
     np.testing.assert_allclose(q(rows)[0], model(rows)[0], atol=0.1)
     report = tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
     assert report.end_to_end.differing == 0 and not report.not_compared
+
+
+def test_what_cancels_has_no_range_of_rounding(rng, tmp_path):
+    inputs = keras.Input((3, 8))
+    centred = inputs - ops.mean(inputs, 2, keepdims=True)
+    model = keras.Model(inputs, [centred, ops.mean(centred, 2)])
+    data = rng.uniform(0.1, 1, (32, 3, 8)).astype("float32")
+    q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    centred, mean = q.predict(data, verbose=0)
+    assert np.abs(centred).max() > 0.4 and not np.any(mean)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
+    assert report.end_to_end.differing == 0

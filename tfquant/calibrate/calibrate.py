@@ -9,6 +9,7 @@ from keras import ops
 from rich.progress import Progress
 
 from tfquant.calibrate.balance import balance
+from tfquant.calibrate.cancelled import cancelling
 from tfquant.calibrate.choose import METHODS, check_method, correct_biases, methods_of
 from tfquant.calibrate.judge import Judge
 from tfquant.calibrate.norms import choose_norms
@@ -91,7 +92,7 @@ def calibrate(
         runner, calls = Runner(model), RealCalls()
         size = model.inputs[0].shape[0]
         source = batches(data, model.inputs, batch_size, steps)
-        with CallHook(calls):
+        with CallHook(cancelling(calls)):
             seen = Seen(model.inputs)
             samples, values_per_row = _see(runner, source, watch, changed, size, seen, progress)
         watch.set_params()
