@@ -109,6 +109,8 @@ def test_steps_that_xnnpack_refuses_are_computed_as_litert_does(device, operator
         ("ADD", (1.0, 256.0), 1.0, UNUSUAL_STEPS),
         ("MUL", (16.0, 15.9), 1.0, EXACT),
         ("MUL", (16.0, 16.0), 1.0, UNUSUAL_STEPS),
+        ("SUB", (1.0, 255.9), 1.0, EXACT),
+        ("SUB", (1.0, 256.0), 1.0, UNUSUAL_STEPS),
         ("QUANTIZE", (1.0,), 256.0, EXACT),
         ("QUANTIZE", (1.0,), 257.0, UNUSUAL_STEPS),
         ("QUANTIZE", (128.0,), 1.0, EXACT),

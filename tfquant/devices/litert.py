@@ -197,6 +197,7 @@ OPERATORS = {
             8: _taken_between(2.0**-10, _BELOW_256, xnnpack.subtract, builtin.subtract(20)),
             16: builtin.subtract(15),
         },
+        modelled={8: _ratios_between(0.0, _BELOW_256)},
     ),
     "SUM": Operator(OWN, {8: xnnpack.total, 16: builtin.total}),
     "TANH": Operator(
