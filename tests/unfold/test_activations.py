@@ -56,6 +56,21 @@ def test_an_activation_that_consists_of_operations_computes_in_integers(
     assert FUNCTIONS[function] <= found | {"RELU"} if function is shifted else found
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+@pytest.mark.parametrize("threshold", [0.0, 0.07, 0.5])
+@pytest.mark.parametrize("most", [None, 2.0, 6.0])
+def test_every_relu_computes_in_exact_integers(most, threshold, slope, rng, tmp_path):
+    x = keras.Input((40,))
+    model = keras.Model(x, layers.ReLU(most, slope, threshold)(layers.Dense(40)(x)))
+    data = rng.normal(size=(200, 40)).astype("float32")
+    q = tfq.calibrate(tfq.quantize_model(model), data, progress=False)
+    expected, received = (m.predict(data, verbose=0) for m in (model, q))
+    noise = np.mean((received - expected) ** 2)
+    assert noise < 1e-2 * np.mean(expected**2)  # A threshold parts what rounding brings together.
+    report = tfq.to_tflite(q, tmp_path / "model.tflite", progress=False)
+    assert not report.float_operators and report.end_to_end.differing == 0
+
+
 def test_an_activation_with_a_part_that_has_no_kernel_stays_whole(rng, tmp_path):
     x = keras.Input((8,))
     y = layers.Dense(8, activation=rippled, name="own")(x)

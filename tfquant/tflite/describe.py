@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import keras
-
 from tfquant import devices
 from tfquant.configs.linear import LinearConfig, unit_product
 from tfquant.devices.device import EXACT
@@ -14,7 +12,7 @@ from tfquant.report import ROUNDED, FloatOperator, LayerReport, TensorReport
 from tfquant.report.weights import weight_fields
 from tfquant.skeleton.anchor import MOVES
 from tfquant.tflite.assign import AS_THE_SCHEME_SAYS, REFUSED, Assignment
-from tfquant.wrappers import OperationLayer, Quantize
+from tfquant.wrappers import Quantize
 
 # Why a function differs that the converter made several kernels of.
 SEVERAL = "several kernels"
@@ -58,12 +56,12 @@ def _is_rounded(unit, op, assignment):
 
 def _is_several(unit, op, file, anchors, assignment):
     """Whether a function is several integer kernels, which round where the simulation does not."""
-    inner = getattr(unit.layer, "layer", None)
-    if not isinstance(inner, (OperationLayer, keras.layers.Activation)):
+    config = getattr(unit.layer, "quantize_config", None)
+    if config is None or isinstance(config, LinearConfig):
         return False
     device, waiting = unit.layer.device, [i for i in op.inputs if i not in anchors]
-    if device.moves(op.name) and any(unit.output_quantizers):
-        return True  # Its inputs are brought to a grid that is not theirs.
+    if device.moves(op.name):  # Its inputs may be brought to a grid that is not theirs.
+        return any(unit.output_quantizers)
     while waiting:
         before = file.producer(waiting.pop())
         if before is None:

@@ -188,6 +188,26 @@ def unfold_elu(layer, scheme):
     return call
 
 
+def unfold_relu(layer, scheme):
+    """Takes apart a ReLU with a threshold, a slope or a bound of its own; see `unfold`.
+
+    relu(x) = min(x if x > threshold else 0, max_value) - slope * max(threshold - x, 0)
+    """
+    slope, threshold, most = layer.negative_slope, layer.threshold, layer.max_value
+    if not scheme.static or not (threshold or slope or most not in (None, 6)):
+        return None
+    if slope and not threshold and most is None:
+        return lambda x: QuantizeAnnotate(layers.LeakyReLU(slope, name=layer.name))(x)
+
+    def call(x):
+        y = ops.where(x > threshold, x, 0.0) if threshold else x
+        y = ops.relu(y) if most is None and not threshold else y
+        y = y if most is None else ops.clip(y, 0.0, most)
+        return y - slope * ops.relu(threshold - x) if slope else y
+
+    return call
+
+
 def unfold_pipeline(layer, scheme):
     """Calls the layers of a `Pipeline` one after the other; see `unfold`."""
     del scheme
@@ -250,6 +270,7 @@ UNFOLDED = {
     layers.Pipeline: unfold_pipeline,
     known.RMSNormalization: unfold_rms_norm,
     layers.RNN: unfold_recurrent,
+    layers.ReLU: unfold_relu,
     layers.Rescaling: unfold_rescaling,
     layers.SimpleRNN: unfold_recurrent,
     layers.Softmax: unfold_softmax,
