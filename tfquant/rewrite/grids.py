@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 
 import keras
 from keras import tree
@@ -229,6 +230,7 @@ class _Placement:
         self.graph, self.widths, self.groups = graph, widths, groups
         self.unique = UniqueNames()
         self.made, self.layers, self.nodes = {}, {}, []
+        self.inside_norm = {}  # What `_behind_norm` returned, and what it was given.
 
     def place(self) -> None:
         """Writes the calls into the graph."""
@@ -273,7 +275,7 @@ class _Placement:
             y = keras.KerasTensor(x.shape, x.dtype, name=x.name)
             self.nodes.append(Node(layer, layer, (x,), {}, y))
             self.widths.of[y] = self.widths.of.get(x)
-            self.made[key] = y
+            self.made[key], self.inside_norm[y] = y, x
         return self.made[key]
 
     def _place_inputs(self):
@@ -301,8 +303,32 @@ class _Placement:
             spec, group = wanted or node.scheme.activations, self.groups.names.get(x)
             if width is not None:
                 group = group and f"{group}:{spec.num_bits}"
+            if width is not None and group is None and self._moves_for(node, x):
+                return self._narrowed(x, spec, node.scheme)
             return self._quantize(x, group, spec, node.scheme)
         return self._behind_norm(x, node.norms)
+
+    def _moves_for(self, node, x):
+        """Whether `x` is another order of a tensor's values, for one call alone."""
+        mover = self.graph.producer(x)
+        if mover is None or mover.norms or not _keeps_grid(mover) or len(mover.real_inputs) != 1:
+            return False
+        same_size = math.prod(x.shape[1:]) == math.prod(mover.real_inputs[0].shape[1:])
+        alone = self.graph.consumers(x) == [node] and not self.graph.is_output(x)
+        return None not in x.shape[1:] and same_size and alone
+
+    def _narrowed(self, x, spec, scheme):
+        """Returns `x`, of which the values are brought to another width before they move.
+
+        A converter draws a permutation into the product behind it, and would lose what is between.
+        """
+        mover = self.graph.producer(x)
+        self.nodes.remove(mover)
+        (z,) = mover.real_inputs
+        mover.read_instead({z: self._quantize(self.inside_norm.get(z, z), None, spec, scheme)})
+        self.nodes.append(mover)
+        self.widths.of[x] = spec.stored_bits
+        return x
 
     def _output(self, x):
         """Returns an output of the model, in the width of the scheme that it was computed under.

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from tfquant.configs.elementwise import SameGridConfig
 from tfquant.devices import fixed_grid
 from tfquant.litert import rules
 from tfquant.litert.flatbuffer import kernel_inputs
@@ -95,7 +96,8 @@ def assign(
             reason = "the layer is not quantized"
         if reason is None:
             readers = [unit_of.get(p.tensor) for i in op.outputs for p in anchors.get(i, ())]
-            _read_again(op.index, op.inputs, readers, rounded_again, result)
+            wanted = _read_by(readers, unit_of)
+            _read_again(op.index, op.inputs, wanted, rounded_again, result)
             _requantize(op, result, device)
             reason = _why_not_together(file, op, result)
         if reason is None:
@@ -128,9 +130,19 @@ def _is_of_float_layer(op, anchors, unit_of):
     )
 
 
-def _read_again(reader, inputs, units, rounded_again, result):
+def _read_by(units, unit_of):
+    """Returns what units read, and what it was in front of moves, which the file may have not."""
+    wanted, waiting = set(), [x for unit in units if unit is not None for x in unit.inputs]
+    while waiting:
+        x = waiting.pop()
+        wanted.add(x)
+        config = getattr(getattr(unit_of.get(x), "layer", None), "quantize_config", None)
+        waiting += unit_of[x].inputs if isinstance(config, SameGridConfig) else []
+    return wanted
+
+
+def _read_again(reader, inputs, wanted, rounded_again, result):
     """Has an operator read its inputs on the grids on which its units do."""
-    wanted = {x for unit in units if unit is not None for x in unit.inputs}
     for index in inputs:
         for point in rounded_again.get(index, ()):
             if point.tensor in wanted:
