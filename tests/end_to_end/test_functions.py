@@ -133,6 +133,32 @@ def test_a_bias_stays_in_its_product_where_the_batch_is_free(shape, scheme, rng,
         assert not report.float_operators
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+def test_kernels_of_two_widths_read_an_input_each_in_its_own(batch_size, rng, tmp_path):
+    inputs = keras.Input((5, 6))
+    outputs = [layers.LSTM(4, return_sequences=True)(inputs), layers.Dense(3)(inputs)]
+    data = rng.normal(size=(48, 5, 6)).astype(np.float32)
+    q = tfq.calibrate(tfq.quantize_model(keras.Model(inputs, outputs)), data, progress=False)
+    path = tmp_path / "m.tflite"
+    report = tfq.to_tflite(q, path, batch_size=batch_size, progress=False)
+    assert report.end_to_end.differing == 0 and not report.float_operators
+
+
+@pytest.mark.parametrize("norms", ["integer", "float"])
+@pytest.mark.parametrize("with_itself", [True, False])
+def test_a_product_with_a_transposed_norm_is_one_of_integers(with_itself, norms, rng, tmp_path):
+    inputs = keras.Input((5, 6))
+    y = layers.RMSNormalization()(inputs)
+    turned = ops.transpose(y, (0, 2, 1))
+    model = keras.Model(inputs, ops.matmul(y if with_itself else inputs, turned))
+    data = rng.normal(size=(48, 5, 6)).astype(np.float32)
+    q = tfq.calibrate(tfq.quantize_model(model, norms=norms), data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
+    product = report.layers[-1]
+    assert product.operator == "BATCH_MATMUL" and product.arithmetic == "exact"
+    assert not report.lost_layers and report.end_to_end.differing == 0
+
+
 def test_an_einsum_whose_second_operand_comes_first_needs_no_permutation(rng, tmp_path):
     x = keras.Input((6, 2, 4))
     key, query = (layers.EinsumDense("abcd,de->abce", (None, 2, 4))(x) for _ in range(2))

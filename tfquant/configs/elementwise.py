@@ -8,7 +8,7 @@ from keras import ops, tree
 
 from tfquant.devices import fixed_grid
 from tfquant.kernels.builtin import flat_axes
-from tfquant.layers.plain import PlainInverseRoot, PlainSum, PlainUnitNorm
+from tfquant.layers.plain import Barrier, PlainInverseRoot, PlainSum, PlainUnitNorm
 from tfquant.numerics import QuantParams, QuantSpec
 from tfquant.quantizers import (
     STORED,
@@ -253,9 +253,10 @@ class UnitNormConfig(OutputConfig):
     """Vectors brought to length 1: L2_NORMALIZATION takes the inverse root in fixed point."""
 
     def lower(self, wrapper, call_site, args, kwargs, input_grids, name):
-        """Calls the norm as one operator."""
+        """Calls the norm as one operator, which the converter would tear to square a difference."""
         del wrapper, call_site, kwargs, input_grids
-        return Lowering(PlainUnitNorm(name=name)(*args))
+        (x,) = args
+        return Lowering(PlainUnitNorm(name=name)(Barrier()(x)))
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

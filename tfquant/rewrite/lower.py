@@ -139,7 +139,7 @@ def lower(model) -> Lowered:
             if not layer.quantizes:
                 return x
             grid = _numbers(layer.quantizer)
-            y = keras.layers.Identity()(x) if grid_of(x) is not None else x
+            y = bare.shut_each([x])[0] if grid_of(x) is not None else x
             y = _within(y, grid)
             points.pop(y, None)  # Of a layer that computes in float.
             note(layer.name, y, grid)
@@ -200,7 +200,7 @@ def lower(model) -> Lowered:
 
 class _Bare:
     """Tensors behind which no converter would stop: of kernels without a clamp, of what is combined
-    with constants, of float layers."""
+    with constants, of differences, which it squares, of float layers."""
 
     def __init__(self):
         self.tensors, self.constants, self.numbers = set(), set(), {}
@@ -212,7 +212,7 @@ class _Bare:
         config = unit.layer.quantize_config
         kernel = isinstance(config, LinearConfig) and not unit.layer.call_sites[call_site].clamp
         constant = any(x in self.constants for x in unit.inputs)
-        if kernel or constant or config.reads_floats:
+        if kernel or constant or config.reads_floats or _is(unit.layer.layer, "Subtract"):
             self.note_float(unit.outputs)
         elif isinstance(config, SameGridConfig):
             self.note_moved(unit.inputs, unit.outputs)
@@ -241,10 +241,10 @@ class _Bare:
         return tree.map_structure(shut, args)
 
     def shut_each(self, args):
-        """Returns `args` likewise, behind barriers that no other call of a layer shares."""
+        """Returns `args`, each tensor behind a `Barrier` that no other call of a layer shares."""
 
         def shut(x):
-            if not self._is_bare(x):
+            if not isinstance(x, keras.KerasTensor):
                 return x
             self.numbers[x] = self.numbers.get(x, 0) + 1
             return Barrier(self.numbers[x])(x)
@@ -255,7 +255,7 @@ class _Bare:
 def _plain(layer, args):
     """Returns a layer, or operation, in a form that the converter takes at any batch size."""
     operation = layer.operation if isinstance(layer, OperationLayer) else layer
-    summed = type(operation).__name__ == "Add" and len(tensors(args)) == 2
+    summed = _is(layer, "Add") and len(tensors(args)) == 2
     if not summed or tree.flatten(args) != tensors(args):
         return layer
     if isinstance(operation, keras.layers.Layer):
@@ -278,8 +278,15 @@ def _kept_by_neutral(layer, args, neutral):
 def _clamps(layer):
     """Whether a kernel may apply `layer` to its output, even where others read it without."""
     if isinstance(layer, OperationLayer):
-        return type(layer.operation).__name__ in _CLAMPS
-    return isinstance(layer, keras.layers.ReLU) or clamp_of(layer) is not None
+        return _is(layer, *_CLAMPS)
+    clamping = (keras.layers.ReLU, keras.layers.PReLU)  # The latter is a ReLU, a sum and a product.
+    return isinstance(layer, clamping) or clamp_of(layer) is not None
+
+
+def _is(layer, *names):
+    """Whether a layer is of a type of one of those names, or an operation of it."""
+    operation = layer.operation if isinstance(layer, OperationLayer) else layer
+    return type(operation).__name__ in names
 
 
 def _own(layer, kwargs):
