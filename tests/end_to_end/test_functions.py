@@ -6,6 +6,7 @@ import pytest
 from keras import layers, ops
 
 import tfquant as tfq
+from tfquant.wrappers import Quantize
 
 FUNCTIONS = {
     name: getattr(ops, name)
@@ -157,6 +158,8 @@ def test_a_product_with_a_transposed_norm_is_one_of_integers(with_itself, norms,
     product = report.layers[-1]
     assert product.operator == "BATCH_MATMUL" and product.arithmetic == "exact"
     assert not report.lost_layers and report.end_to_end.differing == 0
+    grids = [x.quantizer.spec.num_bits for x in q.layers if isinstance(x, Quantize)]
+    assert grids.count(8) == 2  # That of the input, and one of the norm for both operands.
 
 
 def test_an_einsum_whose_second_operand_comes_first_needs_no_permutation(rng, tmp_path):

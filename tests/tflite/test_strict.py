@@ -3,10 +3,12 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 import tfquant as tfq
 import tfquant_cli
+from tfquant.configs.elementwise import OutputConfig
+from tfquant.numerics import QuantSpec
 from tfquant.tflite import convert, verify
 
 
@@ -75,3 +77,23 @@ def test_the_shell_tells_a_file_that_was_not_compared(rng, tmp_path, monkeypatch
     assert tfquant_cli.main([*command, f"--output={tmp_path / 'b.tflite'}"]) == 3
     assert (tmp_path / "b.tflite").exists()
     assert "could not be compared" in capfd.readouterr().err
+
+
+class Larger(layers.Layer):
+    """The larger of two functions, each of a kernel of its own."""
+
+    def call(self, x):
+        return ops.maximum(ops.tanh(x), ops.sigmoid(x))
+
+
+def test_a_layer_of_the_user_s_that_becomes_several_kernels_is_not_called_exact(rng, tmp_path):
+    x = keras.Input((8,))
+    config = OutputConfig(QuantSpec(8, symmetric=False))
+    y = tfq.quantize_annotate_layer(Larger(), config)(
+        tfq.quantize_annotate_layer(layers.Dense(8))(x)
+    )
+    data = rng.normal(size=(64, 8)).astype("float32")
+    q = tfq.calibrate(tfq.quantize_apply(keras.Model(x, y)), data, progress=False)
+    report = tfq.to_tflite(q, tmp_path / "m.tflite", progress=False)
+    (layer,) = [x for x in report.layers if x.operator == "MAXIMUM"]
+    assert layer.arithmetic == "several kernels" and 0 < layer.parity.largest <= 1
