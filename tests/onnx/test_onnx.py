@@ -97,6 +97,11 @@ ROWS = {
     "global_average_1d": (lambda x: layers.GlobalAveragePooling1D(keepdims=True)(x), SEQUENCE),
     "crop": (lambda x: layers.Cropping2D(((1, 0), (2, 1)))(layers.Conv2D(4, 1)(x)), IMAGE),
     "pad_1d": (lambda x: layers.ZeroPadding1D((1, 2))(x), SEQUENCE),
+    "pad_reflect": (
+        lambda x: layers.Dense(4)(ops.pad(x, ((0, 0), (1, 2), (0, 0)), "reflect")),
+        SEQUENCE,
+    ),
+    "pad_zeros": (lambda x: ops.pad(x, ((0, 0), (1, 2), (0, 1), (1, 0))), IMAGE),
     "flatten": (lambda x: layers.Dense(5)(layers.Flatten()(layers.Conv2D(3, 3)(x))), IMAGE),
     "permute": (lambda x: layers.Permute((3, 1, 2))(layers.Conv2D(3, 3)(x)), IMAGE),
     "reshape": (lambda x: layers.Reshape((4, -1))(x), IMAGE),
@@ -147,6 +152,16 @@ def test_a_network_of_images_runs_in_integers_and_is_exact(rng, tmp_path):
     assert counts["QLinearConv"] == 4
     assert counts["QGemm"] == counts["QLinearAdd"] == counts["QLinearGlobalAveragePool"] == 1
     assert not [x for x in report.float_operators if x.operator in ("Conv", "FusedConv", "Gemm")]
+    np.testing.assert_array_equal(run(path, rows)[0], q.predict(rows, verbose=0))
+
+
+@pytest.mark.parametrize("kind", [lambda: layers.Dense(12), layers.BatchNormalization])
+def test_a_kernel_that_two_calls_share_is_loaded(kind, rng, tmp_path):
+    x, layer = keras.Input(VECTOR), kind()
+    model = randomize(keras.Model(x, layer(ops.tanh(layer(x)))), rng)
+    rows = rng.normal(size=(32, *VECTOR)).astype("float32")
+    q, report, path = written(tmp_path, model, rows)
+    assert_exact(report)
     np.testing.assert_array_equal(run(path, rows)[0], q.predict(rows, verbose=0))
 
 

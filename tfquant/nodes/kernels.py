@@ -56,14 +56,13 @@ def written_kernel(site: Site, values, axis: int, blocked: bool = False) -> str:
         half = w.constant(values.astype(np.float16), f"{site.name}/kernel")
         return w.add("Cast", [half], to=w.onnx.TensorProto.FLOAT)
     narrow = kernel.spec.num_bits <= 4
-    store = w.nibbles if narrow else lambda q, name: w.constant(q.astype(np.int8), name)
-    q = store(values, f"{site.name}/kernel")
+    q = (w.nibbles if narrow else w.own)(values, f"{site.name}/kernel")
     if blocked:
         scale = np.asarray(kernel.scale, np.float32).reshape(-1, values.shape[axis])
         settings = {"axis": axis - 1, "block_size": kernel.group_size}
     else:
         scale, settings = channel_scale(site, values.shape[axis]), {"axis": axis}
-    zeros = [] if narrow else [w.zeros(scale.shape)]
+    zeros = [] if narrow else [w.own(np.zeros(scale.shape))]
     return w.add("DequantizeLinear", [q, w.constant(scale), *zeros], **settings)
 
 

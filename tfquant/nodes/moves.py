@@ -81,16 +81,25 @@ def zero_padding(site):
     return _pad(site, [(0, 0), *pairs, (0, 0)])
 
 
-def _pad(site, pairs):
+@writes("Pad")
+def padding(site):
+    """Pad with the integer of 0, or with what is reflected."""
+    mode = site.operation.mode
+    if mode == "symmetric" or any(site.args[1:]) or site.kwargs.get("constant_values"):
+        raise TypeError("Zeros, or values reflected, are expected around a tensor")
+    pairs = np.broadcast_to(site.operation.pad_width, (len(site.shape), 2))
+    return _pad(site, pairs.tolist(), mode)
+
+
+def _pad(site, pairs, mode="constant"):
     w, x = site.writer, site.x
     if x.first:
         pairs = [pairs[0], pairs[-1], *pairs[1:-1]]
     pads = w.constant(np.array([p[0] for p in pairs] + [p[1] for p in pairs], np.int64))
 
     def write(names):
-        if names[0] != x.q:
-            return w.add("Pad", [names[0], pads])
-        return w.add("Pad", [names[0], pads, w.constant(x.step.dtype.type(x.step.zero_point))])
+        number = w.constant(x.step.dtype.type(x.step.zero_point)) if names[0] == x.q else ""
+        return w.add("Pad", [names[0], pads, number], mode=mode)
 
     return w.moved([x], site.shape, write, x.first)
 

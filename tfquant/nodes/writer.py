@@ -123,13 +123,14 @@ class Writer:
         values = np.asarray(values)
         return self._store(values.dtype.str, values, lambda n: self._tensor(values, n), name)
 
-    def zeros(self, shape) -> str:
-        """Returns the name of zero points of 8 bits that nobody shares.
+    def own(self, integers, name: str = "") -> str:
+        """Returns the name of a constant of 8-bit integers that nobody shares.
 
-        ONNX Runtime 1.32 loads no file in which the kernels of two operators share theirs.
+        Where ONNX Runtime 1.32 makes weights unsigned ("session.x64quantprecision"), it loads no
+        file in which two operators share a kernel, or its zero points.
         """
-        name = self.name(f"c{len(self.initializers)}")
-        self.initializers.append(self._tensor(np.zeros(shape, np.int8), name))
+        name = self.name(name or f"c{len(self.initializers)}")
+        self.initializers.append(self._tensor(np.asarray(integers, np.int8), name))
         return name
 
     def nibbles(self, integers, name: str = "") -> str:
