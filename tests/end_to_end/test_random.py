@@ -9,6 +9,8 @@ from random_models import draw_model
 import tfquant as tfq
 from tfquant.wrappers import Quantize, QuantizeWrapper
 
+pytestmark = pytest.mark.filterwarnings("ignore:You are using a softmax over axis")
+
 
 def seeds(default, count):
     """The first ones every time, many by hand: `pytest -m long tests/end_to_end/test_random.py`."""
@@ -59,7 +61,8 @@ def test_a_random_model_is_the_same_saved_and_packed_and_trains(seed, tmp_path):
         flat(keras.models.load_model(tmp_path / "q.keras")(data)), expected
     )
     packed = flat(tfq.to_packed(q)(data))
-    assert np.abs(packed - expected).max() <= 1e-6 * np.abs(expected).max()
+    rounding = 1e-6 if tfq.SCHEMES[scheme].static else 1e-4  # Real sums have no order.
+    assert np.abs(packed - expected).max() <= rounding * np.abs(expected).max()
     if not q.trainable_variables:
         return
     targets = [np.asarray(y) for y in keras.tree.flatten(model(data, training=False))]

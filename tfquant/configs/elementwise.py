@@ -129,7 +129,7 @@ class SumConfig(OutputConfig):
         if type(wrapper.layer) is not keras.layers.Add or len(args[0]) != 2:
             return super().lower(wrapper, call_site, args, kwargs, input_grids, name)
         y = PlainSum(name=name)(args[0])
-        return Lowering(clamp_layer(y, wrapper.call_sites[call_site].clamp))
+        return Lowering(clamp_layer(y, wrapper.call_sites[call_site].clamp, name))
 
     def get_config(self):
         return {**super().get_config(), "sign": self.sign}
@@ -256,7 +256,7 @@ class UnitNormConfig(OutputConfig):
         """Calls the norm as one operator, which the converter would tear to square a difference."""
         del wrapper, call_site, kwargs, input_grids
         (x,) = args
-        return Lowering(PlainUnitNorm(name=name)(Barrier()(x)))
+        return Lowering(PlainUnitNorm(name=name)(Barrier(name=f"{name}__barrier")(x)))
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

@@ -304,7 +304,7 @@ class LinearConfig(QuantizeConfig):
         if PlainDense.helps(layer, args[0]):
             layer = PlainDense.from_config(layer.get_config())
         with undrawn(layer):
-            outputs = clamp_layer(layer(*args), wrapper.call_sites[call_site].clamp)
+            outputs = clamp_layer(layer(*args), wrapper.call_sites[call_site].clamp, name)
         holder = layer.layer if plain else layer
         variable, axes = getattr(holder, self.kernel), PerAxis(self.channel_axis).axes
         if isinstance(self.weights, QuantSpec):

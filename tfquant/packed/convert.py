@@ -237,7 +237,8 @@ class _Packer:
         y = kernel(x if rounded is None else rounded(x))
         if new and reason:
             transfer_weights(self.model.get_layer(unit.name), kernel)
-        y = clamp_layer(y, wrapper.call_sites[unit.kwargs.get("call_site", 0)].clamp)
+        clamp = wrapper.call_sites[unit.kwargs.get("call_site", 0)].clamp
+        y = clamp_layer(y, clamp, self.unique(unit.name))
         return y if _grid(unit.outputs) is None else self._point(unit)(y)
 
     def _real_kernel(self, unit, reason):

@@ -161,11 +161,11 @@ def lower(model) -> Lowered:
                 note(unit.name, x, grid)
             return outputs
         if not isinstance(layer, keras.layers.Layer):
-            return _plain(copy_layer(layer), args)(*args, **kwargs)
+            return _plain(copy_layer(layer), args, unique)(*args, **kwargs)
         if layer.name not in norms:
             float_layers[layer.name] = type(layer).__name__
         if layer.name not in copies:
-            copies[layer.name] = _plain(copy_layer(layer, name=unique(layer.name)), args)
+            copies[layer.name] = _plain(copy_layer(layer, name=unique(layer.name)), args, unique)
         idle = isinstance(layer, (keras.layers.Identity, keras.layers.Dropout))
         part = layer.name in norms
         apart = args if idle else bare.shut(args, within if part else ())
@@ -175,7 +175,7 @@ def lower(model) -> Lowered:
         if kept is None:
             outputs = copies[layer.name](*apart, **kwargs)
         else:
-            outputs = keras.layers.Identity()(kept)
+            outputs = keras.layers.Identity(name=unique(f"{layer.name}__kept"))(kept)
         if isinstance(layer, Constant):
             values = ops.convert_to_numpy(layer.values)
             neutral.update((outputs, x) for x in (0, 1) if (values == x).all())
@@ -204,6 +204,7 @@ class _Bare:
 
     def __init__(self):
         self.tensors, self.constants, self.numbers = set(), set(), {}
+        self.barriers = itertools.count()
 
     def note(self, unit, call_site):
         """Notes the outputs of a call, if they are bare."""
@@ -237,8 +238,11 @@ class _Bare:
 
     def shut(self, args, but=()):
         """Returns `args` with a `Barrier` behind each bare tensor among them `but` some."""
-        shut = lambda x: Barrier()(x) if self._is_bare(x) and x not in but else x  # noqa: E731
+        shut = lambda x: self._barrier(x) if self._is_bare(x) and x not in but else x  # noqa: E731
         return tree.map_structure(shut, args)
+
+    def _barrier(self, x, number=0):
+        return Barrier(number, name=f"barrier__{next(self.barriers)}")(x)
 
     def shut_each(self, args):
         """Returns `args`, each tensor behind a `Barrier` that no other call of a layer shares."""
@@ -247,12 +251,12 @@ class _Bare:
             if not isinstance(x, keras.KerasTensor):
                 return x
             self.numbers[x] = self.numbers.get(x, 0) + 1
-            return Barrier(self.numbers[x])(x)
+            return self._barrier(x, self.numbers[x])
 
         return tree.map_structure(shut, args)
 
 
-def _plain(layer, args):
+def _plain(layer, args, unique):
     """Returns a layer, or operation, in a form that the converter takes at any batch size."""
     operation = layer.operation if isinstance(layer, OperationLayer) else layer
     summed = _is(layer, "Add") and len(tensors(args)) == 2
@@ -260,7 +264,7 @@ def _plain(layer, args):
         return layer
     if isinstance(operation, keras.layers.Layer):
         return PlainSum(name=layer.name)
-    return lambda *pair: PlainSum()(pair)
+    return lambda *pair: PlainSum(name=unique(f"{operation.name}__sum"))(pair)
 
 
 def _kept_by_neutral(layer, args, neutral):
@@ -312,8 +316,9 @@ def _lower_wrapper(layer, args, kwargs, unique, bare):
     config = layer.quantize_config if layer.batch_norm is None else _folding_config(layer)
     result = config.lower(layer, call_site, apart, kwargs, grids, name)
     # A layer that does nothing at inference returns its input; its output may lie on another grid.
+    idle = lambda: keras.layers.Identity(name=unique(f"{name}__idle"))  # noqa: E731
     outputs = tree.map_structure(
-        lambda y: keras.layers.Identity()(y) if any(y is x for x in given) else y, result.outputs
+        lambda y: idle()(y) if any(y is x for x in given) else y, result.outputs
     )
     if not isinstance(layer.quantize_config, SameGridConfig):
         flat = [

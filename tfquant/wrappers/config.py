@@ -101,7 +101,7 @@ class QuantizeConfig(abc.ABC):
         layer = copy_layer(wrapper.layer, name=name)
         with undrawn(layer):
             outputs = layer(*args, **kwargs)
-        outputs = clamp_layer(outputs, wrapper.call_sites[call_site].clamp)
+        outputs = clamp_layer(outputs, wrapper.call_sites[call_site].clamp, name)
         transfer_weights(wrapper.layer, layer)
         kernels = []
         for new, old in zip(layer.weights, wrapper.layer.weights, strict=True):

@@ -58,8 +58,15 @@ class Lowering:
     bias: np.ndarray | None = None
 
 
-def clamp_layer(x, bounds):
-    """Applies the clamp `bounds`, `(low, high)` or `None`, as a layer that converters fuse."""
+def clamp_layer(x, bounds, behind: str):
+    """Applies the clamp `bounds`, `(low, high)` or `None`, as a layer that converters fuse.
+
+    Args:
+        x: Tensor.
+        bounds: The clamp.
+        behind: Name of the layer that it is a part of. Keras's own names count up, and would give
+            the same model another file each time.
+    """
     if bounds is None:
         return x
-    return keras.layers.ReLU(max_value=bounds[1])(x)
+    return keras.layers.ReLU(max_value=bounds[1], name=f"{behind}__clamp")(x)
