@@ -188,6 +188,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def positives(text: str) -> list[int]:
+    """A type of argument: several such, separated by commas."""
+    return [positive(part) for part in text.split(",")]
+
+
 def amount(text: str) -> float:
     """A type of argument: a positive number."""
     try:
@@ -470,6 +475,17 @@ def _check_flags(parser):
     _choice(parser, "device", TARGETS, "What is to run it (litert).", default="litert")
 
 
+def _benchmark_flags(parser):
+    _text(
+        parser,
+        "threads",
+        "Threads that a kernel may take, several numbers in turn (1,2).",
+        type=positives,
+        default=[1, 2],
+    )
+    _text(parser, "runs", "Timed runs of each file (50).", type=positive, default=50)
+
+
 def _demo_flags(parser):
     _text(parser, "output", "The .tflite file to write (digits.tflite).", default="digits.tflite")
     _text(parser, "epochs", "Passes over the training rows (8).", type=positive, default=8)
@@ -523,6 +539,13 @@ COMMANDS = (
         ("FILE",),
         _check_flags,
         "tfquant check model.tflite --device ethos-u",
+    ),
+    Command(
+        "benchmark",
+        "time .tflite and .onnx files on random inputs, in turn, and say what memory they take",
+        ("FILE...",),
+        _benchmark_flags,
+        "tfquant benchmark float.tflite model.tflite --threads 1",
     ),
     Command(
         "sensitivity",
@@ -597,7 +620,7 @@ def _parser(command):
         epilog=f"example:\n  {command.example}",
     )
     for name in command.arguments:
-        parser.add_argument(name)
+        parser.add_argument(name, nargs="+" if name.endswith("...") else None)
     command.flags(parser)
     parser.add_argument("--json", action="store_true", help="Print JSON, and nothing else.")
     parser.add_argument("--verbose", action="store_true", help="Show what TensorFlow logs.")
@@ -643,8 +666,9 @@ def _parse(command, parser, argv):
         guess = f", did you mean {near[0]}?" if near else ""
         raise Mistake(f"a flag of {parser.prog} is expected. Received: {flag}{guess}")
     values = vars(space)
-    values["arguments"] = [values.pop(name) for name in command.arguments]
-    given = zip(command.arguments, values["arguments"], strict=True)
+    found = [(name, values.pop(name)) for name in command.arguments]
+    given = [(name, x) for name, x in found for x in (x if isinstance(x, list) else [x])]
+    values["arguments"] = [path for _, path in given]
     files = [path for name, path in given if name != FOLDER]
     read = [*files, *filter(None, (values[name] for name in command.reads))]
     for path in read:

@@ -47,6 +47,7 @@ ORDER = (
     "onnx",
     "packed",
     "targets",
+    "speed",
 )
 
 # Single files that use every room, and those that every room may use.

@@ -40,6 +40,7 @@ from tfquant.rewrite import (
 )
 from tfquant.search import AutoResult, Budget, SearchResult, autoquantize, search
 from tfquant.sensitivity import Sensitivity, sensitivity
+from tfquant.speed import benchmark
 from tfquant.targets import check
 from tfquant.tflite import to_tflite
 from tfquant.train import (
@@ -94,6 +95,7 @@ __all__ = [
     "WeightOnlyQuantizer",
     "__version__",
     "autoquantize",
+    "benchmark",
     "calibrate",
     "check",
     "compare",

@@ -51,6 +51,7 @@ def run(command: str, arguments: list[str], flags: dict) -> bool:
         "quantize": quantize,
         "inspect": inspect,
         "compare": compare,
+        "benchmark": benchmark,
         "check": check,
         "sensitivity": sensitivity,
         "search": search,
@@ -241,6 +242,13 @@ def check(path, flags) -> bool:
     report = tfq.check(path, flags["device"])
     show(report, flags)
     return report.fits
+
+
+def benchmark(*paths_and_flags) -> None:
+    """Shows how long files take, in turn, and what memory."""
+    *paths, flags = paths_and_flags
+    found = tfq.benchmark(paths, threads=flags["threads"], runs=flags["runs"], progress=_watched())
+    show(found, flags)
 
 
 def sensitivity(path, flags) -> None:
