@@ -30,6 +30,7 @@ ORDER = (
     "unfold",
     "passes",
     "rewrite",
+    "bridges",
     "calibrate",
     "train",
     "scaling",

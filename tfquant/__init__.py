@@ -5,6 +5,7 @@ import tfquant.backend  # noqa: F401  # Refuses what Keras cannot be, before all
 # isort: split
 from tfquant import observers, quantizers
 from tfquant.about import __version__
+from tfquant.bridges import from_keras_quantized, from_tf_keras, from_tfmot
 from tfquant.c import ExportReport, export_c
 from tfquant.calibrate import calibrate
 from tfquant.litert import compare, inspect, run
@@ -102,6 +103,9 @@ __all__ = [
     "distill",
     "export_c",
     "finetune",
+    "from_keras_quantized",
+    "from_tf_keras",
+    "from_tfmot",
     "inspect",
     "observers",
     "optimize",

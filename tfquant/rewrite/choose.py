@@ -222,7 +222,7 @@ def _warn_of_unknown_layers(graph, registry):
         layer = node.layer
         if not node.marked or not isinstance(layer, keras.layers.Layer):
             continue
-        if isinstance(node.config, WeightsConfig):
+        if isinstance(node.config, WeightsConfig) and not node.own:
             weights_only[layer.name] = type(layer).__name__
         elif (
             node.config is None
