@@ -345,7 +345,7 @@ def test_levels_over_8_bits_are_refused():
         tfq.from_keras_quantized(model)
 
 
-def test_a_zero_point_that_keras_has_wrapped_is_refused():
+def test_a_zero_point_far_from_the_levels_is_refused():
     model = chosen(kq.GPTQConfig, weight_bits=4, group_size=-1)
     layer = model.get_layer("block").layers[0]
     layer.kernel_zero.assign(ops.full(layer.kernel_zero.shape, 253, "uint8"))  # -3
