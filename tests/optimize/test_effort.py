@@ -2,13 +2,16 @@
 
 import logging
 
+import keras
 import numpy as np
 import pytest
+from keras import layers
 from test_optimize import calibrated, images, integers, network, noise
 
 import tfquant as tfq
 import tfquant_cli
 from tfquant.optimize import EFFORTS
+from tfquant.wrappers import QuantizeWrapper
 
 
 def test_the_default_is_what_calibration_does(rng):
@@ -41,6 +44,51 @@ def test_the_best_one_reads_a_generator_once(rng):
     expected = tfq.quantize(model, x, "w4a8", effort="best", progress=False)
     for name, found in integers(q).items():
         np.testing.assert_array_equal(found, integers(expected)[name])
+
+
+def widths(q):
+    """Bits of the weights of each layer, by its name."""
+    layers_ = [x for x in q.layers if isinstance(x, QuantizeWrapper) and x.weight_quantizers]
+    return {x.layer.name: x.weight_quantizers[0][1].spec.num_bits for x in layers_}
+
+
+@pytest.mark.parametrize("scheme", ["w4a8", "w4", "w4a8_g32", "w2a8"])
+def test_the_best_one_spares_the_smallest_layers(scheme, rng):
+    x = keras.Input((8,))
+    y = layers.Dense(4, name="thin")(x)  # 32 weights of 32 + 256 + 4096 + 640.
+    y = layers.Dense(64, name="middle")(y)
+    y = layers.Dense(64, name="wide")(y)
+    model = keras.Model(x, layers.Dense(10, name="last")(y))
+    data = rng.normal(size=(64, 8)).astype("float32")
+    q = tfq.quantize(model, data, scheme, effort="best", progress=False)
+    bits, plain = widths(q), widths(tfq.quantize_model(model, scheme))
+    assert bits["thin"] == 8 and plain["wide"] < 8
+    assert {k: v for k, v in bits.items() if k != "thin"} == {
+        k: v for k, v in plain.items() if k != "thin"
+    }
+    own = tfq.Recipe(scheme).where("thin", weight_bits=4)
+    assert widths(tfq.quantize(model, data, own, effort="best", progress=False))["thin"] == 4
+    left = tfq.quantize(model, data, scheme, effort="best", skip=["thin"], progress=False)
+    assert "thin" not in widths(left)
+
+
+def test_sparing_no_layer_serves_less(rng, tmp_path):
+    """A first layer of few inputs, behind which nothing makes up for its rounding."""
+    x = keras.Input((4,))
+    y = layers.Dense(8, activation="tanh", name="first")(x)
+    for _ in range(2):
+        y = layers.Dense(40, activation="relu")(y)
+    model = keras.Model(x, layers.Dense(5)(y))
+    seen, others = (rng.normal(size=(n, 4)).astype("float32") for n in (256, 256))
+    best = tfq.quantize(model, seen, "w4a8", effort="best", progress=False)
+    named = tfq.Recipe("w4a8").where("first", "w4a8")
+    without = tfq.quantize(model, seen, named, effort="best", progress=False)
+    assert noise(model, best, others) < 0.7 * noise(model, without, others)
+    sizes = [
+        tfq.to_tflite(q, tmp_path / "m.tflite", verify=False, progress=False).quantized_bytes
+        for q in (best, without)
+    ]
+    assert sizes[0] <= sizes[1] * 1.02 + 64
 
 
 @pytest.mark.parametrize("effort", ["default", "best"])

@@ -2,11 +2,16 @@
 
 import dataclasses
 import logging
+import math
+
+import keras
 
 from tfquant.calibrate import calibrate
 from tfquant.calibrate.seen import fewer
 from tfquant.data.batches import batches, joined
+from tfquant.graph.walk import leaves
 from tfquant.optimize.optimize import optimize
+from tfquant.reading.subclassed import readable
 from tfquant.registry.recipe import Recipe
 from tfquant.rewrite import quantize_model
 
@@ -21,26 +26,64 @@ class Effort:
         observer: What chooses the ranges of activations.
         bias_correction: As of `calibrate`.
         algorithm: What chooses the integers of weights, `None` for the nearest.
+        spared: Share of a model's weights that may have 8 bits where the scheme has fewer: those of
+            its smallest layers.
         summary: What it does, in words.
     """
 
     observer: str
     bias_correction: bool | str
     algorithm: str | None
+    spared: float
     summary: str
 
 
 EFFORTS = {
     "fast": Effort(
-        "percentile", False, None, "the data are seen once, weights rounded to the nearest"
+        "percentile", False, None, 0.0, "the data are seen once, weights rounded to the nearest"
     ),
     "default": Effort(
-        "auto", True, None, "ranges and corrections of biases that serve the model's outputs"
+        "auto", True, None, 0.0, "ranges and corrections of biases that serve the model's outputs"
     ),
     "best": Effort(
-        "auto", True, "gptq", "and integers chosen layer by layer on all of the data, in minutes"
+        "auto",
+        True,
+        "gptq",
+        0.02,
+        "and integers chosen layer by layer on all of the data, in minutes; the smallest layers, "
+        "which hold 2% of the weights, have 8 bits",
     ),
 }
+
+
+def sparing(recipe: Recipe, model, share: float) -> Recipe:
+    """Returns a recipe under which the smallest layers of a model have weights of 8 bits.
+
+    The first layers of a network of images hold little and lose most: with few inputs there is no
+    other weight to make up for one that was rounded. Rules that there are come first.
+
+    Args:
+        recipe: `Recipe`.
+        model: The model that it is for.
+        share: Of the model's weights, how many those layers may hold together.
+    """
+    bits = recipe.scheme and recipe.scheme.weight_bits
+    if not share or not bits or bits >= 8:
+        return recipe
+    sizes = {}
+    for layer in leaves(model):
+        if layer.built:
+            size = sum(math.prod(w.shape) for w in layer.weights if len(w.shape) > 1)
+            sizes |= {layer: size} if size else {}
+    room, spared = share * sum(sizes.values()), set()
+    for layer, size in sorted(sizes.items(), key=lambda pair: pair[1]):
+        room -= size
+        if room < 0:
+            break
+        spared.add(layer)
+    if not spared:
+        return recipe
+    return recipe.where(lambda layer: layer in spared, weight_bits=8, group_size=0)
 
 
 def quantize(
@@ -105,6 +148,9 @@ def quantize(
     if data is None and (recipe.static or optimizes):
         why = "grids of activations" if recipe.static else f"effort={effort!r}"
         raise ValueError(f"`data` must be rows of the model's inputs for {why}. Received: None.")
+    model = readable(model)
+    if chosen.spared and isinstance(model, keras.Model):  # What is none is refused below.
+        recipe = sparing(recipe, model, chosen.spared)
     q = quantize_model(model, recipe, skip=skip, norms=norms, device=device, **settings)
     if data is None:
         return q
