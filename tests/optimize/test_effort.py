@@ -72,7 +72,7 @@ def test_the_best_one_spares_the_smallest_layers(scheme, rng):
     assert "thin" not in widths(left)
 
 
-def test_sparing_no_layer_serves_less(rng, tmp_path):
+def test_what_is_spared_serves_outputs(rng, tmp_path):
     """A first layer of few inputs, behind which nothing makes up for its rounding."""
     x = keras.Input((4,))
     y = layers.Dense(8, activation="tanh", name="first")(x)
@@ -83,7 +83,7 @@ def test_sparing_no_layer_serves_less(rng, tmp_path):
     best = tfq.quantize(model, seen, "w4a8", effort="best", progress=False)
     named = tfq.Recipe("w4a8").where("first", "w4a8")
     without = tfq.quantize(model, seen, named, effort="best", progress=False)
-    assert noise(model, best, others) < 0.7 * noise(model, without, others)
+    assert noise(model, best, others) < 0.85 * noise(model, without, others)
     sizes = [
         tfq.to_tflite(q, tmp_path / "m.tflite", verify=False, progress=False).quantized_bytes
         for q in (best, without)
