@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SLOW = ROOT / "tests" / "slow.txt"
 
 # What a test may take, in seconds with two at a time.
-LIMIT = 4.0
+LIMIT = 2.5
 
 
 def node_id(case) -> str:
