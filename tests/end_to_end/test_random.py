@@ -1,5 +1,7 @@
 """Models that nobody thought of: written, compared, and what the report says of them is so."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -79,7 +81,9 @@ def test_a_random_model_is_the_same_in_onnx_runtime_or_refused_by_name(seed, tmp
     try:
         report = tfq.to_onnx(q, tmp_path / "m.onnx", samples=data, progress=False)
     except ValueError as error:
-        assert "expected" in str(error) or "does not write as ONNX" in str(error)
+        assert re.search(
+            r"(is|are) expected.*Received: .*'\w|Layer '.*nothing was written", str(error)
+        )
         pytest.skip(f"Not written as ONNX: {error}")
     claimed = [x.parity for x in report.layers if x.parity and x.arithmetic == "exact"]
     assert sum(x.differing for x in claimed) <= max(1, 1e-4 * sum(x.values for x in claimed))

@@ -24,8 +24,8 @@ def from_tf_keras(model):
     """Returns the model of Keras 3 that computes what a model of `tf_keras` computes.
 
     Args:
-        model: Built functional or sequential model of Keras 2 (`tf_keras`, or `tf.keras` before
-            TensorFlow 2.16), or the path of an `.h5` file that Keras 2 wrote. It is not changed.
+        model: Built functional or sequential model of Keras 2 (`tf_keras`), or the path of an `.h5`
+            file that Keras 2 wrote. It is not changed.
 
     Returns:
         `keras.Model` with the same layers, names and weights, not compiled.

@@ -47,7 +47,7 @@ class SpeedReport(Printable):
     Attributes:
         layers: A `FileSpeed` for each file and number of threads.
         runs: Timed runs of each.
-        processors: Processors that this process may use.
+        processors: Processors of the machine.
     """
 
     layers: list[FileSpeed]
@@ -125,7 +125,7 @@ def benchmark(paths, *, threads=(1, 2), runs: int = 50, progress: bool = True) -
                         peak_bytes=peak,
                     )
                 )
-    return SpeedReport(found, runs, len(os.sched_getaffinity(0)))
+    return SpeedReport(found, runs, os.cpu_count() or 1)
 
 
 def _check(paths):

@@ -6,7 +6,6 @@ Run as a file, without tfquant around it: TensorFlow alone takes more than most 
 import importlib
 import os
 import pathlib
-import resource
 import runpy
 import subprocess
 import sys
@@ -41,6 +40,8 @@ def _peak():
     """Returns the largest resident set of this process so far, in bytes."""
     status = pathlib.Path("/proc/self/status")
     if not status.exists():
+        import resource  # Not on Windows, where this is all that needs it.
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts into `ru_maxrss` what started the process, too.
     (line,) = [x for x in status.read_text().splitlines() if x.startswith("VmHWM")]
