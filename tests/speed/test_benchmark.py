@@ -1,7 +1,10 @@
 """Files timed in turn, in LiteRT and ONNX Runtime."""
 
+import importlib
 import json
+import os
 import pathlib
+import sys
 
 import keras
 import pytest
@@ -9,6 +12,7 @@ from keras import layers
 
 import tfquant as tfq
 import tfquant_cli
+from tfquant.speed import peak
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,13 @@ def test_onnx_runtime_s_files_run_beside_litert_s(folder, tmp_path):
     paths = [tmp_path / "m.onnx", folder / "small.tflite"]
     report = tfq.benchmark(paths, threads=1, runs=3, progress=False)
     assert [x.runtime for x in report.layers] == ["ONNX Runtime", "LiteRT"]
+
+
+def test_it_needs_nothing_that_windows_does_not_have(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    importlib.reload(peak)
+    assert tfq.benchmark(folder / "small.tflite", threads=1, runs=2, progress=False).layers
 
 
 def test_the_command_prints_json(folder, capfd):
