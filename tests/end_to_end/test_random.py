@@ -87,3 +87,6 @@ def test_a_random_model_is_the_same_in_onnx_runtime_or_refused_by_name(seed, tmp
         pytest.skip(f"Not written as ONNX: {error}")
     claimed = [x.parity for x in report.layers if x.parity and x.arithmetic == "exact"]
     assert sum(x.differing for x in claimed) <= max(1, 1e-4 * sum(x.values for x in claimed))
+    ends = report.end_to_end
+    if ends.in_steps and all(x.arithmetic == "exact" for x in report.layers):
+        assert ends.differing <= max(1, 1e-3 * ends.values)

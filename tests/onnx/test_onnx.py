@@ -155,6 +155,17 @@ def test_a_network_of_images_runs_in_integers_and_is_exact(rng, tmp_path):
     np.testing.assert_array_equal(run(path, rows)[0], q.predict(rows, verbose=0))
 
 
+@pytest.mark.parametrize("bounds", [(0.0, 0.5), (-0.3, 0.4), (-9.0, 9.0)])
+def test_a_grid_behind_a_grid_is_not_made_one_with_it(bounds, rng, tmp_path):
+    x = keras.Input(VECTOR)
+    y = ops.clip(layers.Dense(12)(x), *bounds)
+    model = randomize(keras.Model(x, layers.Dense(5)(y)), rng)
+    rows = rng.normal(size=(64, *VECTOR)).astype("float32")
+    q, report, path = written(tmp_path, model, rows)
+    assert_exact(report)
+    np.testing.assert_array_equal(run(path, rows)[0], q.predict(rows, verbose=0))
+
+
 @pytest.mark.parametrize("kind", [lambda: layers.Dense(12), layers.BatchNormalization])
 def test_a_kernel_that_two_calls_share_is_loaded(kind, rng, tmp_path):
     x, layer = keras.Input(VECTOR), kind()

@@ -107,12 +107,17 @@ def activation(site):
         return _along(site, "Softmax" if function is activations.softmax else "LogSoftmax", -1)
     if function is activations.linear:
         return site.x
+    return _apply(site, writer_of(function, site))
+
+
+def writer_of(function, site: Site):
+    """Returns what writes the activation of a layer; raises `ValueError` where nothing does."""
     if function not in FUNCTIONS:
         raise ValueError(
             f"An activation among {', '.join(f.__name__ for f in FUNCTIONS)} is expected. "
             f"Received: '{getattr(function, '__name__', function)}' of layer '{site.name}'."
         )
-    return _apply(site, FUNCTIONS[function])
+    return FUNCTIONS[function]
 
 
 def _clamp(site, bounds):

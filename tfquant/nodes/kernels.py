@@ -6,7 +6,7 @@ from keras import layers
 
 from tfquant.configs.elementwise import TableConfig
 from tfquant.layers import parts
-from tfquant.nodes.functions import FUNCTIONS
+from tfquant.nodes.functions import writer_of
 from tfquant.nodes.site import Site, weight, writes
 from tfquant.nodes.writer import Step, Value
 from tfquant.numerics import QuantParams
@@ -50,9 +50,9 @@ def written_kernel(site: Site, values, axis: int, blocked: bool = False) -> str:
         blocked: Whether groups of inputs share a scale, along the axis before.
     """
     w, kernel = site.writer, site.unit.kernels[0] if site.unit and site.unit.kernels else None
-    if kernel is None or kernel.spec is None:
-        if kernel is None:
-            return w.constant(np.asarray(values, np.float32))
+    if kernel is None:
+        return w.constant(np.asarray(values, np.float32))
+    if kernel.spec is None:
         half = w.constant(values.astype(np.float16), f"{site.name}/kernel")
         return w.add("Cast", [half], to=w.onnx.TensorProto.FLOAT)
     narrow = kernel.spec.num_bits <= 4
@@ -153,12 +153,7 @@ def _activation(site: Site, name: str) -> str:
     function = getattr(site.layer, "activation", None)
     if site.unit is not None or function in (None, keras.activations.linear):
         return name
-    if function not in FUNCTIONS:
-        raise ValueError(
-            f"An activation among {', '.join(f.__name__ for f in FUNCTIONS)} is expected. "
-            f"Received: '{function.__name__}' of layer '{site.name}'."
-        )
-    return FUNCTIONS[function](site.writer, name)
+    return writer_of(function, site)(site.writer, name)
 
 
 @writes(layers.Conv1D, layers.Conv2D, layers.Conv3D)

@@ -74,10 +74,8 @@ def _whole(site, x):
 @writes(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
 def zero_padding(site):
     """Pad with the integer of 0."""
-    padding = site.layer.padding
-    pairs = [tuple(np.broadcast_to(p, 2)) for p in np.atleast_2d(np.array(padding, object))]
-    if len(site.shape) == 3:
-        pairs = [tuple(np.broadcast_to(padding, 2))]
+    padding = np.atleast_2d(np.array(site.layer.padding, object))
+    pairs = [tuple(np.broadcast_to(p, 2)) for p in padding]
     return _pad(site, [(0, 0), *pairs, (0, 0)])
 
 

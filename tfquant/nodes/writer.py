@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from tfquant.graph.graph import UniqueNames
+from tfquant.layers.plain import Barrier
 from tfquant.nodes.extra import load
 
 # Of the first opset with integers of 4 and 16 bits, and with scales for blocks.
@@ -185,7 +186,10 @@ class Writer:
         if clips and step.bits > 8:  # There is no Clip of 16 bits.
             ends = [np.float32(step.scale * (q - step.zero_point)) for q in (low, high)]
             x = Value(x.shape, real=self._clip(self.real(x), *ends), first=x.first)
-        q = self.add("QuantizeLinear", [self.real(x), *self.step(step)], "" if clips else name)
+        real = self.real(x)
+        if x.q is not None:  # ONNX Runtime makes one grid of two in a row, but for what it clips.
+            real = self._clip(real, *np.float32([-Barrier.LIMIT, Barrier.LIMIT]))
+        q = self.add("QuantizeLinear", [real, *self.step(step)], "" if clips else name)
         if clips and step.bits == 8:
             q = self._clip(q, *(step.dtype.type(n) for n in (low, high)), name)
         return Value(x.shape, q, step, first=x.first)
