@@ -74,9 +74,7 @@ def _whole(site, x):
 @writes(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
 def zero_padding(site):
     """Pad with the integer of 0."""
-    padding = np.atleast_2d(np.array(site.layer.padding, object))
-    pairs = [tuple(np.broadcast_to(p, 2)) for p in padding]
-    return _pad(site, [(0, 0), *pairs, (0, 0)])
+    return _pad(site, [(0, 0), *np.reshape(site.layer.padding, (-1, 2)).tolist(), (0, 0)])
 
 
 @writes("Pad")
